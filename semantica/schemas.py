@@ -1,0 +1,69 @@
+"""The Arrow schemas between stages: the contract of the whole system.
+
+    pages --ingest--> EPISODES (+ QUARANTINE) --encode--> encodings --pairs--> SCORES --train--> checkpoint --generate--> SAMPLES
+
+A page is one row and never spans rows, so no stage needs a shuffle or a group-by.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+
+IMAGE = pa.struct(
+    [
+        pa.field("image_id", pa.string(), nullable=False),  # SHA-256 (32 hex digits) of the original bytes
+        pa.field("url", pa.string(), nullable=False),
+        pa.field("bytes", pa.binary(), nullable=False),  # JPEG, PNG or WebP, RGB, square
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+    ]
+)
+
+EPISODES = pa.schema(
+    [
+        pa.field("episode_id", pa.string(), nullable=False),  # SHA-256 (32 hex digits) of source and page URL
+        pa.field("page_url", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("images", pa.list_(IMAGE), nullable=False),
+    ]
+)
+
+QUARANTINE = pa.schema(
+    [
+        pa.field("page_url", pa.string(), nullable=False),
+        pa.field("url", pa.string(), nullable=False),  # "" when the page itself is refused
+        pa.field("reason", pa.string(), nullable=False),  # a code of episodes.clean.Reason
+        pa.field("detail", pa.string(), nullable=False),
+    ]
+)
+
+SCORES = pa.schema(
+    [
+        pa.field("episode_id", pa.string(), nullable=False),
+        pa.field("num_images", pa.int32(), nullable=False),
+        # Upper triangle (i < j, row by row) of the cosine matrix of the pooled embeddings.
+        pa.field("cosine", pa.list_(pa.float32()), nullable=False),
+        pa.field("centred_cosine", pa.list_(pa.float32()), nullable=False),
+    ]
+)
+
+SAMPLES = pa.schema(
+    [
+        pa.field("sample_id", pa.string(), nullable=False),
+        pa.field("image_id", pa.string(), nullable=False),  # the conditioning image
+        pa.field("episode_id", pa.string(), nullable=False),
+        pa.field("guidance", pa.float32(), nullable=False),
+        pa.field("sample_index", pa.int32(), nullable=False),
+        pa.field("bytes", pa.binary(), nullable=False),  # PNG
+    ]
+)
+
+
+def encodings_schema(pooled_dim: int, num_tokens: int | None, token_dim: int | None) -> pa.Schema:
+    """EPISODES plus `pooled`, float16 (D,) an image, and, when stored, `tokens`, float16 (N*D,) an image, row-major."""
+    fields = [*EPISODES, pa.field("pooled", pa.list_(pa.list_(pa.float16(), pooled_dim)), nullable=False)]
+    if num_tokens and token_dim:
+        fields.append(pa.field("tokens", pa.list_(pa.list_(pa.float16(), num_tokens * token_dim)), nullable=False))
+    return pa.schema(fields)
