@@ -65,7 +65,9 @@ class Manifest:
 
 def read_manifest(folder: Path, kind: str) -> Manifest:
     """The manifest of a finished dataset. Raises DataError when the folder is missing, unfinished, damaged or of another kind."""
-    job = {"episodes": "ingest", "encodings": "encode", "scores": "pairs", "selection": "pairs", "samples": "generate"}.get(kind, kind)
+    job = {"episodes": "ingest", "encodings": "encode", "scores": "pairs", "selection": "pairs", "samples": "generate"}.get(
+        kind, kind
+    )
     if not folder.is_dir():
         raise DataError(f"{kind}: no folder {folder}; run jobs.{job} first")
     path = folder / MANIFEST
@@ -89,7 +91,9 @@ def read_shard(folder: Path, entry: FileEntry, columns: Sequence[str] | None = N
     path = folder / entry.path
     try:
         if path.stat().st_size != entry.num_bytes:
-            raise DataError(f"{path}: expected {entry.num_bytes} bytes, got {path.stat().st_size}; the file is damaged, make it again")
+            raise DataError(
+                f"{path}: expected {entry.num_bytes} bytes, got {path.stat().st_size}; the file is damaged, make it again"
+            )
         return pq.read_table(path, columns=list(columns) if columns else None, partitioning=None)
     except (OSError, pa.ArrowInvalid) as error:
         raise DataError(f"{path}: not readable ({error}); make the dataset again") from None

