@@ -13,6 +13,7 @@ import hashlib
 import json
 import re
 import sys
+import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, dataclass_transform
@@ -131,36 +132,68 @@ def config_hash(instance: Any) -> str:
     return hashlib.sha256(json.dumps(to_dict(instance), sort_keys=True).encode()).hexdigest()[:16]
 
 
-def from_args(cls: type[T], argv: Sequence[str], *, prog: str, description: str, default: T | None = None) -> T:
-    """An instance from command-line words. `--config FILE` (YAML) is read first, flags override it.
+def from_args(cls: type[T], argv: Sequence[str], *, prog: str, description: str, defaults: Mapping[str, Any] | None = None) -> T:
+    """An instance of the `@config` class from command-line words over `--config FILE` (YAML) over `defaults`.
 
     Exits with code 2 after tyro's message when a flag is unknown or mistyped, 0 after --help. Raises ConfigError for the file.
     """
-    words, path = _take_config_flag(argv)
+    words, path = take_flag(argv, "--config")
+    values = dict(defaults or {})
     if path is not None:
-        base = to_dict(default) if default is not None else {}
-        default = from_dict(cls, _merge(base, read_yaml(path)))
-    return tyro.cli(
-        cls,
-        args=words,
-        prog=prog,
-        description=description + "\n\n--config FILE reads fields from YAML first; flags override them.",
-        default=default,
-    )
+        values = _over_defaults(cls, read_yaml(Path(path)), values)
+    known: dict[str, Any] = {}
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        if field.name in values:
+            known[field.name] = values[field.name]
+        elif field.default is dataclasses.MISSING:
+            known[field.name] = tyro.MISSING
+    try:
+        return tyro.cli(
+            cls,
+            args=words,
+            prog=prog,
+            description=description + "\n\n--config FILE reads fields from YAML first; flags override them.",
+            default=cls(**known),
+        )
+    except ValueError as error:  # a range check, which tyro lets through
+        raise ConfigError(str(error)) from None
 
 
-def _take_config_flag(argv: Sequence[str]) -> tuple[list[str], Path | None]:
-    words, path = [], None
+def take_flag(argv: Sequence[str], flag: str) -> tuple[list[str], str | None]:
+    """(the other words, the value of `flag` or None). For flags that are read before the others."""
+    words, value = [], None
     rest = iter(argv)
     for word in rest:
-        if word == "--config" or word.startswith("--config="):
+        if word == flag or word.startswith(f"{flag}="):
             value = word.partition("=")[2] or next(rest, "")
             if not value:
-                raise ConfigError("--config: expected a YAML file, got nothing")
-            path = Path(value)
+                raise ConfigError(f"{flag}: expected a value, got nothing")
         else:
             words.append(word)
-    return words, path
+    return words, value
+
+
+def _over_defaults(cls: type, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """`defaults` with the YAML's fields over them, each validated alone, since required fields may still come as flags."""
+    hints = typing.get_type_hints(cls)
+    values = dict(defaults)
+    for name, value in given.items():
+        if name not in hints:
+            close = difflib.get_close_matches(name, hints, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known fields: {', '.join(hints)}"
+            raise ConfigError(f"{name}: unknown field; {hint}")
+        if dataclasses.is_dataclass(hints[name]) and isinstance(value, Mapping):
+            base = to_dict(values[name]) if name in values else {}
+            try:
+                values[name] = from_dict(hints[name], _merge(base, value))
+            except ConfigError as error:
+                raise ConfigError(f"{name}.{error}") from None
+        else:
+            try:
+                values[name] = pydantic.TypeAdapter(hints[name]).validate_json(json.dumps(value), strict=True)
+            except pydantic.ValidationError as error:
+                raise ConfigError(f"{name}: {error.errors()[0]['msg']}") from None
+    return values
 
 
 def _merge(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,8 +23,13 @@ from semantica.errors import DataError
 from semantica.schemas import SCHEMA_VERSION
 
 MANIFEST = "manifest.json"
+TIMING = "_timing.json"
 _PLAN = "_plan.json"
 _RECEIPTS = "_shards"
+_MADE_BY = {
+    "episodes": "ingest", "encodings": "encode", "scores": "pairs", "selection": "pairs", "checkpoint": "train",
+    "samples": "generate", "evaluation": "evaluate",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,8 @@ def read_shard(folder: Path, entry: FileEntry, columns: Sequence[str] | None = N
             raise DataError(
                 f"{path}: expected {entry.num_bytes} bytes, got {path.stat().st_size}; the file is damaged, make it again"
             )
-        return pq.read_table(path, columns=list(columns) if columns else None, partitioning=None)
+        with pq.ParquetFile(path) as file:
+            return file.read(columns=list(columns) if columns else None)
     except (OSError, pa.ArrowInvalid) as error:
         raise DataError(f"{path}: not readable ({error}); make the dataset again") from None
 

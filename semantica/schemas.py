@@ -34,7 +34,7 @@ QUARANTINE = pa.schema(
     [
         pa.field("page_url", pa.string(), nullable=False),
         pa.field("url", pa.string(), nullable=False),  # "" when the page itself is refused
-        pa.field("reason", pa.string(), nullable=False),  # a code of episodes.clean.Reason
+        pa.field("reason", pa.string(), nullable=False),  # a code of episodes.quarantine.Reason
         pa.field("detail", pa.string(), nullable=False),
     ]
 )
@@ -57,6 +57,18 @@ SAMPLES = pa.schema(
         pa.field("guidance", pa.float32(), nullable=False),
         pa.field("sample_index", pa.int32(), nullable=False),
         pa.field("bytes", pa.binary(), nullable=False),  # PNG
+    ]
+)
+
+FEATURES = pa.schema(
+    [
+        pa.field("set", pa.string(), nullable=False),  # reference, conditions, train, noise or samples
+        pa.field("name", pa.string(), nullable=False),  # image_id or sample_id
+        pa.field("condition", pa.string(), nullable=False),  # image_id of the conditioning image; "" when there is none
+        pa.field("guidance", pa.float32()),
+        pa.field("pooled", pa.list_(pa.float32()), nullable=False),
+        pa.field("inception", pa.list_(pa.float32())),
+        pa.field("perceptual", pa.float32()),  # distance of a sample to its conditioning image
     ]
 )
 

@@ -25,7 +25,7 @@ _MAX_PARAM = 500  # characters an MLflow parameter may hold in every store
 
 @config
 class TrackingConfig:
-    """Where runs are recorded. uri: an MLflow tracking URI; "" is SQLite at ./mlflow.db, "off" records nothing."""
+    """uri: an MLflow tracking URI; "" is SQLite (mlflow.db) beside the output folder, "off" records nothing."""
 
     uri: str = ""
     experiment: str = "semantica"
@@ -91,7 +91,7 @@ def resolve_uri(tracking: TrackingConfig, default_folder: Path) -> str:
     """The tracking URI with the default filled in: SQLite in `default_folder`; "off" stays "off"."""
     if tracking.uri == "":
         return f"sqlite:///{default_folder.absolute()}/mlflow.db"
-    if tracking.uri.startswith("file:") or "://" not in tracking.uri and tracking.uri != "off":
+    if tracking.uri.startswith("file:") or ("://" not in tracking.uri and tracking.uri != "off"):
         raise ConfigError(f"tracking.uri: expected sqlite:///FILE, http(s)://SERVER or off, got {tracking.uri!r}")
     return tracking.uri
 

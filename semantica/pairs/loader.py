@@ -54,7 +54,7 @@ def decode_at(data: bytes, resolution_px: int) -> UInt8[Tensor, "3 h w"]:
 
 
 class _OpenGroup:
-    """One row group in memory: which pictures may be targets, with which partners, and the pictures' data, decoded when first used."""
+    """One row group in memory: which pictures may be targets, with which partners, and their data, decoded when first used."""
 
     def __init__(self, table: object, scores: object, selection: Selection, shape: tuple[int, int], resolution_px: int) -> None:
         self.images = table["images"].to_pylist()  # type: ignore[index]
@@ -65,7 +65,7 @@ class _OpenGroup:
             partners(upper, n, selection.band)
             for n, upper in score_rows(scores, selection.band.score)  # type: ignore[arg-type]
         ]
-        self.targets = [(row, t) for row, allowed in enumerate(self.partners) for t in np.flatnonzero(allowed.any(1))]
+        self.targets = [(row, int(t)) for row, allowed in enumerate(self.partners) for t in np.flatnonzero(allowed.any(1))]
         self._pixels: dict[tuple[int, int], Tensor] = {}
 
     def pixels(self, row: int, image: int) -> Tensor:

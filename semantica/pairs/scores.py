@@ -31,7 +31,8 @@ def cosine_upper(pooled: Float[np.ndarray, "n d"], mean: Float[np.ndarray, " d"]
     x = np.divide(x, norm, out=np.zeros_like(x), where=norm > 0)
     i, j = np.triu_indices(len(x), k=1)
     # Rounding can leave 1 + 2e-16, which a band with high = 1 must not lose.
-    return np.clip(np.einsum("md,md->m", x[i], x[j]), -1.0, 1.0).astype(np.float32)
+    cosines: np.ndarray = np.clip(np.einsum("md,md->m", x[i], x[j]), -1.0, 1.0).astype(np.float32)
+    return cosines
 
 
 def square(upper: Float[np.ndarray, " m"], n: int) -> Float[np.ndarray, "n n"]:

@@ -7,6 +7,7 @@ and nothing else. A *draw* is one target image with at least one partner in the 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,13 +68,16 @@ def score_rows(table: pa.Table, score: str) -> Iterator[tuple[int, Float[np.ndar
         yield num_images, upper.values.to_numpy()
 
 
-def select(scores: Path, band: BandConfig, out: Path, *, fresh: bool = False) -> Manifest:
-    """Write the selection for `band` over a scores folder. Raises DataError when no pair is left to train on."""
+def selection_stage(scores: Path, band: BandConfig, out: Path) -> StageOutput:
+    """The output folder of the selection for `band` over a scores folder."""
+    inputs = {"scores": read_manifest(scores, "scores").hash}
+    # Relative, so that a run that is moved as a whole is still the same run.
+    return StageOutput(out, "selection", to_dict(band) | {"scores": os.path.relpath(scores, out)}, inputs)
+
+
+def select(stage: StageOutput, scores: Path, band: BandConfig) -> Manifest:
+    """Fill a `selection_stage` that was opened. Raises DataError when no pair is left to train on."""
     source = read_manifest(scores, "scores")
-    stage = StageOutput(out, "selection", to_dict(band) | {"scores": str(scores.absolute())}, {"scores": source.hash})
-    done = stage.open(fresh=fresh)
-    if done is not None:
-        return done
     histogram = np.zeros(NUM_BINS, np.int64)
     counts = {"num_episodes": 0, "num_episodes_kept": 0, "num_images": 0, "num_targets": 0, "num_pairs": 0, "num_pairs_kept": 0}
     groups: list[list[int]] = []
@@ -104,7 +108,7 @@ def read_selection(folder: Path) -> Selection:
     """A finished selection. Raises DataError when it or its scores are missing, or when the scores have changed since."""
     manifest = read_manifest(folder, "selection")
     values = dict(manifest.config)
-    scores = Path(values.pop("scores"))
+    scores = (folder / values.pop("scores")).resolve()
     if read_manifest(scores, "scores").hash != manifest.inputs["scores"]:
         raise DataError(f"selection: {folder} was made from other scores than {scores} holds now; run jobs.pairs --fresh")
     return Selection(manifest, BandConfig(**values), scores, tuple(RowGroup(*g) for g in manifest.facts["row_groups"]))

@@ -1,0 +1,42 @@
+"""python -m jobs.ingest: a folder or HTML tree of pictures -> episodes, held-out episodes, quarantine."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from jobs.command import run
+from semantica.config import config
+from semantica.distributed.ingest import ingest
+from semantica.episodes.ingest import IngestConfig
+from semantica.runtime import Runtime
+
+
+@config
+class IngestJob:
+    """root: the folder or HTML tree. out: folder of the episodes."""
+
+    root: Path
+    out: Path
+    ingest: Annotated[IngestConfig, tyro.conf.arg(name="")]
+    runtime: Annotated[Runtime, tyro.conf.arg(name="")] = Runtime()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit code of the job."""
+    return run(
+        IngestJob,
+        lambda job: ingest(job.ingest, root=job.root, out=job.out, runtime=job.runtime),
+        prog="jobs.ingest",
+        description="Turn pages with pictures into episodes: decode, clean, resize, split. What is refused goes to quarantine/.",
+        sections=lambda p: {"ingest": p.ingest},
+        argv=argv,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

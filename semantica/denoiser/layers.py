@@ -1,0 +1,173 @@
+"""The blocks of the U-ViT. Convolution stages work on maps (B, C, H, W), transformer stages on sequences (B, H W, C).
+
+Every block is `(h, embedding, context) -> h`: the embedding (B, E) of noise (and pooled conditioning) scales and shifts it, the
+context (B, N, D) is what it may attend to. Residual branches end in a layer that starts at zero, so a block starts as identity.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+Maps = Float[Tensor, "b c h w"]
+Sequence = Float[Tensor, "b n c"]
+Embedding = Float[Tensor, "b e"]
+Context = Float[Tensor, "b k d"]
+
+
+def patchify(x: Float[Tensor, "b c h w"], patch_px: int) -> Float[Tensor, "b c_patch h_patch w_patch"]:
+    """Each patch_px² square as the channels of one position; patch_px = 1 is the identity."""
+    return F.pixel_unshuffle(x, patch_px)
+
+
+def unpatchify(x: Float[Tensor, "b c_patch h_patch w_patch"], patch_px: int) -> Float[Tensor, "b c h w"]:
+    """The inverse of `patchify`."""
+    return F.pixel_shuffle(x, patch_px)
+
+
+def zero(layer: nn.Module) -> nn.Module:
+    """The layer, marked so that `initialise` sets it to zero."""
+    layer.starts_at_zero = True  # type: ignore[assignment]
+    return layer
+
+
+def initialise(module: nn.Module, generator: torch.Generator | None = None) -> None:
+    """Fill all weights: dense and convolution N(0, 1/fan_in) with zero bias, marked layers zero, lone parameters as they say.
+
+    Order and numbers depend only on the module and the generator (None: torch's global one), so a seed names a network.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Conv2d):
+            std = 0.0 if getattr(part, "starts_at_zero", False) else 1 / math.sqrt(part.weight[0].numel())
+            if std:
+                nn.init.normal_(part.weight, std=std, generator=generator)
+            else:
+                nn.init.zeros_(part.weight)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+        elif isinstance(part, nn.GroupNorm | nn.LayerNorm | nn.RMSNorm):
+            part.reset_parameters()
+        elif isinstance(part, LearnedVectors):
+            nn.init.normal_(part.vectors, std=part.std, generator=generator)
+
+
+class LearnedVectors(nn.Module):
+    """(num, dim) learned vectors that start at N(0, std²)."""
+
+    def __init__(self, num: int, dim: int, std: float) -> None:
+        super().__init__()
+        self.std = std
+        self.vectors = nn.Parameter(torch.empty(num, dim))
+
+    def forward(self) -> Float[Tensor, "n d"]:
+        return self.vectors
+
+
+class Film(nn.Module):
+    """h (1 + scale) + shift with scale, shift dense in the embedding (Perez 2018)."""
+
+    def __init__(self, embedding_dim: int, channels: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(embedding_dim, 2 * channels)
+
+    def forward(self, h: Float[Tensor, "b ..."], embedding: Embedding) -> Float[Tensor, "b ..."]:
+        """h is (B, C, H, W) or (B, N, C)."""
+        scale, shift = self.dense(embedding).chunk(2, dim=1)
+        if h.ndim == 4:
+            return torch.addcmul(shift[:, :, None, None], h, 1 + scale[:, :, None, None])
+        return torch.addcmul(shift[:, None], h, 1 + scale[:, None])
+
+
+class MergeSkip(nn.Module):
+    """(norm(x) + norm(skip)) / √2: skips are added, not concatenated, and the sum keeps unit variance (Hoogeboom 2023)."""
+
+    def __init__(self, norm_x: nn.Module, norm_skip: nn.Module) -> None:
+        super().__init__()
+        self.norm_x = norm_x
+        self.norm_skip = norm_skip
+
+    def forward(self, h: Float[Tensor, "b ..."], skip: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
+        merged: Tensor = (self.norm_x(h) + self.norm_skip(skip)) * math.sqrt(0.5)
+        return merged
+
+
+class ConvBlock(nn.Module):
+    """norm, SiLU, 3×3, norm, FiLM, SiLU, dropout, zero-initialised 3×3, residual. The norms are GroupNorm [C]."""
+
+    def __init__(self, channels: int, embedding_dim: int, norm_groups: int, dropout: float) -> None:
+        super().__init__()
+        self.norm_in = nn.GroupNorm(norm_groups, channels)
+        self.conv_in = nn.Conv2d(channels, channels, 3, padding=1)
+        # No affine of its own: FiLM supplies it.
+        self.norm_out = nn.GroupNorm(norm_groups, channels, affine=False)
+        self.film = Film(embedding_dim, channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv_out = zero(nn.Conv2d(channels, channels, 3, padding=1))
+
+    def forward(self, h: Maps, embedding: Embedding, context: Context | None) -> Maps:
+        branch = self.conv_in(F.silu(self.norm_in(h)))
+        branch = F.silu(self.film(self.norm_out(branch), embedding))
+        out: Tensor = h + self.conv_out(self.dropout(branch))
+        return out
+
+
+class Attention(nn.Module):
+    """Multi-head attention from a normalised sequence to itself (context None) or to a context, with QK-norm.
+
+    Queries and keys of each head are RMS-normalised with a learned gain, which bounds the logits (Dehghani 2023; RMS rather than
+    LayerNorm is [C]).
+    """
+
+    def __init__(self, channels: int, context_dim: int, head_dim: int) -> None:
+        super().__init__()
+        self.head_dim = head_dim
+        self.norm = nn.LayerNorm(channels)
+        self.query = nn.Linear(channels, channels, bias=False)
+        self.key_value = nn.Linear(context_dim, 2 * channels, bias=False)
+        self.norm_query = nn.RMSNorm(head_dim, eps=1e-6)
+        self.norm_key = nn.RMSNorm(head_dim, eps=1e-6)
+        self.out = zero(nn.Linear(channels, channels))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.reshape(*x.shape[:2], -1, self.head_dim).transpose(1, 2)
+
+    def forward(self, h: Sequence, context: Context | None) -> Sequence:
+        """What to add to h."""
+        h = self.norm(h)
+        query = self.norm_query(self._heads(self.query(h)))
+        key, value = (self._heads(x) for x in self.key_value(h if context is None else context).chunk(2, dim=-1))
+        attended = F.scaled_dot_product_attention(query, self.norm_key(key), value)
+        out: Tensor = self.out(attended.transpose(1, 2).flatten(2))
+        return out
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, cross-attention to the context, MLP with FiLM on its hidden layer; each pre-norm (LayerNorm [C]), residual.
+
+    context_dim None builds a block without cross-attention. Dropout stands on the hidden layer, as in the convolution block.
+    """
+
+    def __init__(
+        self, channels: int, embedding_dim: int, context_dim: int | None, head_dim: int, mlp_ratio: int, dropout: float
+    ) -> None:
+        super().__init__()
+        hidden = mlp_ratio * channels
+        self.self_attention = Attention(channels, channels, head_dim)
+        self.cross_attention = None if context_dim is None else Attention(channels, context_dim, head_dim)
+        self.norm = nn.LayerNorm(channels)
+        self.dense_in = nn.Linear(channels, hidden)
+        self.film = Film(embedding_dim, hidden)
+        self.dropout = nn.Dropout(dropout)
+        self.dense_out = zero(nn.Linear(hidden, channels))
+
+    def forward(self, h: Sequence, embedding: Embedding, context: Context | None) -> Sequence:
+        h = h + self.self_attention(h, None)
+        if self.cross_attention is not None:
+            h = h + self.cross_attention(h, context)
+        hidden = self.film(F.silu(self.dense_in(self.norm(h))), embedding)
+        out: Tensor = h + self.dense_out(self.dropout(hidden))
+        return out

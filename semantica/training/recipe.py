@@ -1,0 +1,73 @@
+"""The training recipe: every number of the paper's training as a field, with the paper's value as default (method.md §4)."""
+
+from __future__ import annotations
+
+from semantica.config import config, require
+from semantica.denoiser.uvit import DenoiserConfig
+from semantica.diffusion.schedule import ScheduleConfig
+
+
+@config
+class OptimizerConfig:
+    """Adam as in the paper, §5.4; warm-up and clipping as in simple diffusion."""
+
+    learning_rate: float = 1e-4
+    warmup_steps: int = 10_000
+    beta1: float = 0.9
+    beta2: float = 0.99
+    eps: float = 1e-12
+    max_grad_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(self.learning_rate > 0, "optimizer.learning_rate", "positive", self.learning_rate)
+        require(self.warmup_steps >= 0, "optimizer.warmup_steps", "0 or more", self.warmup_steps)
+        require(self.max_grad_norm > 0, "optimizer.max_grad_norm", "positive", self.max_grad_norm)
+
+    def rate(self, step: int) -> float:
+        """The learning rate of `step` (from 0): linear warm-up, then constant."""
+        return self.learning_rate * min(1.0, (step + 1) / max(1, self.warmup_steps))
+
+
+@config
+class EmaConfig:
+    """Polyak averaging: decay of the paper; the decay itself warms up as (1 + n) / (warmup + n) after n steps."""
+
+    decay: float = 0.9999
+    warmup: int = 10
+
+    def __post_init__(self) -> None:
+        require(0 <= self.decay < 1, "ema.decay", "in [0, 1)", self.decay)
+
+    def at(self, num_updates: int) -> float:
+        """The decay of the update after `num_updates` earlier ones."""
+        return min(self.decay, (1 + num_updates) / (self.warmup + num_updates))
+
+
+@config
+class TrainConfig:
+    """One training run: what is trained, on which draws, for how long. Where it runs is ClusterConfig's."""
+
+    denoiser: DenoiserConfig
+    schedule: ScheduleConfig
+    optimizer: OptimizerConfig = OptimizerConfig()
+    ema: EmaConfig = EmaConfig()
+    num_steps: int = 300_000
+    batch_size: int = 2048
+    num_lanes: int = 64
+    window_groups: int = 16
+    conditioning_dropout: float = 0.1
+    seed: int = 0
+    log_every: int = 100
+    checkpoint_every: int = 5_000
+    keep_checkpoints: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("num_steps", "batch_size", "num_lanes", "log_every", "checkpoint_every", "keep_checkpoints", "window_groups"):
+            require(getattr(self, name) > 0, f"train.{name}", "positive", getattr(self, name))
+        require(0 <= self.conditioning_dropout < 1, "train.conditioning_dropout", "in [0, 1)", self.conditioning_dropout)
+        multiple = self.batch_size % self.num_lanes == 0
+        require(multiple, "train.batch_size", f"a multiple of num_lanes = {self.num_lanes}", self.batch_size)
+        same = self.denoiser.resolution_px == self.schedule.resolution_px
+        require(
+            same, "train.schedule.resolution_px", f"{self.denoiser.resolution_px} as the denoiser's", self.schedule.resolution_px
+        )
