@@ -102,9 +102,14 @@ class _Loader(yaml.SafeLoader):
     """SafeLoader that reads 1e-4 as a number, as YAML 1.2 does (PyYAML follows 1.1, where it is a string)."""
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
-)
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that quotes a text which `_Loader` would read as a number, such as the revision "12e4"."""
+
+
+for _side in (_Loader, _Dumper):
+    _side.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+    )
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -113,18 +118,20 @@ def read_yaml(path: Path) -> dict[str, Any]:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a SafeLoader
     except OSError as error:
         raise ConfigError(f"--config {path}: {error.strerror or error}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"--config {path}: not valid YAML: {' '.join(str(error).split())}") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise ConfigError(f"--config {path}: expected a mapping of fields, got {type(values).__name__}")
+    if odd := [name for name in values if not isinstance(name, str)]:
+        raise ConfigError(f"--config {path}: expected names of fields, got {odd[0]!r}")
     return values
 
 
 def to_yaml(instance: Any) -> str:
     """The resolved configuration as YAML that `--config` takes."""
-    return yaml.safe_dump(to_dict(instance), sort_keys=False)
+    return yaml.dump(to_dict(instance), Dumper=_Dumper, sort_keys=False)
 
 
 def config_hash(instance: Any) -> str:
@@ -193,6 +200,8 @@ def _over_defaults(cls: type, given: Mapping[str, Any], defaults: Mapping[str, A
                 values[name] = pydantic.TypeAdapter(hints[name]).validate_json(json.dumps(value), strict=True)
             except pydantic.ValidationError as error:
                 raise ConfigError(f"{name}: {error.errors()[0]['msg']}") from None
+            except TypeError as error:  # a date, say
+                raise ConfigError(f"{name}: not plain data: {error}") from None
     return values
 
 

@@ -101,7 +101,7 @@ def read_shard(folder: Path, entry: FileEntry, columns: Sequence[str] | None = N
             )
         with pq.ParquetFile(path) as file:
             return file.read(columns=list(columns) if columns else None)
-    except (OSError, pa.ArrowInvalid) as error:
+    except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path}: not readable ({error}); make the dataset again") from None
 
 
@@ -115,11 +115,14 @@ def write_atomically(path: Path, data: bytes) -> None:
     """Write a file so that it is there whole or not at all, also after a crash."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with partial.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)  # still there only when something above failed
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,11 @@ class StageOutput:
         if fresh and path.exists():
             shutil.rmtree(self.folder)
         if path.exists():
-            difference = _first_difference(json.loads(path.read_text()), plan)
+            try:
+                earlier = json.loads(path.read_text())
+            except ValueError as error:
+                raise DataError(f"{self.kind}: {path} is damaged ({error}); pass --fresh to make {self.folder} again") from None
+            difference = _first_difference(earlier, plan)
             if difference:
                 raise DataError(
                     f"{self.kind}: {self.folder} was made with another configuration ({difference}); "

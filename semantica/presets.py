@@ -55,17 +55,17 @@ def tiny() -> PipelineConfig:
         train=TrainConfig(
             denoiser=denoisers.tiny(),
             schedule=ScheduleConfig(resolution_px=32),
-            optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=100),
+            optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=50, cooldown_steps=250),
             ema=EmaConfig(decay=0.995),
-            num_steps=1200,
-            batch_size=64,
+            num_steps=750,
+            batch_size=32,
             num_lanes=4,
             window_groups=64,
-            log_every=20,
-            checkpoint_every=400,
+            log_every=10,
+            checkpoint_every=250,
         ),
-        generate=GenerateConfig(sampler=SamplerConfig(num_steps=64)),
-        evaluate=EvaluateConfig(),
+        generate=GenerateConfig(sampler=SamplerConfig(num_steps=64), num_conditions=48, batch_size=16),
+        evaluate=EvaluateConfig(centred=True),
     )
 
 

@@ -21,6 +21,7 @@ from semantica.errors import ConfigError
 log = logging.getLogger(__name__)
 
 _MAX_PARAM = 500  # characters an MLflow parameter may hold in every store
+_PENDING: dict[str, list[Any]] = {}  # run id -> what this process logged in the background since the last flush
 
 
 @config
@@ -52,13 +53,15 @@ class Run:
         """Record a (nested) mapping as parameters named with dots."""
         if self.run_id:
             for name, value in _flatten(values):
-                _client(self.uri).log_param(self.run_id, name, str(value)[:_MAX_PARAM], synchronous=False)
+                operation = _client(self.uri).log_param(self.run_id, name, str(value)[:_MAX_PARAM], synchronous=False)
+                _PENDING.setdefault(self.run_id, []).append(operation)
 
-    def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
+    def metrics(self, values: Mapping[str, float | int], step: int = 0) -> None:
         """Record figures at a step, in the background."""
         if self.run_id:
             for name, value in values.items():
-                _client(self.uri).log_metric(self.run_id, name, float(value), step=step, synchronous=False)
+                operation = _client(self.uri).log_metric(self.run_id, name, float(value), step=step, synchronous=False)
+                _PENDING.setdefault(self.run_id, []).append(operation)
 
     def image(self, png: bytes, name: str) -> None:
         """Record a PNG as the artifact images/NAME.png."""
@@ -80,11 +83,16 @@ class Run:
             _client(self.uri).log_artifact(self.run_id, str(path), folder)
 
     def flush(self) -> None:
-        """Wait until everything logged in this process is stored."""
-        if self.run_id:
-            import mlflow
+        """Wait until everything logged into this run by this process is stored; say what could not be."""
+        # Not mlflow.flush_async_logging(): it flushes the global tracking URI, which makes an mlflow.db in the working directory.
+        if pending := _PENDING.pop(self.run_id, None):
+            from mlflow.exceptions import MlflowException
+            from mlflow.utils.async_logging.run_operations import RunOperations
 
-            mlflow.flush_async_logging()
+            try:
+                RunOperations([future for operation in pending for future in operation._operation_futures]).wait()
+            except MlflowException as error:
+                log.warning("tracking: some figures of run %s are not recorded: %s", self.run_id, error)
 
 
 def resolve_uri(tracking: TrackingConfig, default_folder: Path) -> str:
@@ -108,7 +116,8 @@ def start_run(
     found = client.get_experiment_by_name(experiment)
     if found is None:
         # Beside the SQLite file, so that one folder holds everything; a server decides for itself.
-        location = f"file://{Path(uri.removeprefix('sqlite:///')).parent}/mlartifacts" if uri.startswith("sqlite:///") else None
+        database = Path(uri.removeprefix("sqlite:///")).absolute()
+        location = (database.parent / "mlartifacts").as_uri() if uri.startswith("sqlite:///") else None
         experiment_id = client.create_experiment(experiment, artifact_location=location)
     else:
         experiment_id = found.experiment_id

@@ -13,7 +13,7 @@ import torch
 from semantica.config import from_dict, to_dict
 from semantica.datasets import FileEntry, Manifest, StageOutput, read_manifest, read_shard, write_atomically
 from semantica.distributed.encode import HELD_OUT
-from semantica.distributed.session import say, stage_session
+from semantica.distributed.session import stage_session
 from semantica.distributed.shards import in_actors, with_meter
 from semantica.encoders.dinov2 import EncoderConfig, load_encoder
 from semantica.metrics.evaluate import EvaluateConfig, Extractors, Picture, compute_figures, noise_picture
@@ -141,10 +141,9 @@ def evaluate(
         for grid in report.grids:
             session.run.image(grid.png, grid.title.lower().replace(" ", "-"))
         session.run.metrics({f.name: f.value for f in report.figures if isinstance(f.value, (int, float))})
-        session.summary = report.summary[0]
-        for line in report.summary[1:]:
-            say(f"{'':<9} {line}")
+        session.notes = list(report.summary)
         counts = {"num_pictures": sum(s["num_pictures"] for _, s in stage.receipts())}
+        session.summary = f"{counts['num_pictures']} pictures measured"
         return stage.finish(counts, {}, ["report.html", "report.json"])
 
 

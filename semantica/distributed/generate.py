@@ -126,6 +126,6 @@ def check_same_encoder(trained_with: dict[str, Any], encodings: Manifest) -> Non
     for field, expected in trained_with.items():
         if found[field] != expected:
             raise DataError(
-                f"generate: the checkpoint was trained with {trained_with['name']} ({field} {expected}), but the encodings were made "
-                f"by {found['name']} ({field} {found[field]}); encode the pictures with the checkpoint's encoder"
+                f"generate: the checkpoint was trained with {trained_with['name']} ({field} {expected}), but the encodings were "
+                f"made by {found['name']} ({field} {found[field]}); encode the pictures with the checkpoint's encoder"
             )

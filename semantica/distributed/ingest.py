@@ -45,17 +45,12 @@ def ingest(
             {"name": f"part-{start // size:05d}", "pages": [asdict(p) for p in pages[start : start + size]]}
             for start in range(0, len(pages), size)
         ]
-        census = sum(map(_census_from, in_tasks(lambda s: _count(s, config), shards)), Census(0, Counter(), Counter()))
-        furniture, in_training = census.furniture(config), census.in_training()
-
-        def work(shard: dict[str, Any]) -> dict[str, int]:
-            result = ingest_pages(_pages(shard), furniture, config, config.source, in_training)
-            tables = {"": result.train, HELD_OUT: result.held_out, "quarantine": result.quarantine}
-            stage.write_shard(shard["name"], tables, result.stats, config.rows_per_group)
-            return result.stats
-
+        census = sum(map(_census_from, in_tasks(_CountShard, (config,), shards)), Census(0, Counter(), Counter()))
+        arguments = (config, census.furniture(config), census.in_training(), stage)
         todo = [s for s in shards if not stage.has_shard(s["name"])]
-        with_meter(in_tasks(work, todo), "ingest", sum(len(s["pages"]) for s in todo), "pages", lambda r: r["num_pages"])
+        with_meter(
+            in_tasks(_IngestShard, arguments, todo), "ingest", sum(len(s["pages"]) for s in todo), "pages", lambda r: r["num_pages"]
+        )
         counts: Counter[str] = Counter()
         for _, stats in stage.receipts():
             counts.update(stats)
@@ -78,9 +73,28 @@ def _pages(shard: dict[str, Any]) -> list[Page]:
     return [Page(**{**p, "images": tuple(ImageRef(**i) for i in p["images"])}) for p in shard["pages"]]
 
 
-def _count(shard: dict[str, Any], config: IngestConfig) -> dict[str, Any]:
-    census = take_census(_pages(shard), config, config.source)
-    return {"num_pages": census.num_pages, "train": dict(census.train), "held_out": dict(census.held_out)}
+class _CountShard:
+    """On how many pages each picture of a shard stands."""
+
+    def __init__(self, config: IngestConfig) -> None:
+        self.config = config
+
+    def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
+        census = take_census(_pages(shard), self.config, self.config.source)
+        return {"num_pages": census.num_pages, "train": dict(census.train), "held_out": dict(census.held_out)}
+
+
+class _IngestShard:
+    """The episodes and the quarantine of a shard of pages."""
+
+    def __init__(self, config: IngestConfig, furniture: frozenset[str], in_training: frozenset[str], stage: StageOutput) -> None:
+        self.config, self.furniture, self.in_training, self.stage = config, furniture, in_training, stage
+
+    def __call__(self, shard: dict[str, Any]) -> dict[str, int]:
+        result = ingest_pages(_pages(shard), self.furniture, self.config, self.config.source, self.in_training)
+        tables = {"": result.train, HELD_OUT: result.held_out, "quarantine": result.quarantine}
+        self.stage.write_shard(shard["name"], tables, result.stats, self.config.rows_per_group)
+        return result.stats
 
 
 def _census_from(values: dict[str, Any]) -> Census:

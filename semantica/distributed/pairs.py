@@ -16,6 +16,23 @@ from semantica.runtime import Runtime
 from semantica.tracking import Run
 
 
+class _ScoreShard:
+    """Scores one shard of the encodings."""
+
+    def __init__(self, encodings: Path, stage: StageOutput) -> None:
+        self.encodings, self.stage = encodings, stage
+        manifest = read_manifest(encodings, "encodings")
+        self.mean = np.array(manifest.facts["corpus_mean"], np.float32)
+        self.rows_per_group = manifest.config["rows_per_group"]  # the same row groups: the loader finds both by one index
+
+    def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
+        entry = FileEntry(**shard)
+        table = score_table(read_shard(self.encodings, entry, ["episode_id", "pooled"]), self.mean)
+        stats = {"num_episodes": table.num_rows}
+        self.stage.write_shard(Path(entry.path).stem, {"": table}, stats, self.rows_per_group)
+        return stats
+
+
 def score(*, encodings: Path, out: Path, runtime: Runtime, parent: Run | None = None) -> Manifest:
     """Score all pairs of every episode of `encodings` into `out`. Returns the manifest of the scores."""
     source = read_manifest(encodings, "encodings")
@@ -23,19 +40,11 @@ def score(*, encodings: Path, out: Path, runtime: Runtime, parent: Run | None = 
     with stage_session("score", stage, runtime, parent) as session:
         if session.done is not None:
             return session.done
-        mean = np.array(source.facts["corpus_mean"], np.float32)
-        folder, rows_per_group = encodings.absolute(), source.config["rows_per_group"]
-
-        def work(shard: dict[str, Any]) -> dict[str, Any]:
-            entry = FileEntry(**shard)
-            table = score_table(read_shard(folder, entry, ["episode_id", "pooled"]), mean)
-            stats = {"num_episodes": table.num_rows}
-            stage.write_shard(Path(entry.path).stem, {"": table}, stats, rows_per_group)
-            return stats
-
         todo = [e.__dict__ for e in source.shards() if not stage.has_shard(Path(e.path).stem)]
         total = source.counts["num_episodes"]
-        with_meter(in_tasks(work, todo), "score", total, "episodes", lambda r: r["num_episodes"])
+        with_meter(
+            in_tasks(_ScoreShard, (encodings.absolute(), stage), todo), "score", total, "episodes", lambda r: r["num_episodes"]
+        )
         session.summary = f"pairs of {total} episodes"
         return stage.finish({"num_episodes": total}, {})
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import ray
@@ -48,6 +48,9 @@ def ray_session(cluster: ClusterConfig) -> Iterator[None]:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(runtime_env=environment, **quiet)
     else:
+        if not cluster.worker_logs:
+            # Ray Data's actor pools make the driver's C++ core print a warning about Ray's own internals for each pool.
+            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         ray.init(
             num_cpus=cluster.num_cpus,
             object_store_memory=cluster.object_store_mb * 2**20,
@@ -70,6 +73,7 @@ class StageSession:
     run: Run
     done: Manifest | None
     summary: str = ""
+    notes: list[str] = field(default_factory=list)
 
 
 @contextmanager
@@ -95,6 +99,8 @@ def stage_session(name: str, stage: StageOutput, runtime: Runtime, parent: Run |
         # Beside the manifest, not in it: the same work has the same hash however long it took.
         write_atomically(stage.folder / TIMING, json.dumps({"seconds": seconds}).encode())
         say(f"{name:<9} {session.summary} in {seconds:.1f} s -> {stage.folder}")
+        for note in session.notes:
+            say(f"{'':<9} {note}")
 
 
 def say(line: str) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 import ray
 from ray.data import ActorPoolStrategy, DataContext
 
+from semantica import errors
+from semantica.errors import SemanticaError
 from semantica.progress import Meter
 from semantica.runtime import ClusterConfig
 
@@ -27,13 +29,38 @@ def _dataset(shards: Sequence[dict[str, Any]]) -> ray.data.Dataset:
 
 
 class _Unpack:
-    """Calls the worker with the shard's plain dict and packs its plain result."""
+    """Calls the worker with the shard's plain dict and packs its plain result.
+
+    A user's error travels as a value: Ray would wrap one from a call in three exceptions, and turn one from an actor's
+    constructor into text.
+    """
 
     def __init__(self, make: Callable[..., Callable[[dict[str, Any]], Any]], arguments: tuple[Any, ...]) -> None:
-        self.work = make(*arguments)
+        self.error = ""
+        try:
+            self.work = make(*arguments)
+        except SemanticaError as error:
+            self.error = _packed(error)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        return {"result": json.dumps(self.work(json.loads(row["shard"])))}
+        if self.error:
+            return {"result": "", "error": self.error}
+        try:
+            return {"result": json.dumps(self.work(json.loads(row["shard"]))), "error": ""}
+        except SemanticaError as error:
+            return {"result": "", "error": _packed(error)}
+
+
+def _packed(error: SemanticaError) -> str:
+    return json.dumps([type(error).__name__, str(error)])
+
+
+def _results(dataset: ray.data.Dataset) -> Iterator[Any]:
+    for row in dataset.iter_rows():
+        if row["error"]:
+            name, message = json.loads(row["error"])
+            raise getattr(errors, name, SemanticaError)(message)
+        yield json.loads(row["result"])
 
 
 def in_actors(
@@ -53,17 +80,18 @@ def in_actors(
         num_cpus=cluster.cpus_per_actor,
         num_gpus=cluster.gpus_per_actor or None,
     )
-    for row in results.iter_rows():
-        yield json.loads(row["result"])
+    yield from _results(results)
 
 
-def in_tasks(work: Callable[[dict[str, Any]], Any], shards: Sequence[dict[str, Any]]) -> Iterator[Any]:
-    """The result of `work(shard)` for every shard, as they are ready."""
+def in_tasks(
+    make: Callable[..., Callable[[dict[str, Any]], Any]], arguments: tuple[Any, ...], shards: Sequence[dict[str, Any]]
+) -> Iterator[Any]:
+    """The result of `make(*arguments)(shard)` for every shard, as they are ready; for work that loads no weights."""
     if not shards:
         return
-    unpacked = _Unpack(lambda: work, ())
-    for row in _dataset(shards).map(lambda row: unpacked(row), num_cpus=1).iter_rows():
-        yield json.loads(row["result"])
+    unpacked = _Unpack(make, arguments)
+    # Ray Data wants a function or a class, and `unpacked` is an instance.
+    yield from _results(_dataset(shards).map(lambda row: unpacked(row), num_cpus=1))
 
 
 def with_meter(results: Iterator[Any], name: str, total: int, unit: str, amount: Callable[[Any], int]) -> list[Any]:

@@ -34,7 +34,6 @@ MODEL = "model"
 _HISTORY = "history.json"
 
 
-@ray.remote(num_cpus=0)
 class Mailbox:
     """Reports on their way from the first worker to the driver; the worker never waits for it."""
 
@@ -127,7 +126,7 @@ def train(
             "selection": str(selection.absolute()),
             "provenance": asdict(provenance),
             "use_gpu": runtime.cluster.use_gpu,
-            "mailbox": Mailbox.remote(),  # type: ignore[attr-defined]
+            "mailbox": ray.remote(num_cpus=0)(Mailbox).remote(),
         }
         with _Follower(job["mailbox"], session.run, config, stage.folder):
             result = _trainer(job, config, runtime.cluster, stage.folder).fit()
@@ -149,8 +148,8 @@ def check_fits(config: TrainConfig, encodings: Manifest, cluster: ClusterConfig)
     for field, got in (("token_dim", "token_dim"), ("num_tokens", "num_tokens"), ("pooled_dim", "pooled_dim")):
         if getattr(config.denoiser, field) != identity[got]:
             raise DataError(
-                f"train.denoiser.{field} is {getattr(config.denoiser, field)}, but the encodings were made by {identity['name']} at "
-                f"{identity['image_px']} px, which has {identity[got]}; choose a preset for this encoder or set the field"
+                f"train.denoiser.{field} is {getattr(config.denoiser, field)}, but the encodings were made by {identity['name']} "
+                f"at {identity['image_px']} px, which has {identity[got]}; choose a preset for this encoder or set the field"
             )
     if config.num_lanes % cluster.num_workers:
         raise ConfigError(f"cluster.num_workers must divide train.num_lanes = {config.num_lanes}, got {cluster.num_workers}")

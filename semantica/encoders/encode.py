@@ -78,7 +78,8 @@ def encode_episodes(episodes: pa.Table, encoder: Encoder, settings: EncodeConfig
     columns: list[Any] = [*episodes.columns, _fold(pooled, offsets)]
     schema = encodings_schema(identity.pooled_dim, None, None)
     if settings.store_tokens:
-        columns.append(_fold(encoded.tokens.numpy().astype(np.float16).reshape(len(pooled), -1), offsets))
+        width = identity.num_tokens * identity.token_dim  # said, not -1: a shard may hold no picture
+        columns.append(_fold(encoded.tokens.numpy().astype(np.float16).reshape(len(pooled), width), offsets))
         schema = encodings_schema(identity.pooled_dim, identity.num_tokens, identity.token_dim)
     table = pa.Table.from_arrays(columns, schema=schema)
     return EncodedShard(table, len(pooled), pooled.astype(np.float64).sum(0))

@@ -62,8 +62,10 @@ def choose_conditions(candidates: Sequence[Candidate], number: int, seed: int) -
     def key(text: str) -> str:
         return hashlib.sha256(f"{seed}/{text}".encode()).hexdigest()
 
+    # Under the episode with the last id, whatever order the shards came in.
+    once = {c.image_id: c for c in sorted(candidates, key=lambda c: c.episode_id)}
     by_episode: dict[str, list[Candidate]] = {}
-    for candidate in sorted({c.image_id: c for c in candidates}.values(), key=lambda c: key(c.image_id)):
+    for candidate in sorted(once.values(), key=lambda c: key(c.image_id)):
         by_episode.setdefault(candidate.episode_id, []).append(candidate)
     episodes = sorted(by_episode, key=key)
     turns = max(map(len, by_episode.values()), default=0)

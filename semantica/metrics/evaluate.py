@@ -7,6 +7,7 @@ sampled; *train* are training pictures, as many as samples of one w; *noise* is 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -130,7 +131,7 @@ class Figures:
     def at(self, guidance: float) -> GuidanceFigures:
         """The figures of the weight that is `guidance`. Raises DataError when nothing was sampled there."""
         for figures in self.by_guidance:
-            if abs(figures.guidance - guidance) < 1e-6:
+            if math.isclose(figures.guidance, guidance, rel_tol=1e-6, abs_tol=1e-6):  # stored as float32
                 return figures
         drawn = ", ".join(f"{f.guidance:g}" for f in self.by_guidance)
         raise DataError(f"evaluate.guidance is {guidance:g}, but samples were drawn at w = {drawn} only")

@@ -183,7 +183,7 @@ def _protocol(
         "encoder": f"{identity['name']} at {identity['image_px']} px, SHA-256 {identity['weights_sha256'][:12]}",
         "resolution": f"{drawn.facts['resolution_px']} px; real pictures are area-averaged to it before anything is measured",
         "resize to the encoder": "bicubic, antialiased",
-        "samples": f"{figures.at(config.guidance).num_samples} at each w, for {figures.num_conditions} held-out conditioning images",
+        "samples": f"{figures.at(config.guidance).num_samples} at each w, for {figures.num_conditions} conditioning images",
         "reference": f"{figures.num_reference} held-out pictures that are no conditioning images",
         "sampler": f"DDPM, {sampler['num_steps']} steps, interpolation {sampler['interpolation']:g}, x_hat clipped",
         "guidance w": ", ".join(f"{w:g}" for w in drawn.config["guidance"]) + f"; figures at w = {config.guidance:g}",
@@ -256,7 +256,7 @@ def _grids(checkpoint: Checkpoint, samples: Path, drawn: Manifest, encodings: Pa
             title="Samples against guidance",
             png=grid_png(rows, labels),
             alt=f"{len(rows)} rows: a held-out conditioning image, then one sample at each of {len(weights)} guidance weights",
-            caption="Left: a held-out conditioning image. Right: one sample at each w, from the same noise (as Fig. 4 of the paper).",
+            caption="Left: a held-out conditioning image. Right: one sample at each w, from the same noise (the paper, Fig. 4).",
         ),
         Grid(
             title="Every sample",

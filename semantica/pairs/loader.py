@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from jaxtyping import Float, UInt8
@@ -56,15 +57,13 @@ def decode_at(data: bytes, resolution_px: int) -> UInt8[Tensor, "3 h w"]:
 class _OpenGroup:
     """One row group in memory: which pictures may be targets, with which partners, and their data, decoded when first used."""
 
-    def __init__(self, table: object, scores: object, selection: Selection, shape: tuple[int, int], resolution_px: int) -> None:
-        self.images = table["images"].to_pylist()  # type: ignore[index]
-        self.pooled = pooled_rows(table["pooled"])  # type: ignore[index]
-        self.tokens = [t.values.flatten().to_numpy(zero_copy_only=False).reshape(-1, *shape) for t in table["tokens"]]  # type: ignore[index]
+    def __init__(self, table: pa.Table, scores: pa.Table, selection: Selection, shape: tuple[int, int], resolution_px: int) -> None:
+        self.images = table["images"].to_pylist()
+        self.pooled = pooled_rows(table["pooled"])
+        flat = [tokens.values.flatten().to_numpy(zero_copy_only=False) for tokens in table["tokens"]]
+        self.tokens = [values.reshape(-1, *shape) for values in flat]
         self.resolution_px = resolution_px
-        self.partners = [
-            partners(upper, n, selection.band)
-            for n, upper in score_rows(scores, selection.band.score)  # type: ignore[arg-type]
-        ]
+        self.partners = [partners(upper, n, selection.band) for n, upper in score_rows(scores, selection.band.score)]
         self.targets = [(row, int(t)) for row, allowed in enumerate(self.partners) for t in np.flatnonzero(allowed.any(1))]
         self._pixels: dict[tuple[int, int], Tensor] = {}
 
@@ -132,16 +131,21 @@ class PairLoader:
         if key not in self._open:
             entry, score_entry = self._files[key.file], self._score_files[key.file]
             columns = ["images", "pooled", "tokens"]
-            try:
-                table = pq.ParquetFile(self.encodings / entry.path).read_row_group(key.group, columns=columns)
-                scores = pq.ParquetFile(self.selection.scores / score_entry.path).read_row_group(key.group)
-            except (OSError, ValueError) as error:
-                raise DataError(f"train: {self.encodings / entry.path} is not readable ({error}); run jobs.encode again") from None
+            table = _row_group(self.encodings / entry.path, key.group, columns, "encode")
+            scores = _row_group(self.selection.scores / score_entry.path, key.group, None, "pairs")
             self._open[key] = _OpenGroup(table, scores, self.selection, self._token_shape, self.resolution_px)
             if len(self._open) > self._max_open:
                 self._open.popitem(last=False)
         self._open.move_to_end(key)
         return self._open[key]
+
+
+def _row_group(path: Path, group: int, columns: list[str] | None, job: str) -> pa.Table:
+    try:
+        with pq.ParquetFile(path) as file:
+            return file.read_row_group(group, columns=columns)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise DataError(f"train: {path} is not readable ({error}); run jobs.{job} again") from None
 
 
 def _check_same_encodings(encodings: Manifest, selection: Selection) -> None:

@@ -71,8 +71,8 @@ def score_rows(table: pa.Table, score: str) -> Iterator[tuple[int, Float[np.ndar
 def selection_stage(scores: Path, band: BandConfig, out: Path) -> StageOutput:
     """The output folder of the selection for `band` over a scores folder."""
     inputs = {"scores": read_manifest(scores, "scores").hash}
-    # Relative, so that a run that is moved as a whole is still the same run.
-    return StageOutput(out, "selection", to_dict(band) | {"scores": os.path.relpath(scores, out)}, inputs)
+    # Relative, so that a run that is moved as a whole is still the same run; resolved, since ".." of a link is its target's parent.
+    return StageOutput(out, "selection", to_dict(band) | {"scores": os.path.relpath(scores.resolve(), out.resolve())}, inputs)
 
 
 def select(stage: StageOutput, scores: Path, band: BandConfig) -> Manifest:
@@ -108,7 +108,7 @@ def read_selection(folder: Path) -> Selection:
     """A finished selection. Raises DataError when it or its scores are missing, or when the scores have changed since."""
     manifest = read_manifest(folder, "selection")
     values = dict(manifest.config)
-    scores = (folder / values.pop("scores")).resolve()
+    scores = (folder.resolve() / values.pop("scores")).resolve()
     if read_manifest(scores, "scores").hash != manifest.inputs["scores"]:
         raise DataError(f"selection: {folder} was made from other scores than {scores} holds now; run jobs.pairs --fresh")
     return Selection(manifest, BandConfig(**values), scores, tuple(RowGroup(*g) for g in manifest.facts["row_groups"]))

@@ -60,7 +60,9 @@ class Checkpoint:
     def restore(self, network: nn.Module, ema: Ema, optimizer: torch.optim.Optimizer) -> None:
         """Put weights, EMA and optimizer state back in place, to go on at `step`."""
         _load_strictly(network, self._tensors(_MODEL), self.folder)
-        for name, value in self._tensors(_EMA).items():
+        average = self._tensors(_EMA)
+        _check_names(ema.values, average, self.folder)
+        for name, value in average.items():
             ema.values[name].copy_(value)
         ema.num_updates = self.step
         state = self._tensors(_OPTIMIZER)
@@ -111,15 +113,19 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         raise WeightsError(f"checkpoint: {folder} has no {_MANIFEST}, so it is no finished checkpoint; run jobs.train")
     try:
         expected = dict(json.loads(manifest.read_text()))
-    except ValueError:
-        raise WeightsError(f"checkpoint: {manifest} is damaged; use an earlier checkpoint or run jobs.train --fresh") from None
+    except (ValueError, TypeError):
+        expected = {}
+    if expected.keys() != {_MODEL, _EMA, _OPTIMIZER, _CONFIG}:
+        raise WeightsError(f"checkpoint: {manifest} is damaged; use an earlier checkpoint or run jobs.train --fresh")
     for name, sha256 in expected.items():
         path = folder / name
         if not path.exists() or file_sha256(path) != sha256:
             what = "is missing" if not path.exists() else "is damaged (its SHA-256 is not the manifest's)"
             raise WeightsError(f"checkpoint: {path} {what}; use an earlier checkpoint or run jobs.train --fresh")
+    described = json.loads((folder / _CONFIG).read_text())
+    if described.get("format") != FORMAT:
+        raise WeightsError(f"checkpoint: {folder} has format {described.get('format')}, expected {FORMAT}")
     try:
-        described = json.loads((folder / _CONFIG).read_text())
         config = from_dict(TrainConfig, described["config"])
         return Checkpoint(folder, config, int(described["step"]), Provenance(**described["provenance"]))
     except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
@@ -130,11 +136,15 @@ def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
 
 
+def _check_names(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], folder: Path) -> None:
+    if expected.keys() != tensors.keys():
+        odd = sorted(expected.keys() ^ tensors.keys())[:3]
+        raise WeightsError(f"checkpoint: {folder} does not fit its own configuration; tensors that differ: {odd}")
+
+
 def _load_strictly(network: nn.Module, tensors: Mapping[str, Tensor], folder: Path) -> None:
     parameters = dict(network.named_parameters())
-    if parameters.keys() != tensors.keys():
-        odd = sorted(parameters.keys() ^ tensors.keys())[:3]
-        raise WeightsError(f"checkpoint: {folder} does not fit its own configuration; tensors that differ: {odd}")
+    _check_names(parameters, tensors, folder)
     with torch.no_grad():
         for name, value in tensors.items():
             if parameters[name].shape != value.shape:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from semantica.training.recipe import TrainConfig
 from semantica.training.step import make_optimizer, step_loss, step_noise, update
 
 
+@runtime_checkable
 class Loader(Protocol):
     """What the loop needs of a loader: this worker's share of the batch of a step."""
 
@@ -88,7 +89,7 @@ def fit(
         torch.manual_seed((config.seed << 32) + step)
         loss = step_loss(wrapped, batch.x.to(device), batch.cond.to(device), noise.to(device), config.schedule)
         torch.autograd.backward(loss.mean())
-        norms.append(update(network, optimizer, config.optimizer, step))
+        norms.append(update(network, optimizer, config.optimizer, config.optimizer.rate(step, config.num_steps)))
         ema.update()
         losses.append(loss.detach().mean())
         done = step + 1
@@ -99,7 +100,7 @@ def fit(
                     step=done,
                     loss=float(torch.stack(losses).mean()),
                     grad_norm=sum(norms) / len(norms),
-                    learning_rate=config.optimizer.rate(step),
+                    learning_rate=config.optimizer.rate(step, config.num_steps),
                     images_per_second=config.batch_size * len(losses) / seconds,
                     data_wait_share=waited / seconds,
                 )

@@ -9,10 +9,14 @@ from semantica.diffusion.schedule import ScheduleConfig
 
 @config
 class OptimizerConfig:
-    """Adam as in the paper, §5.4; warm-up and clipping as in simple diffusion."""
+    """Adam as in the paper, §5.4; warm-up and clipping as in simple diffusion.
+
+    cooldown_steps: the rate falls linearly to 0 over the last steps. 0 is the paper's constant rate; short runs gain from it.
+    """
 
     learning_rate: float = 1e-4
     warmup_steps: int = 10_000
+    cooldown_steps: int = 0
     beta1: float = 0.9
     beta2: float = 0.99
     eps: float = 1e-12
@@ -21,11 +25,17 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         require(self.learning_rate > 0, "optimizer.learning_rate", "positive", self.learning_rate)
         require(self.warmup_steps >= 0, "optimizer.warmup_steps", "0 or more", self.warmup_steps)
+        require(self.cooldown_steps >= 0, "optimizer.cooldown_steps", "0 or more", self.cooldown_steps)
+        for name in ("beta1", "beta2"):
+            require(0 <= getattr(self, name) < 1, f"optimizer.{name}", "in [0, 1)", getattr(self, name))
+        require(self.eps >= 0, "optimizer.eps", "0 or more", self.eps)
         require(self.max_grad_norm > 0, "optimizer.max_grad_norm", "positive", self.max_grad_norm)
 
-    def rate(self, step: int) -> float:
-        """The learning rate of `step` (from 0): linear warm-up, then constant."""
-        return self.learning_rate * min(1.0, (step + 1) / max(1, self.warmup_steps))
+    def rate(self, step: int, num_steps: int) -> float:
+        """The learning rate of `step` (from 0) of a run of `num_steps`: linear warm-up, constant, linear cool-down."""
+        warm = (step + 1) / max(1, self.warmup_steps)
+        cool = (num_steps - step) / max(1, self.cooldown_steps)
+        return self.learning_rate * min(1.0, warm, cool)
 
 
 @config
@@ -37,6 +47,7 @@ class EmaConfig:
 
     def __post_init__(self) -> None:
         require(0 <= self.decay < 1, "ema.decay", "in [0, 1)", self.decay)
+        require(self.warmup >= 1, "ema.warmup", "1 or more", self.warmup)
 
     def at(self, num_updates: int) -> float:
         """The decay of the update after `num_updates` earlier ones."""
@@ -65,6 +76,7 @@ class TrainConfig:
         for name in ("num_steps", "batch_size", "num_lanes", "log_every", "checkpoint_every", "keep_checkpoints", "window_groups"):
             require(getattr(self, name) > 0, f"train.{name}", "positive", getattr(self, name))
         require(0 <= self.conditioning_dropout < 1, "train.conditioning_dropout", "in [0, 1)", self.conditioning_dropout)
+        require(0 <= self.seed < 2**31, "train.seed", "in [0, 2^31)", self.seed)
         multiple = self.batch_size % self.num_lanes == 0
         require(multiple, "train.batch_size", f"a multiple of num_lanes = {self.num_lanes}", self.batch_size)
         same = self.denoiser.resolution_px == self.schedule.resolution_px

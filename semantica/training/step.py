@@ -64,11 +64,11 @@ def make_optimizer(network: nn.Module, settings: OptimizerConfig) -> torch.optim
     )
 
 
-def update(network: nn.Module, optimizer: torch.optim.Optimizer, settings: OptimizerConfig, step: int) -> float:
-    """Clip, set the rate of `step`, apply the gradients and clear them. Returns the gradient norm before clipping."""
+def update(network: nn.Module, optimizer: torch.optim.Optimizer, settings: OptimizerConfig, rate: float) -> float:
+    """Clip, set the learning rate, apply the gradients and clear them. Returns the gradient norm before clipping."""
     norm = nn.utils.clip_grad_norm_(network.parameters(), settings.max_grad_norm, foreach=True)
     for group in optimizer.param_groups:
-        group["lr"] = settings.rate(step)
+        group["lr"] = rate
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return float(norm)

@@ -15,8 +15,8 @@ def test_size_is_within_two_percent_of_the_expected(make, millions, gflop):
 
 
 def test_tiny_fits_a_demo_on_two_cpu_cores():
-    assert 2e6 < num_parameters(tiny()) < 5e6
-    assert training_flops(tiny()) < 0.8e9
+    assert 2e6 < num_parameters(tiny()) < 4e6
+    assert training_flops(tiny()) < 1e9  # at some 60 GFLOP/s a thread
 
 
 @pytest.mark.parametrize("make", [base, base_no_patch, final, tiny])

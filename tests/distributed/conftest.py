@@ -1,0 +1,34 @@
+"""One local Ray for all tests of shells and jobs, and one small run of every stage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from small import SmallRun, draw_pages, random_encoder, run_stages, small_config
+
+from semantica.distributed.session import ray_session
+from semantica.runtime import ClusterConfig, Runtime
+from semantica.tracking import TrackingConfig
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """A Ray of two CPUs that every test shares."""
+    with ray_session(ClusterConfig(num_cpus=2, object_store_mb=128)):
+        yield
+
+
+@pytest.fixture(scope="session")
+def small_run(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
+    """Every stage, run once."""
+    base = tmp_path_factory.mktemp("small")
+    root, out = draw_pages(base / "pictures"), base / "run"
+    config = small_config(random_encoder(base / "encoder"))
+    runtime = Runtime(
+        cluster=ClusterConfig(num_actors=1, num_workers=2, cpus_per_worker=0.5, max_failures=1),
+        tracking=TrackingConfig(uri=f"sqlite:///{out}/mlflow.db"),
+    )
+    out.mkdir()
+    run_stages(config, root, out, runtime)
+    return SmallRun(out, root, config, runtime)

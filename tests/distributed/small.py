@@ -1,0 +1,118 @@
+"""A run of every stage that is small enough for tests, on pictures that are drawn here."""
+
+from __future__ import annotations
+
+import colorsys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw
+
+from semantica.config import override
+from semantica.distributed.encode import encode
+from semantica.distributed.evaluate import evaluate
+from semantica.distributed.generate import generate
+from semantica.distributed.ingest import ingest
+from semantica.distributed.pairs import pairs
+from semantica.distributed.train import MODEL, train
+from semantica.metrics.summary import Sources
+from semantica.presets import PipelineConfig, tiny
+from semantica.runtime import Runtime
+
+NUM_PAGES, NUM_PICTURES = 12, 7
+
+
+def draw_pages(root: Path) -> Path:
+    """A folder tree: every page is a colour, its pictures are discs and bars of that colour."""
+    for page in range(NUM_PAGES):
+        folder = root / f"page-{page:02d}"
+        folder.mkdir(parents=True)
+        colour = tuple(int(255 * c) for c in colorsys.hsv_to_rgb(page / NUM_PAGES, 0.9, 0.8))
+        for index in range(NUM_PICTURES):
+            image = Image.new("RGB", (48, 48), "white")
+            draw = ImageDraw.Draw(image)
+            size = 8 + 4 * index
+            shape = draw.ellipse if index % 2 else draw.rectangle
+            shape((24 - size // 2, 4 + index, 24 + size // 2, 4 + index + size), fill=colour)
+            image.save(folder / f"picture-{index}.png")
+    return root
+
+
+def random_encoder(folder: Path) -> Path:
+    """A DINOv2 of random weights in the folder format of a hub: real code, no download."""
+    from transformers import Dinov2Config, Dinov2Model
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 56, "patch_size": 14}
+    Dinov2Model(Dinov2Config(**sizes)).save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+@dataclass(frozen=True)
+class SmallRun:
+    """A finished run: where everything is, and the configuration that made it."""
+
+    out: Path
+    root: Path
+    config: PipelineConfig
+    runtime: Runtime
+
+    @property
+    def uri(self) -> str:
+        return f"sqlite:///{self.out}/mlflow.db"
+
+
+def small_config(encoder: Path) -> PipelineConfig:
+    """`tiny`, made smaller still."""
+    return override(
+        tiny(),
+        {
+            "ingest.image.image_px": 32,
+            "ingest.pages_per_shard": 4,
+            "encode.encoder.weights": str(encoder),
+            "encode.encoder.image_px": 28,
+            "encode.batch_size": 16,
+            "band.low": -1.0,
+            "band.high": 1.0,
+            "train.denoiser.token_dim": 32,
+            "train.denoiser.num_tokens": 5,
+            "train.denoiser.pooled_dim": 32,
+            "train.denoiser.stages": [
+                {"channels": 16, "num_blocks": 1, "kind": "conv"},
+                {"channels": 32, "num_blocks": 1, "kind": "transformer"},
+            ],
+            "train.denoiser.noise_embedding_dim": 32,
+            "train.denoiser.patch_px": 2,
+            "train.num_steps": 6,
+            "train.batch_size": 8,
+            "train.num_lanes": 2,
+            "train.log_every": 2,
+            "train.checkpoint_every": 3,
+            "generate.num_conditions": 6,
+            "generate.sampler.num_steps": 3,
+            "generate.guidance": [0.0, 0.5],
+            "evaluate.inception": False,
+            "evaluate.perceptual": False,
+        },
+    )
+
+
+def run_stages(config: PipelineConfig, root: Path, out: Path, runtime: Runtime) -> None:
+    """The stages as the jobs call them."""
+    picture_facts = [("drawn pictures", "these tests", "CC0")]
+    ingest(config.ingest, root=root, out=out / "episodes", runtime=runtime, pictures=picture_facts)
+    encode(config.encode, episodes=out / "episodes", out=out / "encodings", runtime=runtime)
+    pairs(config.band, encodings=out / "encodings", out=out / "selection", scores=None, runtime=runtime)
+    train(config.train, encodings=out / "encodings", selection=out / "selection", out=out / "checkpoint", runtime=runtime)
+    model = out / "checkpoint" / MODEL
+    generate(config.generate, checkpoint=model, encodings=out / "encodings", out=out / "samples", runtime=runtime)
+    evaluate(
+        config.evaluate,
+        samples=out / "samples",
+        checkpoint=model,
+        encodings=out / "encodings",
+        out=out / "evaluation",
+        runtime=runtime,
+        sources=Sources(episodes=out / "episodes", selection=out / "selection"),
+    )

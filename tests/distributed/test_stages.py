@@ -1,0 +1,175 @@
+"""Every shell on a real local Ray: what the stages leave behind, and what they do not do twice."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+from small import NUM_PAGES, NUM_PICTURES, SmallRun, run_stages
+
+from semantica.config import override
+from semantica.datasets import MANIFEST, read_manifest, read_shard
+from semantica.distributed.encode import encode
+from semantica.distributed.generate import check_same_encoder, generate
+from semantica.distributed.ingest import ingest
+from semantica.distributed.pairs import pairs
+from semantica.distributed.train import MODEL, train
+from semantica.errors import ConfigError, DataError, WeightsError
+from semantica.pairs.loader import PairLoader
+from semantica.training.checkpoint import Provenance, open_checkpoint
+from semantica.training.loop import Hooks, fit
+
+pytestmark = pytest.mark.ray
+
+
+def test_every_picture_is_accepted_or_quarantined(small_run: SmallRun) -> None:
+    counts = read_manifest(small_run.out / "episodes", "episodes").counts
+    assert counts["num_images_in"] == NUM_PAGES * NUM_PICTURES
+    assert counts["num_train_images"] + counts["num_held_out_images"] + counts["num_quarantined"] == counts["num_images_in"]
+
+
+def test_encodings_hold_every_episode_row_for_row(small_run: SmallRun) -> None:
+    episodes, encodings = (read_manifest(small_run.out / kind, kind) for kind in ("episodes", "encodings"))
+    for before, after in zip(episodes.shards(), encodings.shards(), strict=True):
+        left, right = read_shard(small_run.out / "episodes", before), read_shard(small_run.out / "encodings", after)
+        assert left.equals(right.select(left.column_names))
+        assert [len(x) for x in left["images"]] == [len(x) for x in right["pooled"]]
+
+
+def test_ray_train_with_two_workers_equals_the_plain_loop(small_run: SmallRun) -> None:
+    """DDP over two workers computes what one process computes on the whole batch: same draws, same noise, averaged gradients."""
+    config = small_run.config.train
+    loader = PairLoader(
+        small_run.out / "encodings", small_run.out / "selection", seed=config.seed, batch_size=config.batch_size,
+        num_lanes=config.num_lanes, resolution_px=32, window_groups=config.window_groups,
+    )  # fmt: skip
+    hooks = Hooks(on_report=lambda report: None, on_checkpoint=lambda step, save: None)
+    alone = dict(fit(config, loader, Provenance({}, "", ""), hooks).named_parameters())
+    trained = dict(open_checkpoint(small_run.out / "checkpoint" / MODEL).network(ema=False).named_parameters())
+    for name, value in trained.items():
+        torch.testing.assert_close(value, alone[name], rtol=1e-3, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_samples_do_not_depend_on_how_they_are_batched(small_run: SmallRun, tmp_path: Path) -> None:
+    config = override(small_run.config.generate, {"batch_size": 4})
+    model = small_run.out / "checkpoint" / MODEL
+    generate(config, checkpoint=model, encodings=small_run.out / "encodings", out=tmp_path / "samples", runtime=small_run.runtime)
+    first, second = (_samples(folder) for folder in (small_run.out / "samples", tmp_path / "samples"))
+    assert first.keys() == second.keys()
+    for name, pixels in first.items():
+        # Sums inside a convolution may be ordered by the batch size: at most one level of 255.
+        assert np.abs(pixels.astype(int) - second[name].astype(int)).max() <= 1
+
+
+def _samples(folder: Path) -> dict[str, np.ndarray]:
+    from semantica.encoders.encode import decode_picture
+
+    manifest = read_manifest(folder, "samples")
+    rows = [row for entry in manifest.shards() for row in read_shard(folder, entry).to_pylist()]
+    return {row["sample_id"]: decode_picture(row["bytes"]).numpy() for row in rows}
+
+
+def test_the_report_holds_the_named_figures_and_asks_nothing_of_other_hosts(small_run: SmallRun) -> None:
+    figures = json.loads((small_run.out / "evaluation" / "report.json").read_text())
+    for name in (
+        "fd_samples", "fd_noise", "fd_copy", "fd_train", "own_similarity", "other_similarity", "similarity_standard_error",
+        "num_episodes", "num_pairs_kept",
+    ):  # fmt: skip
+        assert isinstance(figures[name], (int, float)), name
+    page = (small_run.out / "evaluation" / "report.html").read_text()
+    assert "drawn pictures" in page
+    assert "CC0" in page
+    assert 'src="http' not in page
+
+
+def test_all_stages_are_runs_of_one_mlflow_experiment(small_run: SmallRun) -> None:
+    mlflow.set_tracking_uri(small_run.uri)
+    runs = mlflow.search_runs(experiment_names=["semantica"], order_by=["start_time ASC"])  # other tests add later ones
+    assert {"ingest", "encode", "score", "pairs", "train", "generate", "evaluate"} <= set(runs["tags.semantica.stage"])
+    train_run = runs[runs["tags.semantica.stage"] == "train"].iloc[0]
+    assert train_run["status"] == "FINISHED"
+    client = mlflow.MlflowClient(small_run.uri)
+    assert [m.step for m in client.get_metric_history(train_run["run_id"], "loss")] == [2, 4, 6]
+    evaluation = runs[runs["tags.semantica.stage"] == "evaluate"].iloc[0]
+    artifacts = {a.path for a in client.list_artifacts(evaluation["run_id"])}
+    assert {"report.html", "report.json", "images"} <= artifacts
+
+
+def test_running_everything_again_changes_no_file(small_run: SmallRun) -> None:
+    before = {p: p.stat().st_mtime_ns for p in small_run.out.rglob("*.parquet")} | _manifests(small_run.out)
+    run_stages(small_run.config, small_run.root, small_run.out, small_run.runtime)
+    assert before == {p: p.stat().st_mtime_ns for p in small_run.out.rglob("*.parquet")} | _manifests(small_run.out)
+
+
+def _manifests(out: Path) -> dict[Path, int]:
+    return {p: p.stat().st_mtime_ns for p in out.rglob(MANIFEST)}
+
+
+def test_an_interrupted_encode_makes_only_what_is_missing(small_run: SmallRun, tmp_path: Path) -> None:
+    out = tmp_path / "encodings"
+    shutil.copytree(small_run.out / "encodings", out)
+    whole = read_manifest(out, "encodings")
+    (out / MANIFEST).unlink()
+    (out / "_shards" / "part-00001.json").unlink()
+    (out / "part-00001.parquet").write_bytes(b"half written")
+    kept = (out / "part-00000.parquet").stat().st_mtime_ns
+    with pytest.raises(DataError, match=r"no manifest\.json"):
+        pairs(small_run.config.band, encodings=out, out=tmp_path / "s", scores=None, runtime=small_run.runtime)
+    again = encode(small_run.config.encode, episodes=small_run.out / "episodes", out=out, runtime=small_run.runtime)
+    assert again.hash == whole.hash
+    assert (out / "part-00000.parquet").stat().st_mtime_ns == kept
+
+
+def test_changing_the_band_reads_scores_alone(small_run: SmallRun, tmp_path: Path) -> None:
+    scores = small_run.out / "scores"
+    before = {p: p.stat().st_mtime_ns for p in scores.rglob("*")}
+    narrow = override(small_run.config.band, {"low": 0.0, "high": 0.99})
+    manifest = pairs(
+        narrow, encodings=small_run.out / "encodings", out=tmp_path / "narrow", scores=scores, runtime=small_run.runtime
+    )
+    assert before == {p: p.stat().st_mtime_ns for p in scores.rglob("*")}
+    assert not list((tmp_path / "narrow").rglob("*.parquet"))
+    assert 0 < manifest.counts["num_pairs_kept"] < read_manifest(small_run.out / "selection", "selection").counts["num_pairs_kept"]
+
+
+def test_a_users_error_in_a_worker_comes_back_as_one_sentence(small_run: SmallRun, tmp_path: Path) -> None:
+    config = override(small_run.config.encode, {"encoder.weights": str(tmp_path / "nothing")})
+    with pytest.raises(WeightsError, match="nothing"):
+        encode(config, episodes=small_run.out / "episodes", out=tmp_path / "encodings", runtime=small_run.runtime)
+    assert not (tmp_path / "encodings" / MANIFEST).exists()
+
+
+def test_a_denoiser_for_another_encoder_is_refused_before_training(small_run: SmallRun, tmp_path: Path) -> None:
+    config = override(small_run.config.train, {"denoiser.token_dim": 64})
+    inputs = {"encodings": small_run.out / "encodings", "selection": small_run.out / "selection"}
+    with pytest.raises(DataError, match="token_dim is 64"):
+        train(config, **inputs, out=tmp_path / "checkpoint", runtime=small_run.runtime)
+
+
+def test_workers_that_do_not_divide_the_lanes_are_refused(small_run: SmallRun, tmp_path: Path) -> None:
+    runtime = override(small_run.runtime, {"cluster.num_workers": 3})
+    inputs = {"encodings": small_run.out / "encodings", "selection": small_run.out / "selection"}
+    with pytest.raises(ConfigError, match="num_workers must divide"):
+        train(small_run.config.train, **inputs, out=tmp_path / "checkpoint", runtime=runtime)
+
+
+def test_encodings_of_another_encoder_are_refused(small_run: SmallRun) -> None:
+    trained_with = dict(open_checkpoint(small_run.out / "checkpoint" / MODEL).provenance.encoder["identity"])
+    encodings = read_manifest(small_run.out / "encodings", "encodings")
+    check_same_encoder(trained_with, encodings)
+    with pytest.raises(DataError, match="weights_sha256"):
+        check_same_encoder({**trained_with, "weights_sha256": "0" * 64}, encodings)
+
+
+def test_a_tree_where_nothing_can_be_trained_on_says_why(local_ray: None, small_run: SmallRun, tmp_path: Path) -> None:
+    folder = tmp_path / "pictures" / "page"
+    folder.mkdir(parents=True)
+    (folder / "broken.png").write_bytes(b"not a picture")
+    with pytest.raises(DataError, match="none of 1 pictures"):
+        ingest(small_run.config.ingest, root=tmp_path / "pictures", out=tmp_path / "out", runtime=small_run.runtime)
+    assert not (tmp_path / "out" / MANIFEST).exists()

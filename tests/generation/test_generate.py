@@ -1,0 +1,203 @@
+"""Which pictures condition, and samples that depend on their name alone."""
+
+import io
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from semantica.conditioning import Conditioning
+from semantica.denoiser.uvit import DenoiserConfig, StageConfig, UViT
+from semantica.diffusion.process import denoise_with
+from semantica.diffusion.samplers import SamplerConfig, ddpm
+from semantica.diffusion.schedule import ScheduleConfig
+from semantica.errors import ConfigError
+from semantica.generation.generate import (
+    Candidate,
+    GenerateConfig,
+    SampleNoise,
+    choose_conditions,
+    png_bytes,
+    sample_pictures,
+    to_pixels,
+)
+from semantica.pairs.loader import decode_at, to_unit
+
+SCHEDULE, SAMPLER = ScheduleConfig(resolution_px=16), SamplerConfig(num_steps=6)
+NAMES = [f"image{i}/0" for i in range(5)]
+
+
+@pytest.fixture(scope="module")
+def network():
+    """A small U-ViT in which no weight is zero."""
+    config = DenoiserConfig(
+        resolution_px=16,
+        patch_px=2,
+        stages=(
+            StageConfig(channels=16, num_blocks=1, kind="conv"),
+            StageConfig(channels=16, num_blocks=1, kind="transformer"),
+        ),
+        conditioning="both",
+        token_dim=8,
+        num_tokens=3,
+        pooled_dim=8,
+        noise_embedding_dim=16,
+        head_dim=8,
+        norm_groups=4,
+    )
+    generator = torch.Generator().manual_seed(0)
+    made = UViT(config, generator)
+    with torch.no_grad():
+        for p in made.parameters():
+            p += 0.1 * torch.randn(p.shape, generator=generator)
+    return made.eval()
+
+
+@pytest.fixture(scope="module")
+def cond():
+    generator = torch.Generator().manual_seed(1)
+    return Conditioning.of(torch.randn(5, 3, 8, generator=generator), torch.randn(5, 8, generator=generator))
+
+
+def sample(network, cond, names, guidance=0.5, seed=0):
+    return sample_pictures(network, cond, names, guidance, SAMPLER, SCHEDULE, seed)
+
+
+def candidates(**sizes):
+    return [Candidate(f"{episode}{i}", episode) for episode, size in sizes.items() for i in range(size)]
+
+
+def test_conditions_come_from_the_episodes_in_turn():
+    chosen = choose_conditions(candidates(a=10, b=2, c=1), 13, seed=0)
+    episodes = [c.episode_id for c in chosen]
+    assert sorted(episodes[:3]) == ["a", "b", "c"]
+    assert sorted(episodes[3:5]) == ["a", "b"]
+    assert episodes[5:] == ["a"] * 8
+    assert len(set(chosen)) == 13
+
+
+def test_fewer_conditions_are_the_first_of_more():
+    pool = candidates(a=4, b=3, c=5)
+    whole = choose_conditions(pool, 100, seed=0)
+    assert Counter(whole) == Counter(pool)
+    for number in range(13):
+        assert choose_conditions(pool, number, seed=0) == whole[:number]
+    assert choose_conditions([], 4, seed=0) == []
+
+
+def test_the_choice_depends_on_seed_and_ids_and_not_on_the_order_of_the_shards():
+    # A picture on two pages, too, is counted to the same one.
+    pool = [*candidates(a=5, b=5, c=5), Candidate("a1", "b"), Candidate("a1", "c")]
+    first = choose_conditions(pool, 8, seed=0)
+    for seed in range(5):
+        shuffled = [pool[i] for i in np.random.default_rng(seed).permutation(len(pool))]
+        assert choose_conditions(shuffled, 8, seed=0) == first
+    assert choose_conditions(pool, 8, seed=1) != first
+
+
+def test_a_picture_on_two_pages_is_chosen_once():
+    chosen = choose_conditions([*candidates(a=2, b=2), Candidate("a0", "b")], 10, seed=0)
+    assert sorted(c.image_id for c in chosen) == ["a0", "a1", "b0", "b1"]
+
+
+def test_samples_in_two_chunks_are_the_samples_in_one(network, cond):
+    whole = sample(network, cond, NAMES)
+    parts = torch.cat([sample(network, cond[:2], NAMES[:2]), sample(network, cond[2:], NAMES[2:])])
+    # Another batch size sums in another order; a value beside a rounding edge may become the next level.
+    assert (whole.int() - parts.int()).abs().max() <= 1
+    assert (whole != parts).float().mean() < 0.01
+    assert whole.float().std() > 20
+
+
+def test_a_sample_depends_on_its_name_its_seed_and_its_condition(network, cond):
+    whole = sample(network, cond, NAMES)
+    assert torch.equal(sample(network, cond, NAMES), whole)
+    order = [4, 2, 0, 1, 3]
+    shuffled = sample(network, cond[torch.tensor(order)], [NAMES[i] for i in order])
+    assert (shuffled.int() - whole[order].int()).abs().max() <= 1
+    other_condition = sample(network, cond[torch.tensor([1, 0, 2, 3, 4])], NAMES)
+    for changed in (sample(network, cond, NAMES, seed=1), sample(network, cond, [f"{n}1" for n in NAMES])):
+        assert all(not torch.equal(changed[i], whole[i]) for i in range(5))
+    assert [torch.equal(other_condition[i], whole[i]) for i in range(5)] == [False, False, True, True, True]
+
+
+class Counting(nn.Module):
+    """The network, with the number of rows and of null rows of every call."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network, self.calls = network, []
+
+    def forward(self, z, logsnr, cond):
+        self.calls.append((len(z), int(cond.is_null.sum())))
+        return self.network(z, logsnr, cond)
+
+
+def test_without_guidance_the_conditional_model_alone_is_asked_and_sampled(network, cond):
+    counting = Counting(network)
+    got = sample(counting, cond, NAMES, guidance=0.0)
+    assert counting.calls == [(5, 0)] * SAMPLER.num_steps
+    noise = SampleNoise(0, NAMES, (3, 16, 16))
+    expected = ddpm(denoise_with(network), cond, noise.draw(), SCHEDULE, SAMPLER, noise)
+    assert torch.equal(got, to_pixels(expected))
+
+
+def test_with_guidance_both_branches_are_asked_and_pictures_change(network, cond):
+    counting = Counting(network)
+    guided = sample(counting, cond, NAMES, guidance=1.0)
+    assert counting.calls == [(10, 5)] * SAMPLER.num_steps
+    assert not torch.equal(guided, sample(network, cond, NAMES, guidance=0.0))
+
+
+def test_every_guidance_weight_starts_from_the_same_noise():
+    first, second = (SampleNoise(3, ["a/0", "b/1"], (3, 4, 4)) for _ in range(2))
+    z = first.draw()
+    assert torch.equal(z, second.draw())
+    later = first(0)
+    assert torch.equal(later, second(0))
+    assert not torch.equal(later, z)
+    assert torch.equal(SampleNoise(3, ["b/1"], (3, 4, 4)).draw()[0], z[1])
+
+
+def test_the_noise_of_many_samples_is_standard_normal():
+    z = SampleNoise(0, [f"n/{i}" for i in range(500)], (3, 4, 4)).draw()
+    assert float(z.mean()) == pytest.approx(0, abs=4 / z.numel() ** 0.5)
+    assert float(z.var()) == pytest.approx(1, abs=4 * (2 / z.numel()) ** 0.5)
+
+
+def test_every_level_survives_the_unit_range():
+    levels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(1, 3, 16, 16)
+    assert torch.equal(to_pixels(to_unit(levels)), levels)
+
+
+def test_values_outside_the_range_are_clipped_and_others_go_to_the_nearest_level():
+    x = torch.tensor([-9.0, -1.0, 0.0, 1.0, 9.0, 1 - 0.99 / 255, 1 - 1.01 / 255]).view(-1, 1, 1, 1).expand(-1, 3, 1, 1)
+    assert to_pixels(x)[:, 0, 0, 0].tolist() == [0, 0, 128, 255, 255, 255, 254]
+
+
+def test_png_keeps_every_pixel_of_a_tensor_and_of_an_array():
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 16, 16), np.uint8))
+    data = png_bytes(pixels)
+    assert Image.open(io.BytesIO(data)).format == "PNG"
+    assert torch.equal(decode_at(data, 16), pixels)
+    assert png_bytes(pixels.permute(1, 2, 0).numpy()) == data
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"guidance": ()}, "generate.guidance"),
+        ({"guidance": (-0.1,)}, "generate.guidance"),
+        ({"guidance": (0.5, 0.5)}, "generate.guidance"),
+        ({"num_conditions": 0}, "generate.num_conditions"),
+        ({"samples_per_condition": 0}, "generate.samples_per_condition"),
+        ({"batch_size": 0}, "generate.batch_size"),
+    ],
+)
+def test_settings_out_of_range_are_refused_by_name(changes, field):
+    with pytest.raises(ConfigError) as caught:
+        GenerateConfig(**changes)
+    assert str(caught.value).startswith(f"{field} must be")

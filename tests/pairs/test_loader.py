@@ -1,0 +1,185 @@
+"""Training batches from real files: the right pictures with the right tokens, the same for any number of workers."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from semantica.datasets import read_manifest, read_shard
+from semantica.errors import ConfigError, DataError
+from semantica.pairs.draw import PairStream
+from semantica.pairs.loader import PairLoader, decode_at, to_unit
+from semantica.pairs.scores import cosine_upper, square
+
+STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, make):
+    """A folder with encodings (22 and 18 pictures), their scores and the selection of the band 0.1 to 0.9."""
+    folder = tmp_path_factory.mktemp("run")
+    make.encodings(folder / "encodings")
+    make.scores(folder / "scores", folder / "encodings")
+    make.selection(folder / "selection", folder / "scores", low=0.1, high=0.9)
+    return folder
+
+
+def loader(run, encodings="encodings", selection="selection", **changes):
+    settings = {"seed": 0, "batch_size": 8, "num_lanes": 4, "resolution_px": 16, "window_groups": 1} | changes
+    return PairLoader(run / encodings, run / selection, **settings)
+
+
+def numbers(batch):
+    """[(target's number, conditioning image's number)] of a batch."""
+    pixels = ((batch.x[:, :2, 0, 0] + 1) * 127.5).round().int()
+    targets = (pixels[:, 0] + 256 * pixels[:, 1]).tolist()
+    return list(zip(targets, batch.cond.tokens[:, 0, 0].int().tolist(), strict=True))
+
+
+def stored(run):
+    """number -> (page, pooled embedding) of every picture."""
+    found, number = {}, 0
+    manifest = read_manifest(run / "encodings", "encodings")
+    for entry in manifest.shards():
+        for row in read_shard(run / "encodings", entry, ["episode_id", "pooled"]).to_pylist():
+            for pooled in row["pooled"]:
+                found[number] = row["episode_id"], np.array(pooled, np.float32)
+                number += 1
+    return found
+
+
+def same(a, b):
+    return all(torch.equal(p, q) for p, q in ((a.x, b.x), (a.cond.tokens, b.cond.tokens), (a.cond.pooled, b.cond.pooled)))
+
+
+def test_every_pair_is_of_one_page_inside_the_band_and_never_a_picture_with_itself(run):
+    pictures, seen = stored(run), set()
+    own = loader(run)
+    for step in range(STEPS):
+        batch = own.batch(step)
+        assert not batch.cond.is_null.any()
+        for row, (target, condition) in enumerate(numbers(batch)):
+            assert target != condition
+            assert pictures[target][0] == pictures[condition][0]
+            cosine = cosine_upper(np.stack([pictures[target][1], pictures[condition][1]]))[0]
+            assert np.float32(0.1) <= cosine <= np.float32(0.9)
+            assert batch.cond.pooled[row].tolist() == pictures[condition][1].tolist()
+            assert (batch.cond.tokens[row] == condition).all()
+            seen.add((target, condition))
+    assert len(seen) > 30
+
+
+def test_the_target_is_the_stored_picture_pixel_for_pixel(run, make):
+    batch = loader(run).batch(0)
+    for row, (target, _) in enumerate(numbers(batch)):
+        assert torch.equal(batch.x[row], to_unit(decode_at(make.picture(target), 16)))
+
+
+def test_every_target_with_a_partner_is_drawn_within_two_epochs(run):
+    pictures, own = stored(run), loader(run)
+    expected = set()
+    for page in {page for page, _ in pictures.values()}:
+        members = [n for n, (p, _) in pictures.items() if p == page]
+        upper = cosine_upper(np.stack([pictures[n][1] for n in members]))
+        matrix = square(upper, len(members))
+        kept = (matrix >= np.float32(0.1)) & (matrix <= np.float32(0.9))
+        expected |= {n for n, row in zip(members, kept, strict=True) if row.any()}
+    assert own.stream.num_draws == len(expected)
+    largest = max(lane.num_draws for lane in own.stream._lanes)
+    drawn = {t for step in range(-(-largest // 2)) for t, _ in numbers(own.batch(step))}
+    assert drawn == expected
+
+
+def test_a_batch_does_not_depend_on_what_was_loaded_before(run):
+    used = loader(run)
+    for step in (7, 3, 7, 0, 11):
+        assert same(used.batch(step), loader(run).batch(step))
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_the_shares_of_all_workers_put_together_are_the_batch_of_one_bit_for_bit(run, world):
+    alone, workers = loader(run), [loader(run, rank=rank, world=world) for rank in range(world)]
+    for step in range(STEPS):
+        whole, shares = alone.batch(step), [worker.batch(step) for worker in workers]
+        x, tokens, pooled = torch.empty_like(whole.x), torch.empty_like(whole.cond.tokens), torch.empty_like(whole.cond.pooled)
+        for share in shares:
+            x[list(share.slots)], tokens[list(share.slots)] = share.x, share.cond.tokens
+            pooled[list(share.slots)] = share.cond.pooled
+        assert torch.equal(x, whole.x)
+        assert torch.equal(tokens, whole.cond.tokens)
+        assert torch.equal(pooled, whole.cond.pooled)
+
+
+def test_another_seed_and_another_band_give_other_batches(run, make):
+    make.selection(run / "wider", run / "scores", low=0.0, high=0.95)
+    first = [numbers(loader(run).batch(step)) for step in range(4)]
+    assert [numbers(loader(run, seed=1).batch(step)) for step in range(4)] != first
+    assert [numbers(loader(run, selection="wider").batch(step)) for step in range(4)] != first
+
+
+def test_memory_holds_no_more_row_groups_than_two_windows_of_each_lane(tmp_path, make):
+    make.encodings(tmp_path / "encodings", rows_per_group=1)
+    make.scores(tmp_path / "scores", tmp_path / "encodings")
+    make.selection(tmp_path / "selection", tmp_path / "scores", low=0.0)
+    own = loader(tmp_path, batch_size=2, num_lanes=2, rank=0, world=2)
+    drawn, most = set(), 0
+    for step in range(40):
+        own.batch(step)
+        drawn |= own._open.keys()
+        most = max(most, len(own._open))
+    assert most == 2 < len(drawn)
+
+
+def test_encodings_that_the_selection_was_not_made_from_are_refused(run, make):
+    make.encodings(run / "others", salt=1)
+    with pytest.raises(DataError, match=r"made from other encodings .* run jobs\.pairs"):
+        loader(run, encodings="others")
+
+
+def test_more_lanes_than_row_groups_are_refused(run):
+    with pytest.raises(ConfigError, match=r"train\.num_lanes is 16, but only \d+ row groups"):
+        loader(run, num_lanes=16, batch_size=16)
+
+
+def test_encodings_without_tokens_are_refused(tmp_path, make):
+    make.encodings(tmp_path / "encodings", tokens=False)
+    make.scores(tmp_path / "scores", tmp_path / "encodings")
+    make.selection(tmp_path / "selection", tmp_path / "scores")
+    with pytest.raises(DataError, match=r"holds no tokens; run jobs\.encode with --store-tokens"):
+        loader(tmp_path)
+
+
+def test_pictures_smaller_than_the_training_resolution_are_refused(run):
+    with pytest.raises(DataError, match="must be at least 32 px, got 16x16"):
+        loader(run, resolution_px=32).batch(0)
+
+
+@pytest.mark.parametrize(("folder", "job"), [("encodings", "encode"), ("scores", "pairs")])
+def test_a_damaged_shard_is_refused_by_its_own_path(run, tmp_path, folder, job):
+    shutil.copytree(run, tmp_path / "run")
+    own = loader(tmp_path / "run")
+    for path in (tmp_path / "run" / folder).glob("*.parquet"):
+        path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(DataError) as caught:
+        own.batch(0)
+    assert f"{tmp_path / 'run' / folder / 'shard-0000'}" in str(caught.value)
+    assert f"run jobs.{job} again" in str(caught.value)
+
+
+def test_a_larger_picture_is_reduced_by_the_mean_of_its_pixels(make):
+    large = decode_at(make.picture(5, side=32), 32).float()
+    means = large.unfold(1, 2, 2).unfold(2, 2, 2).mean((-1, -2))
+    # Pillow averages along rows, then along columns, and rounds after each: half a level twice.
+    assert (decode_at(make.picture(5, side=32), 16).float() - means).abs().max() <= 1
+
+
+def test_unit_range_ends_at_black_and_white():
+    assert to_unit(torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 1, 1))[:, 0, 0, 0].tolist() == [-1, 1]
+
+
+def test_the_stream_of_a_loader_is_keyed_by_its_selection(run):
+    own = loader(run)
+    manifest = read_manifest(run / "selection", "selection")
+    expected = PairStream(own.selection.row_groups, manifest.hash, seed=0, batch_size=8, num_lanes=4, window_groups=1)
+    assert [own.stream.draw(3, s) for s in range(8)] == [expected.draw(3, s) for s in range(8)]

@@ -1,0 +1,153 @@
+"""One step: chance keyed by the slot, the loss of a batch as the mean of its parts, learning."""
+
+import copy
+
+import pytest
+import torch
+
+from semantica.diffusion.process import v_target
+from semantica.diffusion.schedule import ScheduleConfig, logsnr
+from semantica.training.loop import initial_network
+from semantica.training.recipe import OptimizerConfig
+from semantica.training.step import StepNoise, make_optimizer, step_loss, step_noise, update
+
+SHAPE = (3, 4, 4)
+
+
+def parts(noise):
+    return noise.t, noise.eps, noise.dropped
+
+
+def same(a, b):
+    return all(torch.equal(p, q) for p, q in zip(parts(a), parts(b), strict=True))
+
+
+def row(noise, index):
+    return StepNoise(*(p[index : index + 1] for p in parts(noise)))
+
+
+def test_the_noise_of_a_slot_does_not_depend_on_the_other_slots_asked_for():
+    whole = step_noise(0, 7, range(8), SHAPE, 0.5)
+    for slots in ([3], [6, 3], [3, 0, 5]):
+        some = step_noise(0, 7, slots, SHAPE, 0.5)
+        for index, slot in enumerate(slots):
+            assert same(row(some, index), row(whole, slot))
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_the_noise_of_all_workers_put_together_is_that_of_one(world):
+    whole = step_noise(3, 1, range(8), SHAPE, 0.5)
+    for rank in range(world):
+        share = step_noise(3, 1, range(rank, 8, world), SHAPE, 0.5)
+        assert all(torch.equal(a, b[rank::world]) for a, b in zip(parts(share), parts(whole), strict=True))
+
+
+def test_every_seed_step_and_slot_has_noise_of_its_own():
+    asked = [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0), (1, 1, 1), (0, 1, 1)]
+    assert len({float(step_noise(seed, step, [slot], SHAPE, 0.1).t) for seed, step, slot in asked}) == len(asked)
+    assert same(step_noise(5, 6, [7], SHAPE, 0.1), step_noise(5, 6, [7], SHAPE, 0.1))
+
+
+def test_the_noise_has_the_distributions_it_should_have():
+    noise = step_noise(0, 0, range(4000), SHAPE, 0.1)
+    assert float(noise.t.mean()) == pytest.approx(0.5, abs=4 * (1 / 12 / 4000) ** 0.5)
+    assert float(noise.t.var()) == pytest.approx(1 / 12, rel=0.1)
+    assert float(noise.dropped.float().mean()) == pytest.approx(0.1, abs=4 * (0.09 / 4000) ** 0.5)
+    count = noise.eps.numel()
+    assert float(noise.eps.mean()) == pytest.approx(0, abs=4 / count**0.5)
+    assert float(noise.eps.var()) == pytest.approx(1, abs=4 * (2 / count) ** 0.5)
+    assert abs(float(torch.corrcoef(torch.stack([noise.t, noise.eps[:, 0, 0, 0]]))[0, 1])) < 4 / 4000**0.5
+
+
+def test_the_noise_does_not_touch_the_global_generator():
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    step_noise(0, 0, range(3), SHAPE, 0.1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_no_dropout_drops_none():
+    assert not step_noise(0, 0, range(500), SHAPE, 0.0).dropped.any()
+
+
+def network_and_batch(tiny, dtype=torch.float64):
+    """A network in which no weight is zero, in eval mode (no dropout), a real batch and its noise."""
+    config = tiny.config()
+    network = initial_network(config).to(dtype).eval()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in network.parameters():
+            p += 0.05 * torch.randn(p.shape, generator=generator).to(dtype)
+    batch = tiny.loader(config).batch(0)
+    noise = step_noise(config.seed, 0, batch.slots, (3, 16, 16), 0.5)
+    return config, network, batch, noise
+
+
+def loss_and_gradients(network, batch, noise, schedule, rows):
+    network.zero_grad()
+    own = StepNoise(noise.t[rows].double(), noise.eps[rows].double(), noise.dropped[rows])
+    cond = batch.cond[rows]
+    loss = step_loss(
+        network, batch.x[rows].double(), type(cond)(cond.tokens.double(), cond.pooled.double(), cond.is_null), own, schedule
+    )
+    loss.mean().backward()
+    return loss.detach(), [p.grad.clone() for p in network.parameters()]
+
+
+def test_the_loss_and_gradients_of_a_batch_are_the_means_of_its_halves(tiny):
+    config, network, batch, noise = network_and_batch(tiny)
+    whole, gradients = loss_and_gradients(network, batch, noise, config.schedule, slice(None))
+    halves = [loss_and_gradients(network, batch, noise, config.schedule, slice(rank, None, 2)) for rank in range(2)]
+    torch.testing.assert_close(torch.stack([halves[0][0], halves[1][0]], 1).flatten(), whole, rtol=1e-12, atol=1e-12)
+    for all_of_it, first, second in zip(gradients, halves[0][1], halves[1][1], strict=True):
+        torch.testing.assert_close((first + second) / 2, all_of_it, rtol=1e-9, atol=1e-12)
+    assert max(float(g.abs().max()) for g in gradients) > 1e-3
+
+
+def test_the_loss_at_the_start_is_alpha_squared_times_the_target(tiny):
+    # The network's output is exactly zero at the start.
+    config = tiny.config()
+    batch = tiny.loader(config).batch(0)
+    noise = step_noise(0, 0, batch.slots, (3, 16, 16), 0.1)
+    lam = logsnr(noise.t, config.schedule)
+    expected = torch.sigmoid(lam) * v_target(batch.x, noise.eps, lam).square().mean((1, 2, 3))
+    torch.testing.assert_close(step_loss(initial_network(config), batch.x, batch.cond, noise, config.schedule), expected)
+
+
+def test_a_dropped_condition_changes_nothing_when_it_is_another(tiny):
+    config, network, batch, noise = network_and_batch(tiny, torch.float32)
+    other = type(batch.cond)(batch.cond.tokens + 1, batch.cond.pooled - 1, batch.cond.is_null)
+    with torch.no_grad():
+        a, b = (step_loss(network, batch.x, cond, noise, config.schedule) for cond in (batch.cond, other))
+    assert 0 < noise.dropped.sum() < len(noise.dropped)
+    assert torch.equal(a[noise.dropped], b[noise.dropped])
+    assert (a[~noise.dropped] != b[~noise.dropped]).all()
+
+
+def test_the_loss_of_one_repeated_batch_falls(tiny):
+    config = tiny.config()
+    network = initial_network(config).eval()
+    batch = tiny.loader(config).batch(0)
+    noise = step_noise(0, 0, batch.slots, (3, 16, 16), 0.0)
+    settings = OptimizerConfig(learning_rate=3e-3, warmup_steps=0)
+    optimizer = make_optimizer(network, settings)
+    losses = []
+    for _ in range(60):
+        loss = step_loss(network, batch.x, batch.cond, noise, ScheduleConfig(resolution_px=16)).mean()
+        torch.autograd.backward(loss)
+        update(network, optimizer, settings, settings.learning_rate)
+        losses.append(float(loss.detach()))
+    # Pixels are noise, so x cannot be told from z in general: what falls is what one batch allows.
+    assert losses[-1] < 0.6 * losses[0]
+
+
+def test_the_network_at_the_start_depends_on_the_seed_alone_and_leaves_the_global_generator(tiny):
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first = initial_network(tiny.config()).state_dict()
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(6)
+    second = copy.deepcopy(initial_network(tiny.config()).state_dict())
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    other = initial_network(tiny.config(seed=1)).state_dict()
+    assert any(not torch.equal(first[name], other[name]) for name in first)
