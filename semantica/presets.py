@@ -64,7 +64,7 @@ def tiny() -> PipelineConfig:
             log_every=10,
             checkpoint_every=250,
         ),
-        generate=GenerateConfig(sampler=SamplerConfig(num_steps=64), num_conditions=48, batch_size=16),
+        generate=GenerateConfig(sampler=SamplerConfig(num_steps=48), num_conditions=48, batch_size=16),
         evaluate=EvaluateConfig(centred=True),
     )
 

