@@ -7,6 +7,7 @@ driver opened, no global state is touched, and every stage logs the same way. Th
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -36,6 +37,9 @@ class TrackingConfig:
 def _client(uri: str) -> Any:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
+    # Read when mlflow is imported: it would report the making of every table of a new SQLite store.
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nothing is sent anywhere unless asked for
     from mlflow import MlflowClient  # two seconds to import: only where runs are recorded
 
     return MlflowClient(tracking_uri=uri)

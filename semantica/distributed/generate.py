@@ -11,12 +11,13 @@ import torch
 
 from semantica.conditioning import Conditioning
 from semantica.config import from_dict, to_dict
-from semantica.datasets import Manifest, StageOutput, read_manifest, read_shard
+from semantica.datasets import Manifest, StageOutput, read_manifest, read_shard, write_atomically
 from semantica.distributed.encode import HELD_OUT
 from semantica.distributed.session import stage_session
 from semantica.distributed.shards import in_actors, with_meter
 from semantica.errors import DataError
 from semantica.generation.generate import Candidate, GenerateConfig, choose_conditions, png_bytes, sample_pictures
+from semantica.metrics.exhibits import grids
 from semantica.pairs.scores import pooled_rows
 from semantica.runtime import Runtime
 from semantica.schemas import SAMPLES
@@ -117,7 +118,12 @@ def generate(
         session.run.metrics(counts)
         session.summary = f"{counts['num_samples']} samples for {len(chosen)} conditioning images"
         facts = {"conditions": [[c.image_id, c.episode_id] for c in chosen], "resolution_px": opened.config.denoiser.resolution_px}
-        return stage.finish(counts, facts)
+        manifest = stage.finish(counts, facts)
+        # Beside the dataset, not of it: made from it, for a person to look at first.
+        preview = grids(out, manifest, encodings, source)[0].png
+        write_atomically(stage.folder / "preview.png", preview)
+        session.run.image(preview, "samples-against-guidance")
+        return manifest
 
 
 def check_same_encoder(trained_with: dict[str, Any], encodings: Manifest) -> None:

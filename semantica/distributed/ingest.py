@@ -54,9 +54,10 @@ def ingest(
         counts: Counter[str] = Counter()
         for _, stats in stage.receipts():
             counts.update(stats)
-        if not counts["num_train_images"]:
+        usable = counts["num_train_images"] + (counts["num_held_out_images"] if config.held_out_share == 1 else 0)
+        if not usable:
             reasons = ", ".join(f"{n} {r.removeprefix('num_quarantined_')}" for r, n in _reasons(counts)) or "there are none"
-            raise DataError(f"ingest: none of {counts['num_images_in']} pictures under {root} can be trained on: {reasons}")
+            raise DataError(f"ingest: none of {counts['num_images_in']} pictures under {root} can be used: {reasons}")
         session.run.metrics(counts)
         session.summary = (
             f"{counts['num_train_images']} pictures of {counts['num_train_episodes']} pages, "

@@ -35,7 +35,7 @@ class IngestConfig:
     near_duplicate_levels: int = 24  # of 255, in any channel of any cell of a 16x16 thumbnail
     max_furniture_pages: int = 10  # a picture on more pages than this AND than the share below is furniture
     max_furniture_page_share: float = 0.0
-    held_out_share: float = 0.15
+    held_out_share: float = 0.15  # 1: nothing to train on, all conditioning images (an evaluation set, a user's own pictures)
     split_by: Literal["image", "page"] = "page"
     min_images: int = 2  # of a training episode; fewer give no pair
     seed: int = 0
@@ -47,7 +47,7 @@ class IngestConfig:
         require(0 <= self.near_duplicate_levels <= 255, "near_duplicate_levels", "in 0..255", self.near_duplicate_levels)
         require(self.max_furniture_pages >= 1, "max_furniture_pages", "at least 1", self.max_furniture_pages)
         require(0 <= self.max_furniture_page_share <= 1, "max_furniture_page_share", "in 0..1", self.max_furniture_page_share)
-        require(0 <= self.held_out_share < 1, "held_out_share", "at least 0 and below 1", self.held_out_share)
+        require(0 <= self.held_out_share <= 1, "held_out_share", "in 0..1", self.held_out_share)
         require(self.min_images >= 1, "min_images", "at least 1", self.min_images)
         require(self.pages_per_shard >= 1, "pages_per_shard", "at least 1", self.pages_per_shard)
         require(self.rows_per_group >= 1, "rows_per_group", "at least 1", self.rows_per_group)

@@ -173,3 +173,19 @@ def test_a_tree_where_nothing_can_be_trained_on_says_why(local_ray: None, small_
     with pytest.raises(DataError, match="none of 1 pictures"):
         ingest(small_run.config.ingest, root=tmp_path / "pictures", out=tmp_path / "out", runtime=small_run.runtime)
     assert not (tmp_path / "out" / MANIFEST).exists()
+
+
+def test_pictures_of_ones_own_become_conditions_without_training(small_run: SmallRun, tmp_path: Path) -> None:
+    """What a user with a folder of pictures does: hold everything out, encode, draw."""
+    runtime = small_run.runtime
+    own = override(small_run.config.ingest, {"held_out_share": 1.0})
+    counts = ingest(own, root=small_run.root, out=tmp_path / "episodes", runtime=runtime).counts
+    assert counts["num_train_images"] == 0
+    assert counts["num_held_out_images"] == counts["num_images_in"] - counts["num_quarantined"] > 0
+    encode(small_run.config.encode, episodes=tmp_path / "episodes", out=tmp_path / "encodings", runtime=runtime)
+    model = small_run.out / "checkpoint" / MODEL
+    drawn = generate(
+        small_run.config.generate, checkpoint=model, encodings=tmp_path / "encodings", out=tmp_path / "samples", runtime=runtime
+    )
+    assert drawn.counts == {"num_conditions": 6, "num_samples": 12}
+    assert (tmp_path / "samples" / "preview.png").read_bytes().startswith(b"\x89PNG")

@@ -221,7 +221,7 @@ def test_a_folder_tree_goes_through_as_a_user_would_run_it(tmp_path):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("held_out_share", 1.0), ("min_images", 0), ("near_duplicate_bits", 65), ("split_by", "site"), ("source", "warc")],
+    [("held_out_share", 1.01), ("min_images", 0), ("near_duplicate_bits", 65), ("split_by", "site"), ("source", "warc")],
 )
 def test_settings_out_of_range_are_refused_by_name(field, value):
     with pytest.raises(ConfigError, match=field):
