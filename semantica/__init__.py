@@ -1,1 +1,13 @@
-"""Image-conditioned diffusion from a crawl of web pages, on Ray (the paper "Semantica", arXiv 2405.14857)."""
+"""Image-conditioned diffusion from a crawl of web pages, on Ray (the paper "Semantica", arXiv 2405.14857).
+
+What users may rely on; everything else may change between versions:
+
+- the commands `python -m jobs.X`, their flags and the YAML they take;
+- the Arrow schemas of `semantica.schemas` and the manifests of `semantica.datasets`;
+- `semantica.presets.preset(name)` and `semantica.config`: `from_dict`, `to_dict`, `to_yaml`, `override`;
+- the shells `semantica.distributed.{ingest,encode,pairs,train,generate,evaluate,quickstart}`: one function each, of the same name;
+- `semantica.training.checkpoint.open_checkpoint(folder)`, which gives the configuration and the network;
+- the contract `semantica.diffusion.process.Denoise`, the samplers and the guidance built on it.
+
+Importing this package imports nothing else.
+"""
