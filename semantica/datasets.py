@@ -137,24 +137,27 @@ class StageOutput:
     def open(self, *, fresh: bool = False) -> Manifest | None:
         """Make the folder ready. Returns the manifest when the same work is already done, None when there is work to do.
 
-        Raises DataError when the folder holds the output of another configuration or other inputs (`fresh` deletes it instead).
+        Raises DataError when the folder holds the output of another configuration or other inputs; `fresh` deletes such an output,
+        and only such a one, instead.
         """
+        try:
+            return self._open(fresh)
+        except OSError as error:
+            raise DataError(
+                f"{self.kind}: cannot write to {self.folder} ({error.strerror or error}); choose another folder"
+            ) from None
+
+    def _open(self, fresh: bool) -> Manifest | None:
         plan = {"kind": self.kind, "config": self.config, "inputs": self.inputs, "schema_version": SCHEMA_VERSION}
         plan = json.loads(json.dumps(plan))
         path = self.folder / _PLAN
-        if fresh and path.exists():
+        difference = self._difference(path, plan) if path.exists() else ""
+        if difference and fresh:
             shutil.rmtree(self.folder)
+        elif difference:
+            raise DataError(f"{self.kind}: {self.folder} {difference}; pass --fresh to replace it, or another output folder")
         if path.exists():
-            try:
-                earlier = json.loads(path.read_text())
-            except ValueError as error:
-                raise DataError(f"{self.kind}: {path} is damaged ({error}); pass --fresh to make {self.folder} again") from None
-            difference = _first_difference(earlier, plan)
-            if difference:
-                raise DataError(
-                    f"{self.kind}: {self.folder} was made with another configuration ({difference}); "
-                    "pass --fresh to replace it, or another output folder"
-                )
+            pass
         elif self.folder.exists() and any(self.folder.iterdir()):
             raise DataError(f"{self.kind}: {self.folder} is not empty and was not made by this stage; choose another folder")
         else:
@@ -162,6 +165,14 @@ class StageOutput:
         if (self.folder / MANIFEST).exists():
             return read_manifest(self.folder, self.kind)
         return None
+
+    def _difference(self, path: Path, plan: Mapping[str, Any]) -> str:
+        try:
+            earlier = json.loads(path.read_text())
+        except ValueError as error:
+            return f"has a damaged plan, {path.name} ({error})"
+        found = _first_difference(earlier, plan)
+        return f"was made with another configuration ({found})" if found else ""
 
     def has_shard(self, name: str) -> bool:
         """True when the shard was written whole."""
@@ -179,6 +190,8 @@ class StageOutput:
             rows = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
             relative = str(path.relative_to(self.folder))
             files.append(asdict(FileEntry(relative, partial.stat().st_size, file_sha256(partial), rows)))
+            with partial.open("rb") as stream:  # on disk before its receipt can be
+                os.fsync(stream.fileno())
             partial.replace(path)
         receipt = {"files": files, "stats": dict(stats)}
         write_atomically(self.folder / _RECEIPTS / f"{name}.json", json.dumps(receipt).encode())
@@ -193,7 +206,12 @@ class StageOutput:
         entries = []
         for path in sorted((self.folder / _RECEIPTS).glob("*.json")):
             for values in json.loads(path.read_text())["files"]:
-                entries.append(FileEntry(**{**values, "row_group_rows": tuple(values["row_group_rows"])}))
+                entry = FileEntry(**{**values, "row_group_rows": tuple(values["row_group_rows"])})
+                if (self.folder / entry.path).stat().st_size != entry.num_bytes:
+                    raise DataError(
+                        f"{self.kind}: {self.folder / entry.path} is not what its receipt {path} says; delete both, run again"
+                    )
+                entries.append(entry)
         for relative in extra_files:
             path = self.folder / relative
             entries.append(FileEntry(relative, path.stat().st_size, file_sha256(path)))

@@ -116,20 +116,11 @@ def start_run(
     if uri == "off":
         yield Run()
         return
-    client = _client(uri)
-    found = client.get_experiment_by_name(experiment)
-    if found is None:
-        # Beside the SQLite file, so that one folder holds everything; a server decides for itself.
-        database = Path(uri.removeprefix("sqlite:///")).absolute()
-        location = (database.parent / "mlartifacts").as_uri() if uri.startswith("sqlite:///") else None
-        experiment_id = client.create_experiment(experiment, artifact_location=location)
-    else:
-        experiment_id = found.experiment_id
     all_tags = {"semantica.stage": name, "mlflow.source.git.commit": git_commit(), **(tags or {})}
     if parent is not None and parent.run_id:
         all_tags["mlflow.parentRunId"] = parent.run_id
-    created = client.create_run(experiment_id, run_name=name, tags=all_tags)
-    run = Run(uri, experiment_id, created.info.run_id)
+    run = _create_run(uri, experiment, name, all_tags)
+    client = _client(uri)
     status = "FAILED"
     try:
         yield run
@@ -139,10 +130,34 @@ def start_run(
         client.set_terminated(run.run_id, status)
 
 
+def _create_run(uri: str, experiment: str, name: str, tags: Mapping[str, str]) -> Run:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client = _client(uri)
+        found = client.get_experiment_by_name(experiment)
+        if found is None:
+            # Beside the SQLite file, so that one folder holds everything; a server decides for itself.
+            database = Path(uri.removeprefix("sqlite:///")).absolute()
+            location = (database.parent / "mlartifacts").as_uri() if uri.startswith("sqlite:///") else None
+            experiment_id = client.create_experiment(experiment, artifact_location=location)
+        else:
+            experiment_id = found.experiment_id
+        created = client.create_run(experiment_id, run_name=name, tags=dict(tags))
+    except MlflowException as error:
+        first = str(error).strip().splitlines()[0][:200]
+        raise ConfigError(f"tracking.uri: cannot record runs at {uri} ({first}); give another URI, or off") from None
+    return Run(uri, experiment_id, created.info.run_id)
+
+
 @lru_cache(maxsize=1)
 def git_commit() -> str:
     """The commit of the checkout this package runs from, or "unknown"."""
-    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    command = ["git", "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    except OSError:  # no git on this machine
+        return "unknown"
     return done.stdout.strip() or "unknown"
 
 

@@ -142,10 +142,10 @@ def test_another_plan_is_refused_with_the_field_and_fresh_replaces_it(tmp_path, 
     assert other.open() is None
 
 
-def test_fresh_makes_the_same_plan_anew_too(tmp_path):
-    stage, _ = finished(tmp_path / "d")
-    assert output(stage.folder).open(fresh=True) is None
-    assert not stage.has_shard("a")
+def test_fresh_keeps_what_the_same_plan_has_made(tmp_path):
+    stage, manifest = finished(tmp_path / "d")
+    assert output(stage.folder).open(fresh=True) == manifest
+    assert stage.has_shard("a")
 
 
 @pytest.mark.parametrize("fresh", [False, True])
@@ -165,7 +165,7 @@ def test_an_empty_folder_may_be_filled(tmp_path):
 def test_a_damaged_plan_is_refused_by_name_and_fresh_replaces_it(tmp_path):
     stage, _ = finished(tmp_path / "d")
     (stage.folder / "_plan.json").write_text("{")
-    with pytest.raises(DataError, match=r"_plan\.json is damaged"):
+    with pytest.raises(DataError, match="has a damaged plan"):
         output(stage.folder).open()
     assert output(stage.folder).open(fresh=True) is None
 

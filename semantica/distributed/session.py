@@ -29,12 +29,13 @@ _SHARED: ContextVar[bool] = ContextVar("shared", default=False)
 @contextmanager
 def shared_ray() -> Iterator[None]:
     """Stages inside the block share the Ray that the first of them starts; when none has work to do, none is started."""
-    token = _SHARED.set(True)
+    token, running = _SHARED.set(True), ray.is_initialized()
     try:
         yield
     finally:
         _SHARED.reset(token)
-        ray.shutdown()
+        if not running:  # a Ray that the caller had is the caller's to end
+            ray.shutdown()
 
 
 @contextmanager
@@ -99,11 +100,26 @@ def stage_session(name: str, stage: StageOutput, runtime: Runtime, parent: Run |
             raise user_error(error) or error from None
         seconds = time.monotonic() - started
         run.metrics({"stage_seconds": seconds})
-        # Beside the manifest, not in it: the same work has the same hash however long it took.
+        # Beside the manifest, not in it: the same work has the same hash however long it took. The last attempt's alone.
         write_atomically(stage.folder / TIMING, json.dumps({"seconds": seconds}).encode())
         say(f"{name:<9} {session.summary} in {seconds:.1f} s -> {stage.folder}")
         for note in session.notes:
             say(f"{'':<9} {note}")
+
+
+def check_resources(cluster: ClusterConfig, *, gpus: float) -> None:
+    """Raise ConfigError when a local Ray has fewer CPUs or GPUs than one stage needs at least: Ray itself would wait for ever.
+
+    A cluster may grow, so with RAY_ADDRESS set nothing is checked.
+    """
+    if os.environ.get("RAY_ADDRESS"):
+        return
+    there = ray.cluster_resources()
+    needed = {"CPU": max(cluster.cpus_per_actor, cluster.num_workers * cluster.cpus_per_worker), "GPU": gpus}
+    for resource, amount in needed.items():
+        if amount > there.get(resource, 0):
+            have = there.get(resource, 0)
+            raise ConfigError(f"cluster: {amount:g} {resource}s are asked for, this machine's Ray has {have:g}; ask for fewer")
 
 
 def say(line: str) -> None:

@@ -14,6 +14,7 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext
 
 from semantica import errors
+from semantica.distributed.session import check_resources
 from semantica.errors import SemanticaError
 from semantica.progress import Meter
 from semantica.runtime import ClusterConfig
@@ -72,6 +73,7 @@ def in_actors(
     """The result of `make(*arguments)(shard)` for every shard, as they are ready; `make`, once an actor, loads the weights."""
     if not shards:
         return
+    check_resources(cluster, gpus=cluster.gpus_per_actor)
     size = min(cluster.num_actors, len(shards))
     results = _dataset(shards).map(
         _Unpack,

@@ -20,7 +20,7 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 
 from semantica.config import from_dict, to_dict
 from semantica.datasets import Manifest, StageOutput, read_manifest, write_atomically
-from semantica.distributed.session import stage_session
+from semantica.distributed.session import check_resources, stage_session
 from semantica.errors import ConfigError, DataError
 from semantica.pairs.loader import PairLoader
 from semantica.progress import Meter
@@ -53,6 +53,7 @@ def train_on_worker(job: dict[str, Any]) -> None:
     config = from_dict(TrainConfig, job["config"])
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
+    device = ray.train.torch.get_device()
     loader = PairLoader(
         Path(job["encodings"]),
         Path(job["selection"]),
@@ -66,12 +67,11 @@ def train_on_worker(job: dict[str, Any]) -> None:
     )
 
     def on_report(report: StepReport) -> None:
-        loss = torch.tensor(report.loss)
+        loss = torch.tensor(report.loss, device=device)  # NCCL takes no CPU tensors
         if world > 1:
-            torch.distributed.all_reduce(loss, torch.distributed.ReduceOp.AVG if job["use_gpu"] else torch.distributed.ReduceOp.SUM)
-            loss = loss if job["use_gpu"] else loss / world
+            torch.distributed.all_reduce(loss)
         if rank == 0:
-            job["mailbox"].put.remote({**asdict(report), "loss": float(loss)})
+            job["mailbox"].put.remote({**asdict(report), "loss": float(loss) / world})
 
     def on_checkpoint(step: int, save: Callable[[Path], None]) -> None:
         if rank != 0:
@@ -91,7 +91,7 @@ def train_on_worker(job: dict[str, Any]) -> None:
             Hooks(on_report, on_checkpoint),
             start=open_checkpoint(Path(folder)) if folder else None,
             wrap=lambda network: ray.train.torch.prepare_model(network, parallel_strategy="ddp" if world > 1 else None),
-            device=ray.train.torch.get_device(),
+            device=device,
         )
 
 
@@ -119,6 +119,7 @@ def train(
             encoder={"identity": source.facts["encoder"], "config": source.config["encoder"]},
             encodings=source.hash,
             selection=chosen.hash,
+            corpus_mean=tuple(source.facts["corpus_mean"]),
         )
         job = {
             "config": to_dict(config),
@@ -128,18 +129,20 @@ def train(
             "use_gpu": runtime.cluster.use_gpu,
             "mailbox": ray.remote(num_cpus=0)(Mailbox).remote(),
         }
+        check_resources(runtime.cluster, gpus=float(runtime.cluster.num_workers if runtime.cluster.use_gpu else 0))
         with _Follower(job["mailbox"], session.run, config, stage.folder):
             result = _trainer(job, config, runtime.cluster, stage.folder).fit()
         _keep_model(Path(result.checkpoint.path), stage.folder / MODEL, config)
         files = [f"{MODEL}/{p.name}" for p in sorted((stage.folder / MODEL).iterdir())]
         history = json.loads((stage.folder / _HISTORY).read_text())
-        for path in sorted((stage.folder / MODEL).iterdir()):
-            if path.name in ("config.json", "ema.safetensors"):
-                session.run.artifact(path, MODEL)
         loss = history[-1]["loss"] if history else float("nan")
         rate = sorted(h["images_per_second"] for h in history)[len(history) // 2] if history else 0.0
         session.summary = f"{config.num_steps} steps of {config.batch_size} pairs, loss {loss:.3f}, {rate:.0f} images/s"
-        return stage.finish({"num_steps": config.num_steps}, {"loss": loss}, [*files, _HISTORY])
+        manifest = stage.finish({"num_steps": config.num_steps}, {"loss": loss}, [*files, _HISTORY])
+        shutil.rmtree(stage.folder / "ray")  # what Ray kept to resume from
+        for name in ("config.json", "ema.safetensors"):
+            session.run.artifact(stage.folder / MODEL / name, MODEL)
+        return manifest
 
 
 def check_fits(config: TrainConfig, encodings: Manifest, cluster: ClusterConfig) -> None:
@@ -172,7 +175,7 @@ def _trainer(job: dict[str, Any], config: TrainConfig, cluster: ClusterConfig, o
 
 
 def _keep_model(latest: Path, model: Path, config: TrainConfig) -> None:
-    """Put the last checkpoint, checked, in its final place; what Ray kept to resume from goes."""
+    """Put the last checkpoint, checked, in its final place."""
     checkpoint = open_checkpoint(latest)
     if checkpoint.step != config.num_steps:
         raise DataError(

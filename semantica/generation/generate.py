@@ -54,23 +54,12 @@ class Candidate:
 
 
 def choose_conditions(candidates: Sequence[Candidate], number: int, seed: int) -> list[Candidate]:
-    """Up to `number` conditioning images, one of each episode in turn, so that no large page crowds out the others.
+    """Up to `number` conditioning images drawn uniformly from the candidates, without repetition.
 
-    The order depends on the seed and the ids alone. A picture that stands on several pages is taken once.
+    The order depends on the seed and the ids alone. A picture that stands on several pages is one candidate.
     """
-
-    def key(text: str) -> str:
-        return hashlib.sha256(f"{seed}/{text}".encode()).hexdigest()
-
-    # Under the episode with the last id, whatever order the shards came in.
-    once = {c.image_id: c for c in sorted(candidates, key=lambda c: c.episode_id)}
-    by_episode: dict[str, list[Candidate]] = {}
-    for candidate in sorted(once.values(), key=lambda c: key(c.image_id)):
-        by_episode.setdefault(candidate.episode_id, []).append(candidate)
-    episodes = sorted(by_episode, key=key)
-    turns = max(map(len, by_episode.values()), default=0)
-    chosen = [by_episode[e][turn] for turn in range(turns) for e in episodes if turn < len(by_episode[e])]
-    return chosen[:number]
+    unique = {c.image_id: c for c in sorted(candidates, key=lambda c: (c.image_id, c.episode_id), reverse=True)}
+    return sorted(unique.values(), key=lambda c: hashlib.sha256(f"{seed}/{c.image_id}".encode()).hexdigest())[:number]
 
 
 class SampleNoise:

@@ -1,4 +1,4 @@
-"""Pictures -> features -> figures: the protocol of an evaluation, pure. A shell in distributed/ runs `Extractors` in its actors.
+"""Features -> figures: the protocol of an evaluation, pure. A shell in distributed/ runs the extractors in its actors.
 
 Pictures are compared at the resolution the model draws at: real ones are reduced to it first, so that no set differs by its size.
 The *reference* is every held-out picture that is no conditioning image; *Copy* repeats each conditioning image as often as it was
@@ -8,7 +8,7 @@ sampled; *train* are training pictures, as many as samples of one w; *noise* is 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,17 +16,13 @@ import numpy as np
 import pyarrow as pa
 import torch
 from jaxtyping import Float, UInt8
-from torch import Tensor, nn
+from torch import Tensor
 
 from semantica.config import config, require
-from semantica.encoders.dinov2 import Encoder
 from semantica.errors import DataError
 from semantica.generation.generate import to_pixels
 from semantica.metrics.frechet import FeatureStatistics, frechet_distance
-from semantica.metrics.inception import inception_features
-from semantica.metrics.perceptual import perceptual_distance
 from semantica.metrics.similarity import OwnOther, own_and_other
-from semantica.schemas import FEATURES
 from semantica.training.step import slot_seed
 
 
@@ -47,57 +43,6 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         require(self.guidance >= 0, "evaluate.guidance", "0 or more", self.guidance)
         require(self.batch_size > 0, "evaluate.batch_size", "positive", self.batch_size)
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture to measure: what it is called, its pixels, and for a sample its guidance and its conditioning image."""
-
-    name: str
-    pixels: UInt8[Tensor, "3 h w"]
-    condition: str = ""
-    condition_pixels: UInt8[Tensor, "3 h w"] | None = None
-    guidance: float | None = None
-
-
-class Extractors:
-    """The networks of an evaluation, loaded once: the encoder, and Inception and a perceptual distance where they are there."""
-
-    def __init__(self, encoder: Encoder, inception: nn.Module | None, perceptual: nn.Module | None, batch_size: int) -> None:
-        self.encoder, self.inception, self.perceptual, self.batch_size = encoder, inception, perceptual, batch_size
-
-    def features(self, set_name: str, pictures: Sequence[Picture], *, with_inception: bool) -> pa.Table:
-        """The FEATURES rows of pictures of one size."""
-        rows: list[dict[str, Any]] = []
-        for start in range(0, len(pictures), self.batch_size):
-            chunk = pictures[start : start + self.batch_size]
-            images = torch.stack([p.pixels for p in chunk])
-            pooled = self.encoder(images).pooled.numpy()
-            inception = (
-                inception_features(self.inception, images).numpy() if self.inception and with_inception else [None] * len(chunk)
-            )
-            distance = self._distances(chunk, images)
-            for i, picture in enumerate(chunk):
-                rows.append(
-                    {
-                        "set": set_name,
-                        "name": picture.name,
-                        "condition": picture.condition,
-                        "guidance": picture.guidance,
-                        "pooled": pooled[i],
-                        "inception": inception[i],
-                        "perceptual": distance[i],
-                    }
-                )
-        return pa.Table.from_pylist(rows, schema=FEATURES)
-
-    def _distances(self, chunk: Sequence[Picture], images: Tensor) -> list[float | None]:
-        conditions = [p.condition_pixels for p in chunk if p.condition_pixels is not None]
-        if self.perceptual is None or len(conditions) < len(chunk):
-            return [None] * len(chunk)
-        with torch.inference_mode():
-            values: list[float | None] = perceptual_distance(self.perceptual, images, torch.stack(conditions)).tolist()
-        return values
 
 
 def noise_picture(seed: int, index: int, resolution_px: int) -> UInt8[Tensor, "3 h w"]:
@@ -126,6 +71,7 @@ class Figures:
     frechet: Mapping[str, float]
     fid_copy: float | None
     num_reference: int
+    num_train: int
     num_conditions: int
 
     def at(self, guidance: float) -> GuidanceFigures:
@@ -178,6 +124,7 @@ def compute_figures(features: pa.Table, corpus_mean: Float[np.ndarray, " d"] | N
         frechet=frechet,
         fid_copy=_distance(_statistics(copy_inception), inception_reference),
         num_reference=reference.n,
+        num_train=len(groups.get("train", ())),
         num_conditions=len(conditions),
     )
 

@@ -12,7 +12,6 @@ from semantica.datasets import Manifest, read_shard
 from semantica.metrics.charts import Curve
 from semantica.metrics.evaluate import Figures
 from semantica.metrics.grids import grid_png, sheet_png
-from semantica.metrics.perceptual import ST_LPIPS
 from semantica.metrics.report import Grid
 from semantica.pairs.loader import decode_at
 from semantica.training.checkpoint import Checkpoint
@@ -20,7 +19,7 @@ from semantica.training.checkpoint import Checkpoint
 _GRID_ROWS = 10
 
 
-def curves(figures: Figures, checkpoint: Checkpoint) -> list[Curve]:
+def curves(figures: Figures, checkpoint: Checkpoint, perceptual_name: str) -> list[Curve]:
     """The training loss, similarity against w, and quality against diversity (as Fig. 3 of the paper)."""
     drawn = []
     history_path = checkpoint.folder.parent / "history.json"
@@ -54,7 +53,7 @@ def curves(figures: Figures, checkpoint: Checkpoint) -> list[Curve]:
             Curve(
                 title="Quality against diversity",
                 x_label="Fréchet distance",
-                y_label=ST_LPIPS,
+                y_label=perceptual_name,
                 series={"samples": ([f.frechet for f in figures.by_guidance], distance)},
                 point_labels={"samples": [f"w = {g:g}" for g in w]},
                 caption="As Fig. 3 of the paper: left is nearer to real pictures, up is further from the conditioning image.",
@@ -67,7 +66,8 @@ def grids(samples: Path, drawn: Manifest, encodings: Path, source: Manifest) -> 
     """Condition and samples over w (as Fig. 4 of the paper), and every sample at one w above every condition."""
     side = drawn.facts["resolution_px"]
     conditions = [image_id for image_id, _ in drawn.facts["conditions"]]
-    stored = _pictures(encodings, source, "held_out", conditions)
+    stored = _pictures(encodings, source, conditions, None)
+    at_resolution = _pictures(encodings, source, conditions, side)
     drawn_pictures: dict[tuple[str, float], np.ndarray] = {}
     for entry in drawn.shards():
         for row in read_shard(samples, entry).to_pylist():
@@ -93,9 +93,9 @@ def grids(samples: Path, drawn: Manifest, encodings: Path, source: Manifest) -> 
         ),
         Grid(
             title="Every conditioning image",
-            png=sheet_png([stored[c] for c in conditions][:64], 16, scale=2),
+            png=sheet_png([at_resolution[c] for c in conditions][:64], 16, scale=2),
             alt=f"{min(64, len(conditions))} held-out conditioning images, in the order of the samples",
-            caption="In the same order.",
+            caption="In the same order, reduced to the size that they are compared at.",
         ),
     ]
 
@@ -105,9 +105,9 @@ def _array(data: bytes, side: int) -> np.ndarray:
     return pixels
 
 
-def _pictures(encodings: Path, source: Manifest, prefix: str, wanted: Sequence[str]) -> dict[str, np.ndarray]:
+def _pictures(encodings: Path, source: Manifest, wanted: Sequence[str], side: int | None) -> dict[str, np.ndarray]:
     names, found = set(wanted), {}
-    for entry in source.shards(prefix):
+    for entry in source.shards("held_out"):
         for row in read_shard(encodings, entry, ["images"])["images"].to_pylist():
-            found.update({i["image_id"]: _array(i["bytes"], i["width"]) for i in row if i["image_id"] in names})
+            found.update({i["image_id"]: _array(i["bytes"], side or i["width"]) for i in row if i["image_id"] in names})
     return found

@@ -23,7 +23,7 @@ from semantica.metrics.charts import Histogram
 from semantica.metrics.evaluate import EvaluateConfig, Figures
 from semantica.metrics.exhibits import curves, grids
 from semantica.metrics.inception import EXTRACTOR as INCEPTION
-from semantica.metrics.perceptual import ST_LPIPS
+from semantica.metrics.perceptual import LPIPS
 from semantica.metrics.report import Figure, Report, Table
 from semantica.pairs.selection import read_selection
 from semantica.tracking import git_commit
@@ -54,6 +54,7 @@ def build_report(
     encodings: Path,
     sources: Sources,
     notes: Sequence[str],
+    perceptual_name: str,
 ) -> Report:
     """The report of one evaluation."""
     drawn, source = read_manifest(samples, "samples"), read_manifest(encodings, "encodings")
@@ -78,12 +79,12 @@ def build_report(
     return Report(
         title="Semantica: pictures with the same meaning",
         summary=[*_verdicts(figures, config), *notes],
-        figures=[*_figures(figures, config), *_data_figures(source, selection.manifest if selection else None)],
+        figures=[*_figures(figures, config, perceptual_name), *_data_figures(source, selection.manifest if selection else None)],
         grids=grids(samples, drawn, encodings, source),
-        curves=curves(figures, checkpoint),
+        curves=curves(figures, checkpoint, perceptual_name),
         histograms=histograms,
-        tables=_tables(figures, episodes, _stage_folders(sources, encodings, checkpoint, samples)),
-        provenance=_provenance(source, checkpoint, figures),
+        tables=_tables(figures, perceptual_name, episodes, _stage_folders(sources, encodings, checkpoint, samples)),
+        provenance=_provenance(source, checkpoint, figures, perceptual_name),
         protocol=protocol,
         config_yaml=sources.config_yaml,
         versions={name: version(name) for name in ("ray", "torch", "transformers", "mlflow", "pyarrow", "pillow")},
@@ -109,18 +110,25 @@ def _verdicts(figures: Figures, config: EvaluateConfig) -> list[str]:
     return [first, second]
 
 
-def _figures(figures: Figures, config: EvaluateConfig) -> list[Figure]:
+def _figures(figures: Figures, config: EvaluateConfig, perceptual_name: str) -> list[Figure]:
     at = figures.at(config.guidance)
     n = f"n = {at.num_samples} against {figures.num_reference}, w = {config.guidance:g}"
     small = " Small n: compare within this table only." if at.num_samples < _SMALL_N else ""
     fd = "Fréchet distance to held-out real pictures, in the encoder's pooled features, of "
     found = [
         Figure(name="fd_samples", value=at.frechet, explanation=f"{fd}the samples.{small}", protocol=n),
-        Figure(name="fd_copy", value=figures.frechet["copy"], explanation=f"{fd}the conditioning images themselves.", protocol=n),
+        Figure(
+            name="fd_copy",
+            value=figures.frechet["copy"],
+            explanation=f"{fd}the conditioning images themselves, each as often as it was sampled.",
+            protocol=f"n = {at.num_samples} against {figures.num_reference}",
+        ),
     ]
-    for name, what in (("train", "as many training pictures"), ("noise", "as many pictures of Gaussian noise")):
+    others = (("train", figures.num_train, "training pictures"), ("noise", at.num_samples, "pictures of Gaussian noise"))
+    for name, count, what in others:
         if name in figures.frechet:
-            found.append(Figure(name=f"fd_{name}", value=figures.frechet[name], explanation=f"{fd}{what}.", protocol=n))
+            protocol = f"n = {count} against {figures.num_reference}"
+            found.append(Figure(name=f"fd_{name}", value=figures.frechet[name], explanation=f"{fd}{what}.", protocol=protocol))
     s = at.similarity
     cosine = (
         f"{'Mean-centred cosine' if config.centred else 'Cosine'}, {s.num_conditions} conditioning images, w = {config.guidance:g}"
@@ -149,7 +157,7 @@ def _figures(figures: Figures, config: EvaluateConfig) -> list[Figure]:
             found.append(Figure(name="fid_copy", value=figures.fid_copy, explanation=text, protocol=f"{n}; {INCEPTION}"))
     if at.perceptual is not None:
         text = "Mean distance of a sample to its conditioning image; higher is more different."
-        found.append(Figure(name="perceptual_distance", value=at.perceptual, explanation=text, protocol=ST_LPIPS))
+        found.append(Figure(name="perceptual_distance", value=at.perceptual, explanation=text, protocol=perceptual_name))
     return found
 
 
@@ -157,7 +165,11 @@ def _data_figures(source: Manifest, selection: Manifest | None) -> list[Figure]:
     found = [
         Figure(name="num_episodes", value=source.counts["num_episodes"], explanation="Pages with pictures to train on."),
         Figure(name="num_train_images", value=source.counts["num_train_images"], explanation="Pictures to train on."),
-        Figure(name="num_held_out_images", value=source.counts["num_held_out_images"], explanation="Pictures never trained on."),
+        Figure(
+            name="num_held_out_images",
+            value=source.counts["num_held_out_images"],
+            explanation="Never trained on; near-duplicates are sought within a page only.",
+        ),
     ]
     if selection is not None:
         counts = selection.counts
@@ -183,6 +195,7 @@ def _protocol(
         "resize to the encoder": "bicubic, antialiased",
         "samples": f"{figures.at(config.guidance).num_samples} at each w, for {figures.num_conditions} conditioning images",
         "reference": f"{figures.num_reference} held-out pictures that are no conditioning images",
+        "conditioning images": "drawn uniformly from the held-out pictures",
         "sampler": f"DDPM, {sampler['num_steps']} steps, interpolation {sampler['interpolation']:g}, x_hat clipped",
         "guidance w": ", ".join(f"{w:g}" for w in drawn.config["guidance"]) + f"; figures at w = {config.guidance:g}",
         "weights": "EMA" if drawn.config["use_ema"] else "raw",
@@ -193,15 +206,15 @@ def _protocol(
     }
 
 
-def _tables(figures: Figures, episodes: Manifest | None, folders: Sequence[tuple[str, Path]]) -> list[Table]:
+def _tables(figures: Figures, perceptual_name: str, episodes: Manifest | None, folders: Sequence[tuple[str, Path]]) -> list[Table]:
     rows = [
-        [f.guidance, f.frechet, f.fid, f.perceptual, f.similarity.own, f.similarity.other, f.similarity.standard_error]
+        [round(f.guidance, 6), f.frechet, f.fid, f.perceptual, f.similarity.own, f.similarity.other, f.similarity.standard_error]
         for f in figures.by_guidance
     ]
     tables = [
         Table(
             title="By guidance",
-            columns=["w", "Fréchet distance", "FID", ST_LPIPS, "own", "other", "standard error"],
+            columns=["w", "Fréchet distance", "FID", perceptual_name or "perceptual distance", "own", "other", "standard error"],
             rows=rows,
             caption="FID is computed at one w. Own and other: similarity of a sample to its own and to other conditioning images.",
         )
@@ -237,7 +250,7 @@ def _stage_folders(sources: Sources, encodings: Path, checkpoint: Checkpoint, sa
     return [(name, folder) for name, folder in folders.items() if folder is not None]
 
 
-def _provenance(source: Manifest, checkpoint: Checkpoint, figures: Figures) -> list[tuple[str, str, str]]:
+def _provenance(source: Manifest, checkpoint: Checkpoint, figures: Figures, perceptual_name: str) -> list[tuple[str, str, str]]:
     found = [(what, origin, licence) for what, origin, licence in source.facts["pictures"]]
     found = found or [("pictures", "given by the user", "not stated")]
     name = checkpoint.provenance.encoder["identity"]["name"]
@@ -249,6 +262,7 @@ def _provenance(source: Manifest, checkpoint: Checkpoint, figures: Figures) -> l
     found.append((f"encoder: {name}", *licensed))
     used = {packages.FID_INCEPTION: "fid", packages.ST_LPIPS: "perceptual"}
     for package, figure in used.items():
-        if any(getattr(f, figure) is not None for f in figures.by_guidance):
+        used_here = figure == "fid" or perceptual_name != LPIPS
+        if used_here and any(getattr(f, figure) is not None for f in figures.by_guidance):
             found.append((package.what, package.origin, package.licence))
     return found

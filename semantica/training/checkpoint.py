@@ -30,11 +30,14 @@ _MODEL, _EMA, _OPTIMIZER, _CONFIG = "model.safetensors", "ema.safetensors", "opt
 
 @dataclass(frozen=True)
 class Provenance:
-    """What the weights were trained on: the encoder's identity and the manifest hashes of encodings and selection."""
+    """What the weights were trained on: the encoder (identity and configuration), the manifest hashes of encodings and selection,
+    and the mean pooled embedding of the training pictures, which a mean-centred similarity subtracts.
+    """
 
     encoder: Mapping[str, Any]
     encodings: str
     selection: str
+    corpus_mean: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,8 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         expected = dict(json.loads(manifest.read_text()))
     except (ValueError, TypeError):
         expected = {}
+    if "kind" in expected and (folder / "model" / _MANIFEST).exists():
+        raise WeightsError(f"checkpoint: {folder} is the whole output of jobs.train; its checkpoint is {folder / 'model'}")
     if expected.keys() != {_MODEL, _EMA, _OPTIMIZER, _CONFIG}:
         raise WeightsError(f"checkpoint: {manifest} is damaged; use an earlier checkpoint or run jobs.train --fresh")
     for name, sha256 in expected.items():
@@ -127,9 +132,13 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         raise WeightsError(f"checkpoint: {folder} has format {described.get('format')}, expected {FORMAT}")
     try:
         config = from_dict(TrainConfig, described["config"])
-        return Checkpoint(folder, config, int(described["step"]), Provenance(**described["provenance"]))
+        return Checkpoint(folder, config, int(described["step"]), _provenance(described["provenance"]))
     except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
         raise WeightsError(f"checkpoint: {folder / _CONFIG} is not a configuration this version reads ({error})") from None
+
+
+def _provenance(values: Mapping[str, Any]) -> Provenance:
+    return Provenance(**{**values, "corpus_mean": tuple(values["corpus_mean"])})
 
 
 def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from semantica.pairs.loader import Batch
 from semantica.training.checkpoint import Checkpoint, Provenance, save_checkpoint
 from semantica.training.ema import Ema
 from semantica.training.recipe import TrainConfig
-from semantica.training.step import make_optimizer, step_loss, step_noise, update
+from semantica.training.step import make_optimizer, slot_seed, step_loss, step_noise, update
 
 
 @runtime_checkable
@@ -85,8 +85,9 @@ def fit(
         batch = loader.batch(step)
         noise = step_noise(config.seed, step, batch.slots, (3, side, side), config.conditioning_dropout)
         waited += time.perf_counter() - before
-        # Dropout inside the network is keyed by the step alone, so that a resumed run draws what an uninterrupted one would.
-        torch.manual_seed((config.seed << 32) + step)
+        # Dropout inside the network: a resumed run draws what an uninterrupted one would, and workers draw different masks. Unlike
+        # everything else it depends on how many workers share the batch.
+        torch.manual_seed(slot_seed("dropout", config.seed, step, batch.slots.start))
         loss = step_loss(wrapped, batch.x.to(device), batch.cond.to(device), noise.to(device), config.schedule)
         torch.autograd.backward(loss.mean())
         norms.append(update(network, optimizer, config.optimizer, config.optimizer.rate(step, config.num_steps)))

@@ -23,18 +23,19 @@ from semantica.runtime import Runtime
 NUM_PAGES, NUM_PICTURES = 12, 7
 
 
-def draw_pages(root: Path) -> Path:
+def draw_pages(root: Path, num_pages: int = NUM_PAGES, num_pictures: int = NUM_PICTURES) -> Path:
     """A folder tree: every page is a colour, its pictures are discs and bars of that colour."""
-    for page in range(NUM_PAGES):
+    for page in range(num_pages):
         folder = root / f"page-{page:02d}"
         folder.mkdir(parents=True)
-        colour = tuple(int(255 * c) for c in colorsys.hsv_to_rgb(page / NUM_PAGES, 0.9, 0.8))
-        for index in range(NUM_PICTURES):
+        colour = tuple(int(255 * c) for c in colorsys.hsv_to_rgb(page / num_pages, 0.9, 0.8))
+        for index in range(num_pictures):
             image = Image.new("RGB", (48, 48), "white")
             draw = ImageDraw.Draw(image)
-            size = 8 + 4 * index
+            size = 8 + 4 * (index % 7)
             shape = draw.ellipse if index % 2 else draw.rectangle
-            shape((24 - size // 2, 4 + index, 24 + size // 2, 4 + index + size), fill=colour)
+            left, top = 4 * (index // 7), 4 + index % 7
+            shape((left, top, left + size, top + size), fill=colour)
             image.save(folder / f"picture-{index}.png")
     return root
 

@@ -71,12 +71,11 @@ def candidates(**sizes):
 
 
 def test_conditions_come_from_the_episodes_in_turn():
-    chosen = choose_conditions(candidates(a=10, b=2, c=1), 13, seed=0)
-    episodes = [c.episode_id for c in chosen]
-    assert sorted(episodes[:3]) == ["a", "b", "c"]
-    assert sorted(episodes[3:5]) == ["a", "b"]
-    assert episodes[5:] == ["a"] * 8
-    assert len(set(chosen)) == 13
+    # Of 100 pictures 70 are of one page: so are 70% of the conditions, as in the set that samples are compared with.
+    pool = candidates(a=70, b=20, c=10)
+    drawn = Counter(c.episode_id for seed in range(200) for c in choose_conditions(pool, 10, seed=seed))
+    assert drawn["a"] / 2000 == pytest.approx(0.7, abs=0.05)  # five standard errors of 2000 draws
+    assert drawn["b"] / 2000 == pytest.approx(0.2, abs=0.045)
 
 
 def test_fewer_conditions_are_the_first_of_more():

@@ -8,7 +8,8 @@ from transformers import Dinov2Config, Dinov2Model
 
 from semantica.encoders.dinov2 import Encoder, EncoderIdentity
 from semantica.errors import ConfigError, DataError
-from semantica.metrics.evaluate import EvaluateConfig, Extractors, Picture, compute_figures, noise_picture
+from semantica.metrics.evaluate import EvaluateConfig, compute_figures, noise_picture
+from semantica.metrics.extractors import Extractors, MetricWeights, Picture
 from semantica.metrics.frechet import FeatureStatistics, frechet_distance
 from semantica.schemas import FEATURES
 
@@ -201,7 +202,7 @@ def test_extracted_rows_are_the_encoders_pooled_embeddings_in_order(encoder):
     pictures = [Picture(f"p{i}", p, "c", guidance=0.5) for i, p in enumerate(pixels)]
     expected = encoder(pixels).pooled.numpy()
     for batch_size in (2, 5):
-        table = Extractors(encoder, None, None, batch_size).features("samples", pictures, with_inception=True)
+        table = Extractors(encoder, MetricWeights(), batch_size).features("samples", pictures, with_inception=True)
         assert table.schema == FEATURES
         np.testing.assert_allclose(np.stack(table["pooled"].to_pylist()), expected, atol=1e-5)
         assert table["name"].to_pylist() == [f"p{i}" for i in range(5)]
@@ -210,5 +211,5 @@ def test_extracted_rows_are_the_encoders_pooled_embeddings_in_order(encoder):
 
 
 def test_no_pictures_give_an_empty_table_of_the_schema(encoder):
-    table = Extractors(encoder, None, None, 4).features("reference", [], with_inception=False)
+    table = Extractors(encoder, MetricWeights(), 4).features("reference", [], with_inception=False)
     assert (table.schema, table.num_rows) == (FEATURES, 0)
