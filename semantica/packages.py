@@ -97,7 +97,13 @@ ST_LPIPS = Package(
 QT_EFFECTS = DebianPackage(
     "qtgraphicaleffects5-doc-html", "usr/share/qt5/doc", "HTML pages of the Qt graphical effects", "The Qt Company", "GFDL 1.3"
 )
-OPENCV = DebianPackage("opencv-doc", "usr/share/doc/opencv-doc", "HTML pages of OpenCV's tutorials", "OpenCV team", "Apache-2.0")
+OPENCV = DebianPackage(
+    "opencv-doc",
+    "usr/share/doc/opencv-doc",
+    "HTML pages of OpenCV's tutorials",
+    "OpenCV team",
+    "BSD-3-Clause, Apache-2.0 and others, a file each",
+)
 SKLEARN = DebianPackage(
     "python-sklearn-doc",
     "usr/share/doc/python-sklearn-doc",

@@ -86,7 +86,7 @@ def stage_session(name: str, stage: StageOutput, runtime: Runtime, parent: Run |
     check_absolute_when_submitted(stage.folder)
     done = stage.open(fresh=runtime.fresh)
     if done is not None:
-        say(f"{name:<9} already done: {stage.folder}")
+        say(f"{name:<9} already done: {_shown(stage.folder)}")
         yield StageSession(stage, Run(), done)
         return
     uri = parent.uri if parent and parent.run_id else resolve_uri(runtime.tracking, stage.folder.parent)
@@ -102,7 +102,7 @@ def stage_session(name: str, stage: StageOutput, runtime: Runtime, parent: Run |
         run.metrics({"stage_seconds": seconds})
         # Beside the manifest, not in it: the same work has the same hash however long it took. The last attempt's alone.
         write_atomically(stage.folder / TIMING, json.dumps({"seconds": seconds}).encode())
-        say(f"{name:<9} {session.summary} in {seconds:.1f} s -> {stage.folder}")
+        say(f"{name:<9} {session.summary} in {seconds:.1f} s -> {_shown(stage.folder)}")
         for note in session.notes:
             say(f"{'':<9} {note}")
 
@@ -120,6 +120,11 @@ def check_resources(cluster: ClusterConfig, *, gpus: float) -> None:
         if amount > there.get(resource, 0):
             have = there.get(resource, 0)
             raise ConfigError(f"cluster: {amount:g} {resource}s are asked for, this machine's Ray has {have:g}; ask for fewer")
+
+
+def _shown(folder: Path) -> str:
+    """The folder as a person in this directory would type it."""
+    return str(folder.relative_to(Path.cwd())) if folder.is_relative_to(Path.cwd()) else str(folder)
 
 
 def say(line: str) -> None:
