@@ -37,7 +37,7 @@ def full_report(text="plain"):
             )
         ],
         tables=[Table(title=text, columns=["reason", "rows"], rows=[[text, 12], ["too-small", 3]], caption=text)],
-        provenance=[(text, "https://pypi.org/project/augly/", "CC-BY-4.0"), ("x", "javascript:alert(1)", text)],
+        provenance=[(text, "https://pictures.example.org/augly/", "CC-BY-4.0"), ("x", "javascript:alert(1)", text)],
         protocol={"n": 768, "extractor": text},
         config_yaml=f"train: {text}\n",
         versions={"torch": "2.9"},
@@ -81,7 +81,7 @@ def test_the_page_asks_nothing_of_any_other_host():
     assert not re.findall(r"@import|url\((?!#)", page)
     assert "default-src 'none'" in tree.css_first("meta[http-equiv]").attributes["content"]
     assert [a.attributes["href"] for a in tree.css("a") if not a.attributes["href"].startswith("#")] == [
-        "https://pypi.org/project/augly/"
+        "https://pictures.example.org/augly/"
     ]
 
 
