@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -28,7 +29,8 @@ def run(
     try:
         words, name = take_flag(sys.argv[1:] if argv is None else argv, "--preset")
         defaults = sections(preset(name or default_preset))
-        text = f"{description}\n\n--preset NAME (default {default_preset}) sets the defaults: {', '.join(PRESETS)}."
+        about = inspect.cleandoc(cls.__doc__ or "")
+        text = f"{description}\n\n{about}\n\n--preset NAME (default {default_preset}) sets the defaults: {', '.join(PRESETS)}."
         call(from_args(cls, words, prog=f"python -m {prog}", description=text, defaults=defaults))
     except SemanticaError as error:
         return fail(error)

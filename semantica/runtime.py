@@ -10,16 +10,16 @@ from semantica.tracking import TrackingConfig
 class ClusterConfig:
     """Ray resources. num_cpus and object_store_mb are for a local Ray only; with RAY_ADDRESS set, the cluster decides."""
 
-    num_cpus: int | None = None
+    num_cpus: int | None = None  # of a local Ray; None: all there are
     object_store_mb: int = 512
-    num_actors: int = 2
+    num_actors: int = 2  # of encode, generate and evaluate
     cpus_per_actor: float = 1.0
     gpus_per_actor: float = 0.0
-    num_workers: int = 2
+    num_workers: int = 2  # of train
     cpus_per_worker: float = 1.0
-    use_gpu: bool = False
-    max_failures: int = 3
-    worker_logs: bool = False
+    use_gpu: bool = False  # one GPU a training worker
+    max_failures: int = 3  # of training workers, before the job gives up; it goes on from the last checkpoint each time
+    worker_logs: bool = False  # show what workers print
 
     def __post_init__(self) -> None:
         for name in ("num_actors", "num_workers"):
@@ -29,8 +29,8 @@ class ClusterConfig:
 
 @config
 class Runtime:
-    """cluster: Ray resources; tracking: MLflow; fresh: replace an output that another configuration made."""
+    """cluster: Ray resources; tracking: MLflow."""
 
     cluster: ClusterConfig = ClusterConfig()
     tracking: TrackingConfig = TrackingConfig()
-    fresh: bool = False
+    fresh: bool = False  # replace an output that another configuration made

@@ -55,6 +55,7 @@ def ray_session(cluster: ClusterConfig) -> Iterator[None]:
             # Ray Data's actor pools make the driver's C++ core print a warning about Ray's own internals for each pool.
             os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         ray.init(
+            address="local",  # a head that somebody started on this machine is not joined unless RAY_ADDRESS says so
             # Logical CPUs: enough for every training worker, since a group that never fits would wait for ever.
             num_cpus=cluster.num_cpus or max(os.cpu_count() or 1, math.ceil(cluster.num_workers * cluster.cpus_per_worker)),
             object_store_memory=cluster.object_store_mb * 2**20,

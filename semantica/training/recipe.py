@@ -63,14 +63,14 @@ class TrainConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
     ema: EmaConfig = EmaConfig()
     num_steps: int = 300_000
-    batch_size: int = 2048
-    num_lanes: int = 64
-    window_groups: int = 16
-    conditioning_dropout: float = 0.1
+    batch_size: int = 2048  # pairs, over all workers
+    num_lanes: int = 64  # streams that the data is dealt to; every number of workers that divides it draws the same batches
+    window_groups: int = 16  # row groups of a lane that are shuffled together, and kept in memory
+    conditioning_dropout: float = 0.1  # share of the examples that are trained without their condition
     seed: int = 0
-    log_every: int = 100
-    checkpoint_every: int = 5_000
-    keep_checkpoints: int = 2
+    log_every: int = 100  # steps
+    checkpoint_every: int = 5_000  # steps
+    keep_checkpoints: int = 2  # while training; the last one stays
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "batch_size", "num_lanes", "log_every", "checkpoint_every", "keep_checkpoints", "window_groups"):

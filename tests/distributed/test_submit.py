@@ -74,3 +74,12 @@ def test_a_submitted_job_does_its_work_and_a_failed_one_says_why(head: dict[str,
     relative = submit(head, "jobs.ingest", "--root", root, "--out", "runs/episodes")
     assert relative.returncode != 0
     assert "needs absolute paths" in relative.stdout
+
+
+@pytest.mark.ray
+def test_a_local_run_does_not_join_a_head_that_happens_to_run(head: dict[str, str], tmp_path: Path) -> None:
+    env = {name: value for name, value in head.items() if name != "RAY_API_SERVER_ADDRESS"}
+    root = draw_pages(tmp_path / "pictures", num_pages=3)
+    words = [sys.executable, "-m", "jobs.ingest", "--root", str(root), "--out", str(tmp_path / "run" / "episodes")]
+    done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr  # joined to the head, Ray would refuse its CPU count
