@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -10,6 +11,9 @@ from small import SmallRun, draw_pages, random_encoder, run_stages, small_config
 from semantica.distributed.session import ray_session
 from semantica.runtime import ClusterConfig, Runtime
 from semantica.tracking import TrackingConfig
+
+# How often Ray Train looks at its workers: the default of two seconds is most of a run of six steps.
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,8 @@ import pytest
 from small import draw_pages
 
 from semantica.datasets import read_manifest
+from semantica.distributed.session import check_absolute_when_submitted
+from semantica.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -71,9 +73,11 @@ def test_a_submitted_job_does_its_work_and_a_failed_one_says_why(head: dict[str,
     line = next(line for line in failed.stdout.splitlines() if line.startswith("error: ingest"))
     assert str(tmp_path / "nothing") in line
 
-    relative = submit(head, "jobs.ingest", "--root", root, "--out", "runs/episodes")
-    assert relative.returncode != 0
-    assert "needs absolute paths" in relative.stdout
+
+def test_a_submitted_job_refuses_a_relative_output() -> None:
+    """`ray job submit --working-dir` runs in a folder of this name, which goes with the job."""
+    with pytest.raises(ConfigError, match="needs absolute paths"):
+        check_absolute_when_submitted(Path("/ray/session/runtime_resources/working_dir_files/_ray_pkg_0/runs/episodes"))
 
 
 @pytest.mark.ray
