@@ -47,6 +47,7 @@ def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
     assert_one_line(job("jobs.ingest", "--root", tmp_path / "empty", "--out", tmp_path / "out"), "no pictures under")
 
 
+@pytest.mark.ray
 def test_html_pages_without_pictures_are_refused_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "page.html").write_text("<p>words alone</p>")
