@@ -1,26 +1,28 @@
 """A stage's output: a folder of Parquet shards with a manifest, shown whole or not at all.
 
-`StageOutput` is what a stage fills: each shard is written to a temporary name and renamed, then its receipt (`_shards/NAME.json`)
-the same way; the manifest, with size and SHA-256 of every file, is renamed into place last. A folder without a manifest is never
-read as data, and running a stage again finishes the shards without a receipt and repeats nothing.
+`StageOutput` is what a stage fills: each shard appears whole, then its receipt (`_shards/NAME.json`); the manifest, with size and
+SHA-256 of every file, comes last. A folder without a manifest is never read as data, and running a stage again finishes the
+shards without a receipt and repeats nothing. One process fills a folder at a time (`lease.py`). Folders are `Location`s: a local
+path or an object store.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from semantica import lease
 from semantica.errors import DataError
 from semantica.schemas import SCHEMA_VERSION
+from semantica.storage import Location, atomic_file, file_sha256, remove_tree, write_atomically
 
 MANIFEST = "manifest.json"
 TIMING = "_timing.json"
@@ -65,10 +67,10 @@ class Manifest:
 
     def shards(self, prefix: str = "") -> tuple[FileEntry, ...]:
         """The Parquet files in the sub-folder `prefix` ("" is the folder itself), in order."""
-        return tuple(f for f in self.files if f.path.endswith(".parquet") and str(Path(f.path).parent) == (prefix or "."))
+        return tuple(f for f in self.files if f.path.endswith(".parquet") and str(PurePosixPath(f.path).parent) == (prefix or "."))
 
 
-def read_manifest(folder: Path, kind: str) -> Manifest:
+def read_manifest(folder: Location, kind: str) -> Manifest:
     """The manifest of a finished dataset. Raises DataError when the folder is missing, unfinished, damaged or of another kind."""
     job = {"episodes": "ingest", "encodings": "encode", "scores": "pairs", "selection": "pairs", "samples": "generate"}.get(
         kind, kind
@@ -91,48 +93,96 @@ def read_manifest(folder: Path, kind: str) -> Manifest:
     return manifest
 
 
-def read_shard(folder: Path, entry: FileEntry, columns: Sequence[str] | None = None) -> pa.Table:
+def read_shard(folder: Location, entry: FileEntry, columns: Sequence[str] | None = None) -> pa.Table:
     """One Parquet file of a dataset. Raises DataError when it is missing, of another size, or not readable."""
     path = folder / entry.path
     try:
-        if path.stat().st_size != entry.num_bytes:
-            raise DataError(
-                f"{path}: expected {entry.num_bytes} bytes, got {path.stat().st_size}; the file is damaged, make it again"
-            )
-        with pq.ParquetFile(path) as file:
+        size = path.stat().st_size
+        if size != entry.num_bytes:
+            raise DataError(f"{path}: expected {entry.num_bytes} bytes, got {size}; the file is damaged, make it again")
+        with path.open("rb") as stream, pq.ParquetFile(stream) as file:
             return file.read(columns=list(columns) if columns else None)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path}: not readable ({error}); make the dataset again") from None
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+class ShardWriter:
+    """Writes one shard row by row: `write` appends to a sub-folder's file, a row group at a time; `stats` go into the receipt."""
 
+    def __init__(self, folder: Location, name: str, rows_per_group: int, files: ExitStack) -> None:
+        self.folder, self.name, self.rows_per_group = folder, name, rows_per_group
+        self.stats: Mapping[str, Any] = {}
+        self._files = files
+        self._writers: dict[str, pq.ParquetWriter] = {}
+        self._partials: dict[str, Path] = {}
+        self._waiting: dict[str, list[pa.Table]] = {}
+        self._group_rows: dict[str, list[int]] = {}
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all, also after a crash."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)  # still there only when something above failed
+    def write(self, prefix: str, table: pa.Table) -> None:
+        """Append rows to the file in sub-folder `prefix` ("" is the folder itself). The first table, maybe empty, sets the schema."""
+        if prefix not in self._writers:
+            partial = self._files.enter_context(atomic_file(self.folder / self._path(prefix)))
+            self._partials[prefix] = partial
+            self._writers[prefix] = pq.ParquetWriter(partial, table.schema, compression="zstd", write_statistics=False)
+            self._waiting[prefix], self._group_rows[prefix] = [], []
+        self._waiting[prefix].append(table)
+        while sum(t.num_rows for t in self._waiting[prefix]) >= self.rows_per_group:
+            rows = pa.concat_tables(self._waiting[prefix])
+            self._write_group(prefix, rows[: self.rows_per_group])
+            self._waiting[prefix] = [rows[self.rows_per_group :]]
+
+    def close(self) -> list[FileEntry]:
+        """The files, complete and under their temporary names."""
+        entries = []
+        for prefix, writer in self._writers.items():
+            rest = pa.concat_tables(self._waiting[prefix])
+            if rest.num_rows:
+                self._write_group(prefix, rest)
+            writer.close()
+            partial = self._partials[prefix]
+            entries.append(
+                FileEntry(self._path(prefix), partial.stat().st_size, file_sha256(partial), tuple(self._group_rows[prefix]))
+            )
+        return entries
+
+    def abandon(self) -> None:
+        """Close what is open after an exception, so that nothing holds the temporary files."""
+        for writer in self._writers.values():
+            writer.close()
+
+    def _path(self, prefix: str) -> str:
+        return f"{prefix}/{self.name}.parquet" if prefix else f"{self.name}.parquet"
+
+    def _write_group(self, prefix: str, rows: pa.Table) -> None:
+        self._writers[prefix].write_table(rows, row_group_size=rows.num_rows)
+        self._group_rows[prefix].append(rows.num_rows)
 
 
 @dataclass(frozen=True)
 class StageOutput:
     """The folder that one run of a stage fills. Picklable: the driver opens it, workers write shards, the driver finishes it."""
 
-    folder: Path
+    folder: Location
     kind: str
     config: Mapping[str, Any]
     inputs: Mapping[str, str] = field(default_factory=dict)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """A block in which no other process may fill this folder. Raises DataError when another one does."""
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(lease.held(self.folder, self.kind))
+            except OSError as error:
+                raise self._cannot_write(error) from None
+            yield
+
+    def finished(self) -> Manifest | None:
+        """The manifest when this same work is already done; touches nothing."""
+        plan = self.folder / _PLAN
+        if not plan.exists() or not (self.folder / MANIFEST).exists() or self._difference(plan, self._plan()):
+            return None
+        return read_manifest(self.folder, self.kind)
 
     def open(self, *, fresh: bool = False) -> Manifest | None:
         """Make the folder ready. Returns the manifest when the same work is already done, None when there is work to do.
@@ -143,17 +193,17 @@ class StageOutput:
         try:
             return self._open(fresh)
         except OSError as error:
-            raise DataError(
-                f"{self.kind}: cannot write to {self.folder} ({error.strerror or error}); choose another folder"
-            ) from None
+            raise self._cannot_write(error) from None
+
+    def _cannot_write(self, error: OSError) -> DataError:
+        return DataError(f"{self.kind}: cannot write to {self.folder} ({error.strerror or error}); choose another folder")
 
     def _open(self, fresh: bool) -> Manifest | None:
-        plan = {"kind": self.kind, "config": self.config, "inputs": self.inputs, "schema_version": SCHEMA_VERSION}
-        plan = json.loads(json.dumps(plan))
+        plan = self._plan()
         path = self.folder / _PLAN
         difference = self._difference(path, plan) if path.exists() else ""
         if difference and fresh:
-            shutil.rmtree(self.folder)
+            remove_tree(self.folder)
         elif difference:
             raise DataError(f"{self.kind}: {self.folder} {difference}; pass --fresh to replace it, or another output folder")
         if path.exists():
@@ -166,7 +216,12 @@ class StageOutput:
             return read_manifest(self.folder, self.kind)
         return None
 
-    def _difference(self, path: Path, plan: Mapping[str, Any]) -> str:
+    def _plan(self) -> dict[str, Any]:
+        plan = {"kind": self.kind, "config": self.config, "inputs": self.inputs, "schema_version": SCHEMA_VERSION}
+        plain: dict[str, Any] = json.loads(json.dumps(plan))
+        return plain
+
+    def _difference(self, path: Location, plan: Mapping[str, Any]) -> str:
         try:
             earlier = json.loads(path.read_text())
         except ValueError as error:
@@ -178,33 +233,44 @@ class StageOutput:
         """True when the shard was written whole."""
         return (self.folder / _RECEIPTS / f"{name}.json").exists()
 
+    def shard_names(self) -> frozenset[str]:
+        """The shards that were written whole; one listing, where `has_shard` is a request each."""
+        return frozenset(path.stem for path in self._receipt_files())
+
+    @contextmanager
+    def shard_writer(self, name: str, rows_per_group: int) -> Iterator[ShardWriter]:
+        """A writer of the shard; at the end of the block its files appear whole, then its receipt; after an exception, nothing."""
+        with ExitStack() as files:
+            writer = ShardWriter(self.folder, name, rows_per_group, files)
+            try:
+                yield writer
+            except BaseException:
+                writer.abandon()
+                raise
+            entries = writer.close()
+        receipt = {"files": [asdict(entry) for entry in entries], "stats": dict(writer.stats)}
+        write_atomically(self.folder / _RECEIPTS / f"{name}.json", json.dumps(receipt).encode())
+
     def write_shard(self, name: str, tables: Mapping[str, pa.Table], stats: Mapping[str, Any], rows_per_group: int = 256) -> None:
         """Write {sub-folder ("" for the folder itself): table} as NAME.parquet each, then the receipt with `stats` (plain data)."""
-        files = []
-        for prefix, table in tables.items():
-            path = self.folder / prefix / f"{name}.parquet"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-            pq.write_table(table, partial, row_group_size=rows_per_group, compression="zstd", write_statistics=False)
-            metadata = pq.read_metadata(partial)
-            rows = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
-            relative = str(path.relative_to(self.folder))
-            files.append(asdict(FileEntry(relative, partial.stat().st_size, file_sha256(partial), rows)))
-            with partial.open("rb") as stream:  # on disk before its receipt can be
-                os.fsync(stream.fileno())
-            partial.replace(path)
-        receipt = {"files": files, "stats": dict(stats)}
-        write_atomically(self.folder / _RECEIPTS / f"{name}.json", json.dumps(receipt).encode())
+        with self.shard_writer(name, rows_per_group) as writer:
+            for prefix, table in tables.items():
+                writer.write(prefix, table)
+            writer.stats = stats
 
     def receipts(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """(shard name, stats) of every shard written so far, in order of name."""
-        for path in sorted((self.folder / _RECEIPTS).glob("*.json")):
+        for path in self._receipt_files():
             yield path.stem, json.loads(path.read_text())["stats"]
+
+    def _receipt_files(self) -> list[Location]:
+        folder = self.folder / _RECEIPTS
+        return sorted(folder.glob("*.json"), key=lambda path: path.name) if folder.exists() else []
 
     def finish(self, counts: Mapping[str, int], facts: Mapping[str, Any], extra_files: Sequence[str] = ()) -> Manifest:
         """Write the manifest over all shards and `extra_files` (paths inside the folder); the dataset is whole from here on."""
         entries = []
-        for path in sorted((self.folder / _RECEIPTS).glob("*.json")):
+        for path in self._receipt_files():
             for values in json.loads(path.read_text())["files"]:
                 entry = FileEntry(**{**values, "row_group_rows": tuple(values["row_group_rows"])})
                 if (self.folder / entry.path).stat().st_size != entry.num_bytes:

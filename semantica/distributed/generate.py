@@ -11,7 +11,7 @@ import torch
 
 from semantica.conditioning import Conditioning
 from semantica.config import from_dict, to_dict
-from semantica.datasets import Manifest, StageOutput, read_manifest, read_shard, write_atomically
+from semantica.datasets import Manifest, StageOutput, read_manifest, read_shard
 from semantica.distributed.encode import HELD_OUT
 from semantica.distributed.session import stage_session
 from semantica.distributed.shards import in_actors, with_meter
@@ -21,6 +21,7 @@ from semantica.metrics.exhibits import grids
 from semantica.pairs.scores import pooled_rows
 from semantica.runtime import Runtime
 from semantica.schemas import SAMPLES
+from semantica.storage import write_atomically
 from semantica.tracking import Run
 from semantica.training.checkpoint import open_checkpoint
 

@@ -1,113 +1,246 @@
-"""Stage `ingest`: a folder or HTML tree -> episodes, held-out episodes and quarantine, by Ray Data tasks over shards of pages."""
+"""Stage `ingest`: a crawl -> episodes, held-out episodes and quarantine, by Ray Data tasks over parts of the crawl.
+
+Up to three passes, each by tasks that leave a file for every part they finish, so that a restarted job goes on where it was: fetch
+(only when asked for), the census (which pictures stand on many pages, or on both sides of the split), and ingest itself.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from semantica.config import to_dict
-from semantica.datasets import Manifest, StageOutput
+from semantica.datasets import Manifest, ShardWriter, StageOutput
 from semantica.distributed.encode import HELD_OUT
-from semantica.distributed.session import stage_session
+from semantica.distributed.session import StageSession, stage_session
 from semantica.distributed.shards import in_tasks, with_meter
-from semantica.episodes.ingest import Census, IngestConfig, ingest_pages, take_census
-from semantica.episodes.pages import ImageRef, Page
+from semantica.episodes.census import Census, PageIds
+from semantica.episodes.decoder import PictureDecoder, open_decoder
+from semantica.episodes.fetch import Fetcher
+from semantica.episodes.fetch_store import FetchedPictures, fetch_into, fetchable, resolve
+from semantica.episodes.images import ImageConfig
+from semantica.episodes.ingest import IngestConfig, IngestedPage, count_pictures, ingest_pages, num_damaged
+from semantica.episodes.pages import Page, Part
+from semantica.episodes.quarantine import DamagedFile, QuarantineRow, Reason, quarantine_table
 from semantica.episodes.sources import SOURCES
 from semantica.errors import DataError
 from semantica.runtime import Runtime
+from semantica.schemas import EPISODES
+from semantica.storage import Location, location, remove_tree, write_atomically
 from semantica.tracking import Run
+
+QUARANTINE_FOLDER = "quarantine"
+_FETCHED, _CENSUS = "_fetched", "_census"
+_PAGES_AT_ONCE = 16  # turned into Arrow rows together
 
 
 def ingest(
     config: IngestConfig,
     *,
-    root: Path,
-    out: Path,
+    root: str | Path | Location,
+    out: str | Path | Location,
     runtime: Runtime,
     parent: Run | None = None,
     pictures: Sequence[tuple[str, str, str]] = (),
 ) -> Manifest:
-    """Turn the pages under `root` into episodes in `out`. Returns the manifest. Raises DataError when there is nothing to train on.
+    """Turn the crawl under `root` into episodes in `out`. Returns the manifest. Raises DataError when there is nothing to train on.
 
     `pictures`: (what, origin, licence) of the pictures, kept in the manifest and shown in every report.
     """
-    pages = SOURCES[config.source](root)
-    stage = StageOutput(out.absolute(), "episodes", to_dict(config), {"pages": _listing_hash(pages)})
+    root = location(root)
+    parts = SOURCES[config.source].parts(root, config.read)
+    stage = StageOutput(location(out), "episodes", to_dict(config), {"pages": _listing_hash(parts)})
     with stage_session("ingest", stage, runtime, parent) as session:
         if session.done is not None:
             return session.done
-        size = config.pages_per_shard
-        shards: list[dict[str, Any]] = [
-            {"name": f"part-{start // size:05d}", "pages": [asdict(p) for p in pages[start : start + size]]}
-            for start in range(0, len(pages), size)
-        ]
-        census = sum(map(_census_from, in_tasks(_CountShard, (config,), shards)), Census(0, Counter(), Counter()))
-        arguments = (config, census.furniture(config), census.in_training(), stage)
-        todo = [s for s in shards if not stage.has_shard(s["name"])]
-        with_meter(
-            in_tasks(_IngestShard, arguments, todo), "ingest", sum(len(s["pages"]) for s in todo), "pages", lambda r: r["num_pages"]
-        )
+        shards = [{"name": f"part-{index:05d}", "part": asdict(part)} for index, part in enumerate(parts)]
+        done = stage.shard_names()
+        todo = [shard for shard in shards if shard["name"] not in done]
+        arguments = (config, root, stage)
+        if config.fetch_urls:
+            width = runtime.cluster.num_fetchers
+            fetching = in_tasks(_FetchPart, (*arguments, width), todo, width=width)
+            with_meter(fetching, "fetch", len(todo), "parts", lambda _: 1)
+        if todo and config.census_mb:
+            _take_census(arguments, shards, session)
+        with_meter(in_tasks(_IngestPart, arguments, todo), "ingest", len(todo), "parts", lambda _: 1)
         counts: Counter[str] = Counter()
         for _, stats in stage.receipts():
             counts.update(stats)
-        usable = counts["num_train_images"] + (counts["num_held_out_images"] if config.held_out_share == 1 else 0)
-        if not usable:
-            reasons = ", ".join(f"{n} {r.removeprefix('num_quarantined_')}" for r, n in _reasons(counts)) or "there are none"
-            raise DataError(f"ingest: none of {counts['num_images_in']} pictures under {root} can be used: {reasons}")
+        _check(counts, len(parts), root, runtime)
         session.run.metrics(counts)
         session.summary = (
             f"{counts['num_train_images']} pictures of {counts['num_train_episodes']} pages, "
             f"{counts['num_held_out_images']} held out, {counts['num_quarantined']} of {counts['num_images_in']} quarantined"
         )
-        return stage.finish(counts, {"pictures": [list(p) for p in pictures]})
+        session.notes += _notes(counts)
+        manifest = stage.finish(counts, {"pictures": [list(p) for p in pictures]})
+        for name in (_FETCHED, _CENSUS):  # what only a restart would have read
+            if (stage.folder / name).exists():
+                remove_tree(stage.folder / name)
+        return manifest
+
+
+def _check(counts: Counter[str], num_parts: int, root: Location, runtime: Runtime) -> None:
+    """Raise DataError when nothing can be used, or when more is broken than the user allows."""
+    reasons = ", ".join(f"{n} {name}" for name, n in _reasons(counts)) or "there are none"
+    if not counts["num_train_images"] + counts["num_held_out_images"]:
+        raise DataError(f"ingest: none of {counts['num_images_in']} pictures under {root} can be used: {reasons}")
+    most = runtime.max_damaged_share
+    for what, damaged, total in (
+        ("pictures and pages", num_damaged(counts), counts["num_images_in"]),
+        ("files of the crawl", counts["num_quarantined_damaged_file"], num_parts),
+    ):
+        if damaged > most * total:
+            raise DataError(
+                f"ingest: {damaged} of {total} {what} under {root} are damaged, more than max_damaged_share = {most:g} allows "
+                f"({reasons}); look at {QUARANTINE_FOLDER}/ in the output, mend the crawl or pass a larger --max-damaged-share"
+            )
+
+
+def _notes(counts: Counter[str]) -> list[str]:
+    notes = []
+    if counts["num_pages_without_url"]:
+        notes.append(
+            f"{counts['num_pages_without_url']} of {counts['num_pages']} pictures came without the URL of their page and stand alone, "
+            "so they give no pairs (img2dataset keeps it when told: --save_additional_columns '[\"page_url\"]')"
+        )
+    if counts["num_quarantined_not_in_archive"]:
+        notes.append(f"{counts['num_quarantined_not_in_archive']} pictures of pages were not found in their archive")
+    if counts["num_quarantined_remote_url"]:
+        notes.append(f"{counts['num_quarantined_remote_url']} pictures are only named by URL; --fetch-urls gets them from the web")
+    if counts["num_quarantined_damaged_file"]:
+        notes.append(f"{counts['num_quarantined_damaged_file']} files of the crawl are damaged and quarantined whole")
+    return notes
 
 
 def _reasons(counts: Counter[str]) -> list[tuple[str, int]]:
-    return [(name, n) for name, n in counts.most_common() if name.startswith("num_quarantined_")]
+    prefix = "num_quarantined_"
+    return [(name.removeprefix(prefix), n) for name, n in counts.most_common() if name.startswith(prefix)]
 
 
-def _pages(shard: dict[str, Any]) -> list[Page]:
-    return [Page(**{**p, "images": tuple(ImageRef(**i) for i in p["images"])}) for p in shard["pages"]]
+def _listing_hash(parts: Sequence[Part]) -> str:
+    """Names the input: its parts with the sizes of what they read. An edit that keeps a file's size is not seen; use --fresh then."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(repr((part.paths, part.start, part.stop, part.fingerprint)).encode(errors="surrogateescape"))
+    return digest.hexdigest()
 
 
-class _CountShard:
-    """On how many pages each picture of a shard stands."""
+class _Part:
+    """What the workers of the three passes share: the pages of a part, with fetched pictures in their places."""
 
-    def __init__(self, config: IngestConfig) -> None:
-        self.config = config
+    def __init__(self, config: IngestConfig, root: Location, stage: StageOutput) -> None:
+        self.config, self.root, self.stage = config, root, stage
 
-    def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
-        census = take_census(_pages(shard), self.config, self.config.source)
-        return {"num_pages": census.num_pages, "train": dict(census.train), "held_out": dict(census.held_out)}
+    def found(self, shard: dict[str, Any]) -> Iterator[Page]:
+        """The pages as the source gives them."""
+        part = Part(**{**shard["part"], "paths": tuple(shard["part"]["paths"])})
+        return SOURCES[self.config.source].pages(self.root, part, self.config.read)
+
+    def pages(self, shard: dict[str, Any]) -> Iterator[Page]:
+        """The pages with every picture that was fetched."""
+        if not self.config.fetch_urls:
+            yield from self.found(shard)
+            return
+        fetched = FetchedPictures(self.stage.folder / _FETCHED, shard["name"])
+        for page in self.found(shard):
+            yield resolve(page, fetched)
 
 
-class _IngestShard:
-    """The episodes and the quarantine of a shard of pages."""
+class _FetchPart(_Part):
+    """Gets what a part only names by URL into the output's own store."""
 
-    def __init__(self, config: IngestConfig, furniture: frozenset[str], in_training: frozenset[str], stage: StageOutput) -> None:
-        self.config, self.furniture, self.in_training, self.stage = config, furniture, in_training, stage
+    def __init__(self, config: IngestConfig, root: Location, stage: StageOutput, num_fetchers: int) -> None:
+        super().__init__(config, root, stage)
+        self.num_fetchers = num_fetchers
 
     def __call__(self, shard: dict[str, Any]) -> dict[str, int]:
-        result = ingest_pages(_pages(shard), self.furniture, self.config, self.config.source, self.in_training)
-        tables = {"": result.train, HELD_OUT: result.held_out, "quarantine": result.quarantine}
-        self.stage.write_shard(shard["name"], tables, result.stats, self.config.rows_per_group)
-        return result.stats
+        try:
+            urls = [url for page in self.found(shard) for url in fetchable(page)]
+        except DamagedFile:  # refused whole later
+            urls = []
+        with Fetcher(self.config.fetch, share=1 / self.num_fetchers) as fetcher:
+            return fetch_into(self.stage.folder / _FETCHED, shard["name"], urls, fetcher, self.config.fetch.batch_size)
 
 
-def _census_from(values: dict[str, Any]) -> Census:
-    return Census(values["num_pages"], Counter(values["train"]), Counter(values["held_out"]))
+class _CountPart(_Part):
+    """Writes which pictures stand on the pages of a part, unless that was written before."""
+
+    def __call__(self, shard: dict[str, Any]) -> dict[str, str]:
+        path = self.stage.folder / _CENSUS / f"{shard['name']}.npz"
+        if not path.exists():
+            write_atomically(path, count_pictures(self.pages(shard), self.config).to_bytes())
+        return {"name": path.name}
 
 
-def _listing_hash(pages: Sequence[Page]) -> str:
-    """Names the input: pages, references and file sizes. An edit that keeps a file's size is not seen; delete the output then."""
-    digest = hashlib.sha256()
-    for page in pages:
-        digest.update(f"page {page.page_url}\n".encode(errors="surrogateescape"))
-        for image in page.images:
-            size = Path(image.path).stat().st_size if image.path and Path(image.path).exists() else -1
-            digest.update(f"{image.url} {size}\n".encode(errors="surrogateescape"))
-    return digest.hexdigest()
+def _take_census(arguments: tuple[IngestConfig, Location, StageOutput], shards: list[dict[str, Any]], session: StageSession) -> None:
+    """Write the census of all parts, unless it is there."""
+    config, _, stage = arguments
+    path = stage.folder / _CENSUS / "all.npz"
+    if path.exists():
+        return
+    census = Census(config.census_mb)
+    for counted in in_tasks(_CountPart, arguments, shards):
+        census.add(PageIds.from_bytes((stage.folder / _CENSUS / counted["name"]).read_bytes()))
+    if census.megabytes_wanted > census.megabytes:
+        session.notes.append(
+            f"census_mb = {config.census_mb} is small for {census.num_entries} pictures, so more than 1 in 100,000 of them may be "
+            f"refused as furniture or in_training by error; {census.megabytes_wanted} would do"
+        )
+    write_atomically(path, census.to_bytes())
+
+
+@lru_cache(maxsize=1)
+def _read_census(path: Location) -> Census:
+    """Once a worker process, which ingests many parts."""
+    return Census.from_bytes(path.read_bytes())
+
+
+@lru_cache(maxsize=1)
+def _decoder(settings: ImageConfig) -> PictureDecoder:
+    """Once a worker process; its child ends with the process."""
+    return open_decoder(settings)
+
+
+class _IngestPart(_Part):
+    """The episodes and the quarantine of a part, written row group by row group."""
+
+    def __call__(self, shard: dict[str, Any]) -> dict[str, int]:
+        census = _read_census(self.stage.folder / _CENSUS / "all.npz") if self.config.census_mb else None
+        decode = _decoder(self.config.image)
+        try:
+            counts = self._write(shard, ingest_pages(self.pages(shard), census, self.config, decode))
+        except DamagedFile as damaged:
+            row = QuarantineRow(damaged.path, "", Reason.DAMAGED_FILE, damaged.detail)
+            counts = self._write(shard, iter([IngestedPage(0, None, None, [row])]))
+        return dict(counts)
+
+    def _write(self, shard: dict[str, Any], ingested: Iterator[IngestedPage]) -> Counter[str]:
+        counts: Counter[str] = Counter()
+        waiting: list[IngestedPage] = []
+        with self.stage.shard_writer(shard["name"], self.config.rows_per_group) as writer:
+            _flush(waiting, writer)  # also a part without pages has all three files
+            for page in ingested:
+                counts.update(page.counts())
+                waiting.append(page)
+                if len(waiting) == _PAGES_AT_ONCE:
+                    _flush(waiting, writer)
+            _flush(waiting, writer)
+            writer.stats = dict(sorted(counts.items()))
+        return counts
+
+
+def _flush(waiting: list[IngestedPage], writer: ShardWriter) -> None:
+    """Write the rows of the pages, and forget them."""
+    writer.write("", pa.Table.from_pylist([p.train for p in waiting if p.train], schema=EPISODES))
+    writer.write(HELD_OUT, pa.Table.from_pylist([p.held_out for p in waiting if p.held_out], schema=EPISODES))
+    writer.write(QUARANTINE_FOLDER, quarantine_table([row for p in waiting for row in p.refused]))
+    waiting.clear()

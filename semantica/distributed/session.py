@@ -18,9 +18,10 @@ import ray
 from ray.exceptions import RayError
 
 from semantica.config import to_dict
-from semantica.datasets import TIMING, Manifest, StageOutput, write_atomically
+from semantica.datasets import TIMING, Manifest, StageOutput
 from semantica.errors import ConfigError, SemanticaError
 from semantica.runtime import ClusterConfig, Runtime
+from semantica.storage import Location, write_atomically
 from semantica.tracking import Run, resolve_uri, start_run
 
 _SHARED: ContextVar[bool] = ContextVar("shared", default=False)
@@ -85,12 +86,20 @@ class StageSession:
 def stage_session(name: str, stage: StageOutput, runtime: Runtime, parent: Run | None) -> Iterator[StageSession]:
     """Open the output, Ray and an MLflow run for a stage; print one line at its end. Users' errors come out of Ray unwrapped."""
     check_absolute_when_submitted(stage.folder)
-    done = stage.open(fresh=runtime.fresh)
-    if done is not None:
-        say(f"{name:<9} already done: {_shown(stage.folder)}")
-        yield StageSession(stage, Run(), done)
-        return
-    uri = parent.uri if parent and parent.run_id else resolve_uri(runtime.tracking, stage.folder.parent)
+    done = stage.finished()
+    if done is None:
+        with stage.held():
+            done = stage.open(fresh=runtime.fresh)  # again: another process may have finished it a moment ago
+            if done is None:
+                yield from _work(name, stage, runtime, parent)
+                return
+    say(f"{name:<9} already done: {_shown(stage.folder)}")
+    yield StageSession(stage, Run(), done)
+
+
+def _work(name: str, stage: StageOutput, runtime: Runtime, parent: Run | None) -> Iterator[StageSession]:
+    database = stage.folder.parent if isinstance(stage.folder, Path) else Path.cwd()  # SQLite needs a disk
+    uri = parent.uri if parent and parent.run_id else resolve_uri(runtime.tracking, database)
     started = time.monotonic()
     with ray_session(runtime.cluster), start_run(uri, runtime.tracking.experiment, name, parent=parent) as run:
         run.params({**stage.config, "inputs": dict(stage.inputs), "cluster": to_dict(runtime.cluster)})
@@ -123,8 +132,10 @@ def check_resources(cluster: ClusterConfig, *, gpus: float) -> None:
             raise ConfigError(f"cluster: {amount:g} {resource}s are asked for, this machine's Ray has {have:g}; ask for fewer")
 
 
-def _shown(folder: Path) -> str:
+def _shown(folder: Location) -> str:
     """The folder as a person in this directory would type it."""
+    if not isinstance(folder, Path):
+        return str(folder)
     return str(folder.relative_to(Path.cwd())) if folder.is_relative_to(Path.cwd()) else str(folder)
 
 
@@ -152,7 +163,7 @@ def user_error(error: BaseException) -> SemanticaError | None:
     return None
 
 
-def check_absolute_when_submitted(folder: Path) -> None:
+def check_absolute_when_submitted(folder: Location) -> None:
     """Raise ConfigError for an output inside the temporary folder that `ray job submit --working-dir` unpacks to."""
-    if "working_dir_files" in folder.absolute().parts:
+    if isinstance(folder, Path) and "working_dir_files" in folder.absolute().parts:
         raise ConfigError(f"a submitted job needs absolute paths: {folder} would be deleted with the job's working directory")

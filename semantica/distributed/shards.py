@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import ray
-from ray.data import ActorPoolStrategy, DataContext
+from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 
 from semantica import errors
 from semantica.distributed.session import check_resources
@@ -78,7 +78,7 @@ def in_actors(
     results = _dataset(shards).map(
         _Unpack,
         fn_constructor_args=(make, arguments),
-        compute=ActorPoolStrategy(min_size=1, max_size=size, initial_size=size),
+        compute=ActorPoolStrategy(min_size=min(cluster.min_actors, size), max_size=size, initial_size=size),
         num_cpus=cluster.cpus_per_actor,
         num_gpus=cluster.gpus_per_actor or None,
     )
@@ -86,14 +86,21 @@ def in_actors(
 
 
 def in_tasks(
-    make: Callable[..., Callable[[dict[str, Any]], Any]], arguments: tuple[Any, ...], shards: Sequence[dict[str, Any]]
+    make: Callable[..., Callable[[dict[str, Any]], Any]],
+    arguments: tuple[Any, ...],
+    shards: Sequence[dict[str, Any]],
+    *,
+    width: int | None = None,
 ) -> Iterator[Any]:
-    """The result of `make(*arguments)(shard)` for every shard, as they are ready; for work that loads no weights."""
+    """The result of `make(*arguments)(shard)` for every shard, as they are ready; for work that loads no weights.
+
+    width: how many run at once, where that is not the cluster's to decide.
+    """
     if not shards:
         return
     unpacked = _Unpack(make, arguments)
     # Ray Data wants a function or a class, and `unpacked` is an instance.
-    yield from _results(_dataset(shards).map(lambda row: unpacked(row), num_cpus=1))
+    yield from _results(_dataset(shards).map(lambda row: unpacked(row), num_cpus=1, compute=TaskPoolStrategy(size=width)))
 
 
 def with_meter(results: Iterator[Any], name: str, total: int, unit: str, amount: Callable[[Any], int]) -> list[Any]:

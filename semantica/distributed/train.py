@@ -19,12 +19,13 @@ import torch
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 
 from semantica.config import from_dict, to_dict
-from semantica.datasets import Manifest, StageOutput, read_manifest, write_atomically
+from semantica.datasets import Manifest, StageOutput, read_manifest
 from semantica.distributed.session import check_resources, stage_session
 from semantica.errors import ConfigError, DataError
 from semantica.pairs.loader import PairLoader
 from semantica.progress import Meter
 from semantica.runtime import ClusterConfig, Runtime
+from semantica.storage import write_atomically
 from semantica.tracking import Run
 from semantica.training.checkpoint import Provenance, open_checkpoint
 from semantica.training.loop import Hooks, StepReport, fit

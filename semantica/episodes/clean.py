@@ -1,14 +1,12 @@
-"""Pictures that are good files but add nothing to an episode: copies on one page, and furniture that a site repeats.
+"""Pictures that are good files but add nothing to an episode: copies of others on the same page.
 
-Comes in: what `ingest` has read of a page, and, for furniture, a first pass over all pages. Goes out: who is a near-duplicate of
-whom, and the set of pictures that stand on too many pages.
+Comes in: what `ingest` has read of a page. Goes out: who is a near-duplicate of whom. What a site repeats on all of its pages is
+found by the census (`census.py`).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import imagehash
@@ -16,17 +14,12 @@ import numpy as np
 from jaxtyping import Int16, UInt64
 from PIL import Image
 
-from semantica.episodes.pages import Page
-
 _CELLS = 16  # side of the thumbnail in which colours are compared
 
 
 def image_id(data: bytes) -> str:
     """The name of a picture: the first 32 hex digits of the SHA-256 of its original bytes."""
     return hashlib.sha256(data).hexdigest()[:32]
-
-
-# --- near duplicates within a page ---
 
 
 @dataclass(frozen=True)
@@ -70,31 +63,3 @@ class NearDuplicates:
         """Compare later pictures with this one too."""
         self._kept.append((name, new))
         self._gradients = np.append(self._gradients, new.gradients)
-
-
-# --- furniture: the same bytes on many pages ---
-
-
-def count_pages(pages: Iterable[Page]) -> Counter[str]:
-    """On how many of the pages each picture's bytes stand, by image_id. Counts of disjoint sets of pages may be added.
-
-    A file that cannot be read is not counted here: `ingest` meets it again and writes its row.
-    """
-    counts: Counter[str] = Counter()
-    for page in pages:
-        counts.update(ids for ids in {_file_id(image.path) for image in page.images if image.path} if ids)
-    return counts
-
-
-def _file_id(path: str) -> str:
-    try:
-        with open(path, "rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()[:32]
-    except OSError:
-        return ""
-
-
-def furniture(counts: Mapping[str, int], num_pages: int, max_pages: int, max_page_share: float) -> frozenset[str]:
-    """The ids of pictures on more than max(max_pages, max_page_share * num_pages) pages: logos, arrows, badges."""
-    limit = max(max_pages, max_page_share * num_pages)
-    return frozenset(name for name, count in counts.items() if count > limit)

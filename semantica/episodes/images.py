@@ -1,7 +1,7 @@
 """The one boundary where untrusted bytes become pixels: decode by Pillow, crop to a square, store as lossless WebP.
 
-Comes in: the bytes of one file of a crawl. Goes out: an RGB square of `image_px`, or `Refused` with a reason code. What a file
-claims in its header (pixels, sides) is checked before a single pixel is decoded.
+Comes in: the bytes of one file of a crawl. Goes out: an sRGB square of `image_px`, or `Refused` with a reason code. What a file
+claims in its header (pixels, sides) is checked before a single pixel is decoded. `decoder` runs this in a child that may die.
 
 WebP at effort (method 1, quality 0) takes 8 ms and 31 KB a 256 px picture; Pillow's default (4, 80) 39 ms and 29 KB, PNG 8 ms and
 43 KB (one core of a shared Xeon, 24 pictures of arcade, augly and astronomy).
@@ -14,9 +14,22 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import (  # noqa: F401 - a plugin registers its formats; for one that is missing Pillow would load all of its seventy
+    AvifImagePlugin,
+    BmpImagePlugin,
+    ExifTags,
+    GifImagePlugin,
+    Image,
+    ImageOps,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+)
 
 from semantica.config import config, require
+from semantica.episodes import colour
 from semantica.episodes.quarantine import Reason, Refused
 
 # Pillow guesses among these only: its other sixty decoders are rarely used on the web and rarely attacked by their authors.
@@ -48,6 +61,9 @@ class ImageConfig:
     max_pixels: int = 50_000_000  # refused from the header, before decoding
     max_bytes: int = 50_000_000  # of the file
     blank_levels: int = 4  # refused as blank when no channel varies by more than this (of 255) in the square
+    isolate: bool = True  # decode in a child process that may die, hang or run out of memory; False: in this process
+    decode_timeout_s: float = 20.0  # of one picture in the child, on the wall clock; a usual picture takes 0.02 s
+    decode_memory_mb: int = 2048  # what one picture may take in the child, in MiB; 50 million pixels take up to 1 GiB
 
     def __post_init__(self) -> None:
         require(1 <= self.image_px <= 4096, "image_px", "in 1..4096", self.image_px)
@@ -56,6 +72,8 @@ class ImageConfig:
         require(1 <= self.max_pixels <= PILLOW_MAX_PIXELS, "max_pixels", f"in 1..{PILLOW_MAX_PIXELS}", self.max_pixels)
         require(1 <= self.max_bytes < 2**31, "max_bytes", "in 1..2147483647", self.max_bytes)
         require(0 <= self.blank_levels <= 255, "blank_levels", "in 0..255", self.blank_levels)
+        require(0 < self.decode_timeout_s <= 3600, "decode_timeout_s", "above 0, at most 3600", self.decode_timeout_s)
+        require(16 <= self.decode_memory_mb <= 2**20, "decode_memory_mb", "in 16..1048576", self.decode_memory_mb)
 
 
 @dataclass(frozen=True)
@@ -77,34 +95,52 @@ class NormalisedImage:
 
 
 def normalise(data: bytes, settings: ImageConfig) -> NormalisedImage:
-    """The picture in `data` as it is stored: short side resized to image_px (antialiased), the middle square kept.
+    """The picture in `data` as it is stored: short side resized to image_px (antialiased), the middle square kept, in sRGB.
 
     Pictures smaller than image_px (but not than min_side_px) are scaled up, so that all have one size. Raises Refused.
     """
-    picture, (width, height) = decode(data, settings)
-    side = settings.image_px
-    square = ImageOps.fit(picture, (side, side), Image.Resampling.LANCZOS)
-    spread = int(np.ptp(np.asarray(square), axis=(0, 1)).max())
-    if spread <= settings.blank_levels:
-        raise Refused(Reason.BLANK, f"one colour, RGB {square.getpixel((0, 0))}; channels vary by {spread} of 255")
-    stream = io.BytesIO()
-    square.save(stream, "WEBP", lossless=True, method=1, quality=0)  # effort: see module docstring
-    return NormalisedImage(stream.getvalue(), square, width, height)
+    check_length(data, settings)
+    try:
+        decoded = decode(data, settings)
+        side = settings.image_px
+        square = colour.to_srgb(ImageOps.fit(decoded.picture, (side, side), Image.Resampling.LANCZOS), decoded.profile)
+        spread = int(np.ptp(np.asarray(square), axis=(0, 1)).max())
+        if spread <= settings.blank_levels:
+            raise Refused(Reason.BLANK, f"one colour, RGB {square.getpixel((0, 0))}; channels vary by {spread} of 255")
+        stream = io.BytesIO()
+        square.save(stream, "WEBP", lossless=True, method=1, quality=0)  # effort: see module docstring
+        return NormalisedImage(stream.getvalue(), square, decoded.width, decoded.height)
+    except MemoryError:
+        raise Refused(Reason.DECODER_MEMORY, "expected a picture that fits in memory, ran out of it") from None
 
 
-def decode(data: bytes, settings: ImageConfig) -> tuple[Image.Image, tuple[int, int]]:
-    """(the picture in `data`, RGB and upright, transparency over white; its full width and height).
-
-    A large JPEG may come back at 1/2, 1/4 or 1/8 of its full size, never below twice image_px. Of an animation the first frame.
-    Raises Refused for everything that is no whole, usable picture; no other exception, whatever the bytes.
-    """
+def check_length(data: bytes, settings: ImageConfig) -> None:
+    """Raise Refused when the file is empty or has more than max_bytes."""
     if not data:
         raise Refused(Reason.EMPTY_FILE, "expected an image, got 0 bytes")
     if len(data) > settings.max_bytes:
         raise Refused(Reason.TOO_MANY_BYTES, f"expected at most {settings.max_bytes} bytes, got {len(data)}")
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A picture, upright, of mode RGB, L or CMYK; its full size as displayed; the ICC profile that gives its numbers meaning."""
+
+    picture: Image.Image
+    width: int
+    height: int
+    profile: bytes | None
+
+
+def decode(data: bytes, settings: ImageConfig) -> Decoded:
+    """The picture in `data`. Of an animation the first frame; a large JPEG at 1/2, 1/4 or 1/8 scale, never below twice image_px.
+
+    Raises Refused for everything that is no whole, usable picture, MemoryError, and no other exception, whatever the bytes.
+    """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is below, and is not a warning
+            warnings.simplefilter("ignore")  # a decompression bomb meets our own limit; what else is odd is decoded or refused
+            _check_webp_canvas(data, settings)
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 width, height = image.size
                 _check_header(width, height, settings)
@@ -113,19 +149,21 @@ def decode(data: bytes, settings: ImageConfig) -> tuple[Image.Image, tuple[int, 
                 image.load()
                 if not is_reduced:
                     width, height = image.size  # Pillow turns a TIFF upright while loading it
-                picture = to_rgb(image)
+                picture = colour.flatten(image)
                 turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
                 if turn is not None:
                     picture = picture.transpose(turn)
-    except Refused:
+                if turn in _SIDEWAYS:
+                    width, height = height, width
+                return Decoded(picture, width, height, image.info.get("icc_profile"))
+    except (Refused, MemoryError):
         raise
     except UnidentifiedImageError:
         raise Refused(Reason.NOT_AN_IMAGE, f"expected {', '.join(FORMATS)}; the file starts with {data[:16]!r}") from None
     except Image.DecompressionBombError as error:
         raise Refused(Reason.TOO_MANY_PIXELS, str(error)) from None
-    except Exception as error:  # noqa: BLE001 - decoders raise anything over damaged bytes (also MemoryError); the row keeps the text
+    except Exception as error:  # noqa: BLE001 - decoders raise anything over damaged bytes; the row keeps the text
         raise Refused(Reason.UNDECODABLE, f"{type(error).__name__}: {error}") from None
-    return picture, ((height, width) if turn in _SIDEWAYS else (width, height))
 
 
 def _check_header(width: int, height: int, settings: ImageConfig) -> None:
@@ -138,32 +176,11 @@ def _check_header(width: int, height: int, settings: ImageConfig) -> None:
         raise Refused(Reason.TOO_SMALL, f"expected at least {settings.min_side_px} px a side, got {width}x{height}")
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """The image as RGB of 8 bits: transparency over white, 16 bits scaled (not clipped), CMYK and palettes resolved.
+def _check_webp_canvas(data: bytes, settings: ImageConfig) -> None:
+    """Raise Refused when a WebP of the extended kind claims too many pixels (RFC 9649, 2.7).
 
-    Colour profiles are not applied: the numbers are taken as sRGB. Raises Refused for modes without a defined range.
+    Pillow asks for two canvases of 4 bytes a pixel while it opens the file, before `_check_header` can see the size.
     """
-    if image.mode == "I" or image.mode == "F" or image.mode.startswith("I;16"):
-        return _wide_grey_to_rgb(image)
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("RGB")
-
-
-def _wide_grey_to_rgb(image: Image.Image) -> Image.Image:
-    """A grey image of 16 or 32 bits a pixel as RGB of 8; PIL's own convert would clip everything above 255 to white.
-
-    Integers up to 65535 are 16-bit whatever the mode (PNG), floats must be in 0..1 (TIFF), other ranges are refused.
-    """
-    values = np.asarray(image)
-    low, high = float(values.min()), float(values.max())
-    full = 1.0 if image.mode == "F" else 65535.0
-    if not (low >= 0 and high <= full):  # also refuses NaN
-        raise Refused(Reason.UNDECODABLE, f"mode {image.mode}: expected values in 0..{full:g}, got {low:g}..{high:g}")
-    grey = np.rint(values.astype(np.float32) * (255.0 / full)).astype(np.uint8)
-    transparent = image.info.get("transparency")
-    if isinstance(transparent, int):
-        grey[values == transparent] = 255  # PNG's tRNS names one grey that is clear
-    return Image.fromarray(grey).convert("RGB")
+    if data[:4] == b"RIFF" and data[8:16] == b"WEBPVP8X" and len(data) >= 30:
+        width, height = (1 + int.from_bytes(data[at : at + 3], "little") for at in (24, 27))
+        _check_header(width, height, settings)

@@ -1,119 +1,155 @@
-"""Pages -> episodes: reads, decodes, cleans and splits the pictures of some pages; the pure function behind the first stage.
+"""Pages -> episodes: reads, decodes, cleans and splits the pictures of pages; the pure function behind the first stage.
 
-Comes in: pages of a source and the set of furniture (from the census of all pages). Goes out: an EPISODES table for
-training, one held out, and a QUARANTINE table. Pages do not influence each other, so any cut of a crawl into calls gives the
-same rows. **Pictures in = training + held out + quarantined, always.**
+Comes in: the pages of a source, one at a time, and the census of all pages. Goes out, page by page: at most one episode for
+training, one held out, and a quarantine row for everything else, so memory is that of one page. Pages do not influence each other,
+so any cut of a crawl into calls gives the same rows. **Pictures in = training + held out + quarantined, always.**
+
+A page with more than `max_images_per_page` pictures is a listing, not a page with a meaning, and its pairs grow with the square: of
+its references a sample of that size is kept, those whose SHA-256 of seed, page and URL is smallest, in the order of the page.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
-
-import pyarrow as pa
+from typing import Any, Literal, TypeAlias
 
 from semantica.config import config, require
-from semantica.episodes import clean
-from semantica.episodes.clean import NearDuplicates, count_pages, image_id, signature
-from semantica.episodes.images import ImageConfig, normalise
-from semantica.episodes.pages import ImageRef, Page
-from semantica.episodes.quarantine import PAGE_REASONS, QuarantineRow, Reason, Refused, quarantine_table
-from semantica.schemas import EPISODES
+from semantica.episodes.census import Census, PageIds
+from semantica.episodes.clean import NearDuplicates, image_id, signature
+from semantica.episodes.fetch_config import FetchConfig
+from semantica.episodes.images import ImageConfig, NormalisedImage
+from semantica.episodes.pages import ImageRef, Page, ReadConfig
+from semantica.episodes.quarantine import DAMAGE, PAGE_REASONS, DamagedFile, QuarantineRow, Reason, Refused
+from semantica.storage import location
+
+SourceName = Literal[
+    "folder", "html", "warc", "obelics", "mmc4", "omnicorpus", "wit", "webdataset",
+    "imagefolder", "imagenet-train", "imagenet-val", "lsun", "sun397",
+]  # fmt: skip
+
+Decode: TypeAlias = Callable[[bytes], NormalisedImage]  # raises Refused
+
+# A page that says so is not used to train on, whatever the source; the fetcher heeds more (noindex, none).
+_NO_TRAINING = frozenset({"noai", "noimageai"})
 
 
 @config
 class IngestConfig:
     """How pages become episodes."""
 
-    source: Literal["folder", "html"] = "folder"
+    source: SourceName = "folder"
+    read: ReadConfig = ReadConfig()
+    fetch_urls: bool = False  # get pictures that the crawl only names, from the web
+    fetch: FetchConfig = FetchConfig()
     image: ImageConfig = ImageConfig()
+    max_images_per_page: int = 512
     drop_near_duplicates: bool = True
     near_duplicate_bits: int = 4  # of the 64 of a difference hash; both limits must hold
     near_duplicate_levels: int = 24  # of 255, in any channel of any cell of a 16x16 thumbnail
     max_furniture_pages: int = 10  # a picture on more pages than this AND than the share below is furniture
     max_furniture_page_share: float = 0.0
+    census_mb: int = 64  # memory of the census on the driver and on each worker: 16 bytes a picture; 0: no census, one pass less
     held_out_share: float = 0.15  # 1: nothing to train on, all conditioning images (an evaluation set, a user's own pictures)
     split_by: Literal["image", "page"] = "page"
     min_images: int = 2  # of a training episode; fewer give no pair
     seed: int = 0
-    pages_per_shard: int = 256
     rows_per_group: int = 64
 
     def __post_init__(self) -> None:
         require(0 <= self.near_duplicate_bits <= 64, "near_duplicate_bits", "in 0..64", self.near_duplicate_bits)
         require(0 <= self.near_duplicate_levels <= 255, "near_duplicate_levels", "in 0..255", self.near_duplicate_levels)
+        require(self.max_images_per_page >= 1, "max_images_per_page", "at least 1", self.max_images_per_page)
         require(self.max_furniture_pages >= 1, "max_furniture_pages", "at least 1", self.max_furniture_pages)
         require(0 <= self.max_furniture_page_share <= 1, "max_furniture_page_share", "in 0..1", self.max_furniture_page_share)
+        require(0 <= self.census_mb <= 2**20, "census_mb", "in 0..1048576", self.census_mb)
         require(0 <= self.held_out_share <= 1, "held_out_share", "in 0..1", self.held_out_share)
         require(self.min_images >= 1, "min_images", "at least 1", self.min_images)
-        require(self.pages_per_shard >= 1, "pages_per_shard", "at least 1", self.pages_per_shard)
         require(self.rows_per_group >= 1, "rows_per_group", "at least 1", self.rows_per_group)
 
 
-def is_held_out(page: Page, picture_id: str, config: IngestConfig, source_name: str) -> bool:
+def is_held_out(page: Page, picture_id: str, config: IngestConfig) -> bool:
     """Which side a picture of a page is on: a pure function of the seed and the id of what is split, picture or page.
 
-    By image, a picture is on one side wherever it stands, and a page may give an episode to each side.
+    By image, a picture is on one side wherever it stands, and a page may give an episode to each side. By page, all pieces of a
+    page_url are on one side.
     """
-    name = picture_id if config.split_by == "image" else episode_id(source_name, page.page_url)
+    name = picture_id if config.split_by == "image" else episode_id(config.source, page.page_url)
     digest = hashlib.sha256(f"{config.seed}\n{name}".encode()).digest()
     return int.from_bytes(digest[:8]) < config.held_out_share * 2**64
 
 
-def episode_id(source_name: str, page_url: str) -> str:
-    """The name of an episode: the first 32 hex digits of the SHA-256 of source and page URL."""
-    return hashlib.sha256(f"{source_name}\n{page_url}".encode()).hexdigest()[:32]
+def episode_id(source_name: str, page_url: str, piece: str = "") -> str:
+    """The name of an episode: the first 32 hex digits of the SHA-256 of source, page URL and, where there is one, piece."""
+    text = f"{source_name}\n{page_url}\n{piece}" if piece else f"{source_name}\n{page_url}"
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-@dataclass(frozen=True)
-class Census:
-    """What must be known of all pages before any is ingested: on how many of each side every picture stands, by image_id.
+def count_pictures(pages: Iterable[Page], config: IngestConfig) -> PageIds:
+    """What the census adds up: the pictures of some pages and the side of each page. Reads every file once, decodes none.
 
-    Censuses of disjoint sets of pages may be added, in any order.
+    A file that cannot be read is not counted here: `ingest_pages` meets it again and writes its row.
     """
-
-    num_pages: int
-    train: Counter[str]
-    held_out: Counter[str]
-
-    def __add__(self, other: Census) -> Census:
-        return Census(self.num_pages + other.num_pages, self.train + other.train, self.held_out + other.held_out)
-
-    def furniture(self, config: IngestConfig) -> frozenset[str]:
-        """The pictures that stand on too many pages."""
-        return clean.furniture(
-            self.train + self.held_out, self.num_pages, config.max_furniture_pages, config.max_furniture_page_share
-        )
-
-    def in_training(self) -> frozenset[str]:
-        """The pictures of held-out pages that a training page shows too; none when the split is by image."""
-        return frozenset(self.train.keys() & self.held_out.keys())
+    try:
+        return PageIds.of(_picture_ids(pages, config))
+    except DamagedFile:  # the part is refused whole when it is ingested, so none of its pages counts
+        return PageIds.of([])
 
 
-def take_census(pages: Sequence[Page], config: IngestConfig, source_name: str) -> Census:
-    """The census of some pages. Reads every file once, decodes none."""
-    sides: dict[bool, list[Page]] = {False: [], True: []}
+def _picture_ids(pages: Iterable[Page], config: IngestConfig) -> Iterator[tuple[bool, list[str]]]:
     for page in pages:
+        kept, _ = _sample(page, config)
         # By image a page has no side and nothing can be on both; all is counted as training.
-        sides[config.split_by == "page" and is_held_out(page, "", config, source_name)].append(page)
-    return Census(len(pages), count_pages(sides[False]), count_pages(sides[True]))
+        held_out = config.split_by == "page" and is_held_out(page, "", config)
+        yield held_out, [name for name in (_file_id(image, config.image.max_bytes) for image in kept) if name]
+
+
+def _file_id(image: ImageRef, max_bytes: int) -> str:
+    try:
+        return image_id(read_image(image, max_bytes))
+    except Refused:
+        return ""
 
 
 @dataclass(frozen=True)
-class IngestResult:
-    """What some pages became. `stats` are counts that may be added over calls.
+class IngestedPage:
+    """What one page became: rows of EPISODES, or None, and a row for each picture (and for the page itself) that is in neither."""
 
-    num_images_in = num_train_images + num_held_out_images + num_quarantined; num_quarantined counts pictures, and
-    num_quarantined_REASON counts the rows of each reason that occurs, those of whole pages too.
-    """
+    num_images_in: int
+    train: dict[str, Any] | None
+    held_out: dict[str, Any] | None
+    refused: list[QuarantineRow]
+    has_url: bool = True
 
-    train: pa.Table
-    held_out: pa.Table
-    quarantine: pa.Table
-    stats: dict[str, int]
+    def counts(self) -> Counter[str]:
+        """Counts that may be added over pages. Raises AssertionError unless every picture that came in is in exactly one place.
+
+        num_images_in = num_train_images + num_held_out_images + num_quarantined; num_quarantined counts pictures, and
+        num_quarantined_REASON counts the rows of each reason that occurs, those of whole pages too.
+        """
+        train = len(self.train["images"]) if self.train else 0
+        held_out = len(self.held_out["images"]) if self.held_out else 0
+        quarantined = sum(row.reason not in PAGE_REASONS for row in self.refused)
+        assert self.num_images_in == train + held_out + quarantined, (self.num_images_in, train, held_out, quarantined)
+        counts = Counter(
+            num_pages=1,
+            num_pages_without_url=int(not self.has_url),
+            num_images_in=self.num_images_in,
+            num_train_episodes=int(train > 0),
+            num_held_out_episodes=int(held_out > 0),
+            num_train_images=train,
+            num_held_out_images=held_out,
+            num_quarantined=quarantined,
+        )
+        counts.update(f"num_quarantined_{row.reason}" for row in self.refused)
+        return counts
+
+
+def num_damaged(counts: Counter[str]) -> int:
+    """How many pictures, pages and files were refused because they are broken, as against unwanted."""
+    return sum(counts[f"num_quarantined_{reason}"] for reason in DAMAGE)
 
 
 @dataclass(frozen=True)
@@ -126,78 +162,83 @@ class _Picture:
     width: int
     height: int
 
+    def row(self) -> dict[str, Any]:
+        """The row of IMAGE."""
+        return {"image_id": self.image_id, "url": self.url, "bytes": self.data, "width": self.width, "height": self.height}
 
-def ingest_pages(
-    pages: Sequence[Page],
-    furniture: frozenset[str],
-    config: IngestConfig,
-    source_name: str,
-    in_training: frozenset[str] = frozenset(),
-) -> IngestResult:
-    """The episodes of the pages, in their order, and a quarantine row for each picture and page that is in none.
 
-    `furniture`: ids of pictures refused wherever they stand. `in_training`: ids refused on held-out pages because a training page
-    shows them; without it, split_by="page" may leave one picture on both sides. Both come from the census of all pages. The
-    pictures of one call should stay below 2 GB, Arrow's limit for one array.
+def ingest_pages(pages: Iterable[Page], census: Census | None, config: IngestConfig, decode: Decode) -> Iterator[IngestedPage]:
+    """What each page became, in order. `census` is of all pages of the crawl, not only of these; without one, nothing is furniture.
+
+    A picture of a held-out page that a training page shows too is refused as in_training, so that no picture is on both sides.
+    Raises DamagedFile when the source does.
     """
-    train, held_out, refused = [], [], []
+    limit = max(config.max_furniture_pages, config.max_furniture_page_share * census.num_pages) if census else 0
     for page in pages:
-        accepted, rows = _read_page(page, furniture, config)
-        refused += rows
+        accepted, refused = _read_page(page, census, limit, config, decode)
         sides: dict[bool, list[_Picture]] = {False: [], True: []}
         for picture in accepted:
-            sides[is_held_out(page, picture.image_id, config, source_name)].append(picture)
-        known = [p for p in sides[True] if p.image_id in in_training]
-        kept = [p for p in sides[True] if p.image_id not in in_training]
-        refused += [
-            QuarantineRow(page.page_url, p.url, Reason.IN_TRAINING, f"{p.image_id} is on a training page too") for p in known
-        ]
-        if kept:
-            held_out.append(_episode(page, kept, source_name))
-        if len(sides[False]) >= config.min_images:
-            train.append(_episode(page, sides[False], source_name))
-        else:
+            held_out = is_held_out(page, picture.image_id, config)
+            if held_out and census and config.split_by == "page" and census.in_training(picture.image_id):
+                refused.append(QuarantineRow(page.page_url, picture.url, Reason.IN_TRAINING, f"{picture.image_id} is on a training page too"))
+            else:
+                sides[held_out].append(picture)
+        if 0 < len(sides[False]) < config.min_images:
             detail = f"expected at least {config.min_images} for training, got {len(sides[False])}"
             refused += [QuarantineRow(page.page_url, p.url, Reason.TOO_FEW_IMAGES, detail) for p in sides[False]]
-    stats = _stats(pages, train, held_out, refused)
-    return IngestResult(
-        pa.Table.from_pylist(train, schema=EPISODES),
-        pa.Table.from_pylist(held_out, schema=EPISODES),
-        quarantine_table(refused),
-        stats,
-    )
+            sides[False] = []
+        train, held_out_row = (_episode(page, sides[side], config.source) for side in (False, True))
+        yield IngestedPage(len(page.images), train, held_out_row, refused, page.has_url)
 
 
-def _read_page(page: Page, furniture: frozenset[str], config: IngestConfig) -> tuple[list[_Picture], list[QuarantineRow]]:
+def _read_page(
+    page: Page, census: Census | None, limit: float | int, config: IngestConfig, decode: Decode
+) -> tuple[list[_Picture], list[QuarantineRow]]:
     """The pictures of the page that are good and unlike each other, and a row for each other one."""
     if page.problem:
         return [], [QuarantineRow(page.page_url, "", Reason(page.problem), page.detail)]
     if not page.images:
         return [], [QuarantineRow(page.page_url, "", Reason.PAGE_WITHOUT_IMAGES, "the page shows no picture")]
+    kept, over = _sample(page, config)
+    detail = f"the page has {len(page.images)} pictures, a sample of {config.max_images_per_page} is kept"
+    refused = [QuarantineRow(page.page_url, image.url, Reason.PAGE_CAP, detail) for image in over]
+    if directives := _NO_TRAINING.intersection(page.opt_out):
+        said = f"the page says {', '.join(sorted(directives))}"
+        return [], refused + [QuarantineRow(page.page_url, image.url, Reason.OPTED_OUT, said) for image in kept]
     accepted: list[_Picture] = []
-    refused: list[QuarantineRow] = []
     seen: dict[str, str] = {}
     similar = NearDuplicates(config.near_duplicate_bits, config.near_duplicate_levels)
-    for image in page.images:
+    for image in kept:
         try:
-            accepted.append(_read_image(image, furniture, seen, similar, config))
+            data = read_image(image, config.image.max_bytes)
+            name = image_id(data)
+            if census and census.is_furniture(name, limit):
+                raise Refused(Reason.FURNITURE, f"{name} is on too many pages")
+            if name in seen:
+                raise Refused(Reason.DUPLICATE, f"the same bytes as {seen[name]}")
+            seen[name] = image.url
+            accepted.append(_decode(image, name, data, similar, config, decode))
         except Refused as refusal:
             refused.append(QuarantineRow(page.page_url, image.url, refusal.reason, refusal.detail))
     return accepted, refused
 
 
-def _read_image(
-    image: ImageRef, furniture: frozenset[str], seen: dict[str, str], similar: NearDuplicates, config: IngestConfig
-) -> _Picture:
-    """The picture, which is then in `seen` (id -> URL) and `similar`. Raises Refused."""
-    data = read_file(image, config.image.max_bytes)
-    name = image_id(data)
-    if name in furniture:
-        raise Refused(Reason.FURNITURE, f"{name} is on too many pages")
-    if name in seen:
-        raise Refused(Reason.DUPLICATE, f"the same bytes as {seen[name]}")
-    seen[name] = image.url
-    normal = normalise(data, config.image)
+def _sample(page: Page, config: IngestConfig) -> tuple[list[ImageRef], list[ImageRef]]:
+    """(the references that are looked at, those over the page's cap), both in the order of the page."""
+    if len(page.images) <= config.max_images_per_page:
+        return list(page.images), []
+    key = f"{config.seed}\n{page.page_url}\n"
+    order = sorted(range(len(page.images)), key=lambda i: hashlib.sha256((key + page.images[i].url).encode()).digest())
+    chosen = set(order[: config.max_images_per_page])
+    split: tuple[list[ImageRef], list[ImageRef]] = ([], [])
+    for index, image in enumerate(page.images):
+        split[index not in chosen].append(image)
+    return split
+
+
+def _decode(image: ImageRef, name: str, data: bytes, similar: NearDuplicates, config: IngestConfig, decode: Decode) -> _Picture:
+    """The picture as it is stored; it is then in `similar`. Raises Refused."""
+    normal = decode(data)
     if config.drop_near_duplicates:
         mark = signature(normal.pixels)
         original = similar.original_of(mark)
@@ -207,44 +248,31 @@ def _read_image(
     return _Picture(name, image.url, normal.data, normal.width, normal.height)
 
 
-def read_file(image: ImageRef, max_bytes: int) -> bytes:
-    """The bytes of the picture's file, which are at most max_bytes. Raises Refused."""
-    if not image.path:
+def read_image(image: ImageRef, max_bytes: int) -> bytes:
+    """The bytes of the picture, which are at most max_bytes. Raises Refused."""
+    if image.problem:
         raise Refused(Reason(image.problem), image.detail)
-    try:
-        with open(image.path, "rb") as stream:
-            data = stream.read(max_bytes + 1)
-    except OSError as error:
-        raise Refused(Reason.UNREADABLE_FILE, f"{type(error).__name__}: {error.strerror or error}") from None
+    if image.data is not None:
+        data = image.data
+    else:
+        try:
+            with location(image.path).open("rb") as stream:
+                stream.seek(image.offset)
+                data = stream.read(min(image.length or max_bytes + 1, max_bytes + 1))
+        except OSError as error:
+            raise Refused(Reason.UNREADABLE_FILE, f"{type(error).__name__}: {error.strerror or error}") from None
     if len(data) > max_bytes:
         raise Refused(Reason.TOO_MANY_BYTES, f"expected at most {max_bytes} bytes, got more")
     return data
 
 
-def _episode(page: Page, pictures: Sequence[_Picture], source_name: str) -> dict[str, Any]:
-    """The row of EPISODES."""
-    images = [{"image_id": p.image_id, "url": p.url, "bytes": p.data, "width": p.width, "height": p.height} for p in pictures]
+def _episode(page: Page, pictures: Sequence[_Picture], source_name: str) -> dict[str, Any] | None:
+    """The row of EPISODES, or None without a picture."""
+    if not pictures:
+        return None
     return {
-        "episode_id": episode_id(source_name, page.page_url),
+        "episode_id": episode_id(source_name, page.page_url, page.piece),
         "page_url": page.page_url,
         "source": source_name,
-        "images": images,
+        "images": [picture.row() for picture in pictures],
     }
-
-
-def _stats(
-    pages: Sequence[Page], train: list[dict[str, Any]], held_out: list[dict[str, Any]], refused: list[QuarantineRow]
-) -> dict[str, int]:
-    """The counts of IngestResult. Raises AssertionError unless every picture that came in is in exactly one table."""
-    stats = {
-        "num_pages": len(pages),
-        "num_images_in": sum(len(page.images) for page in pages),
-        "num_train_episodes": len(train),
-        "num_held_out_episodes": len(held_out),
-        "num_train_images": sum(len(row["images"]) for row in train),
-        "num_held_out_images": sum(len(row["images"]) for row in held_out),
-        "num_quarantined": sum(row.reason not in PAGE_REASONS for row in refused),
-    }
-    assert stats["num_images_in"] == stats["num_train_images"] + stats["num_held_out_images"] + stats["num_quarantined"], stats
-    by_reason = Counter(f"num_quarantined_{row.reason}" for row in refused)
-    return stats | dict(sorted(by_reason.items()))

@@ -1,24 +1,34 @@
-"""What a source hands to ingest: a page and the pictures it shows, as plain data that travels to any worker.
+"""What a source hands to ingest: parts of a crawl, the pages of a part, and the pictures that a page shows, as plain data.
 
-A source (`sources/`) walks a tree and gives pages in a fixed order; the bytes stay on disk until `ingest` reads them. A
-reference that leads nowhere is kept, with its problem, so that ingest can count it.
+A source (`sources/`) lists a crawl as *parts* on the driver, cheaply, and reads the pages of one part on a worker, lazily. The
+bytes of a picture stay where they are until `ingest` reads them, unless the source holds them already (a compressed archive). A
+reference that leads nowhere is kept, with its problem, so that ingest can count it, or fetch it when asked to.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
+
+from semantica.config import config, require
+from semantica.storage import Location
 
 
 @dataclass(frozen=True)
 class ImageRef:
-    """One picture of a page: its URL (a path relative to the root where it has one) and the local file, or why there is none."""
+    """One picture of a page: its URL (a path relative to the root where it has none) and where its bytes are, or why nowhere.
+
+    Exactly one of `path`, `data` and `problem` is set.
+    """
 
     url: str
-    path: str  # "" when the reference leads to no file
-    problem: str = ""  # a code of episodes.quarantine.Reason exactly when `path` is ""
+    path: str = ""  # a local file or URI that holds the bytes
+    problem: str = ""  # a code of episodes.quarantine.Reason
     detail: str = ""  # what a person needs to understand the problem
+    data: bytes | None = None  # the bytes themselves, from a source that cannot seek
+    offset: int = 0  # where in `path` the bytes begin
+    length: int = 0  # how many they are; 0: all there are from the offset
 
 
 @dataclass(frozen=True)
@@ -29,12 +39,49 @@ class Page:
     images: tuple[ImageRef, ...]
     problem: str = ""
     detail: str = ""
+    piece: str = ""  # tells rows of one page_url apart: a chunk of a label, a page that another file of the crawl holds too
+    has_url: bool = True  # False: the source carries no page URL, and page_url only names the picture
+    opt_out: tuple[str, ...] = ()  # robots directives of the page, lower case: "noai", "noimageai", "noindex", ...
 
 
+@dataclass(frozen=True)
+class Part:
+    """What one task reads and makes one shard of: files of the crawl, or a slice of one. Plain data, the same on every machine."""
+
+    paths: tuple[str, ...]  # relative to the root; ("",) when the root is a file
+    start: int = 0  # the slice, in the source's own unit (row groups, say); 0, 0: all of it
+    stop: int = 0
+    fingerprint: str = ""  # sizes of what is read, so that a changed crawl has another listing
+
+
+@config
+class ReadConfig:
+    """How sources cut and read a crawl."""
+
+    pages_per_part: int = 256  # of trees and label folders; archives and tables are cut by their own files and row groups
+    images_per_label: int = 64  # a label episode is a random chunk of this many pictures of one class
+    join_window_mb: int = 512  # of WARC pages and pictures that wait for each other
+    max_image_bytes: int = 50_000_000
+
+    def __post_init__(self) -> None:
+        for name in ("pages_per_part", "images_per_label", "join_window_mb", "max_image_bytes"):
+            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+
+
+@runtime_checkable
 class Source(Protocol):
-    """One format of crawl. The pages under `root`, sorted by page_url: the same tree gives the same list on every machine.
+    """One format of crawl."""
 
-    Raises DataError when the root is missing or holds nothing of the format.
-    """
+    def parts(self, root: Location, settings: ReadConfig) -> Sequence[Part]:
+        """The parts of the crawl under `root` (a folder or one file), in a fixed order. Runs on the driver and opens little.
 
-    def __call__(self, root: Path) -> list[Page]: ...
+        Raises DataError when the root is missing or holds nothing of the format.
+        """
+        ...
+
+    def pages(self, root: Location, part: Part, settings: ReadConfig) -> Iterator[Page]:
+        """The pages of one part, in a fixed order, one at a time. Runs on a worker.
+
+        Raises quarantine.DamagedFile when a file is not of the format or ends too early: the part is then quarantined whole.
+        """
+        ...

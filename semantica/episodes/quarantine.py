@@ -23,12 +23,22 @@ class Reason(StrEnum):
     # A page (the row's url is "").
     PAGE_WITHOUT_IMAGES = "page_without_images"
     PAGE_UNREADABLE = "page_unreadable"
+    DAMAGED_FILE = "damaged_file"  # a file of the crawl that is truncated or of another format; all of its pages
     # A reference that leads to no file of the tree.
     REMOTE_URL = "remote_url"
     DATA_URL = "data_url"
     BAD_URL = "bad_url"
     OUTSIDE_ROOT = "outside_root"
     MISSING_FILE = "missing_file"
+    NOT_IN_ARCHIVE = "not_in_archive"
+    # A URL that the fetcher did not, or must not, get.
+    ADDRESS_BLOCKED = "address_blocked"
+    ROBOTS = "robots"
+    OPTED_OUT = "opted_out"
+    FETCH_STATUS = "fetch_status"
+    FETCH_TIMEOUT = "fetch_timeout"
+    FETCH_FAILED = "fetch_failed"
+    TOO_MANY_REDIRECTS = "too_many_redirects"
     # A file that is no picture we can use.
     UNREADABLE_FILE = "unreadable_file"
     EMPTY_FILE = "empty_file"
@@ -38,16 +48,36 @@ class Reason(StrEnum):
     EXTREME_ASPECT = "extreme_aspect"
     TOO_SMALL = "too_small"
     UNDECODABLE = "undecodable"
+    DECODER_DIED = "decoder_died"
+    DECODER_TIMEOUT = "decoder_timeout"
+    DECODER_MEMORY = "decoder_memory"
     BLANK = "blank"
     # A good picture in the wrong place.
     FURNITURE = "furniture"
     DUPLICATE = "duplicate"
     NEAR_DUPLICATE = "near_duplicate"
     IN_TRAINING = "in_training"
+    PAGE_CAP = "page_cap"
     TOO_FEW_IMAGES = "too_few_images"
 
 
-PAGE_REASONS = frozenset({Reason.PAGE_WITHOUT_IMAGES, Reason.PAGE_UNREADABLE})  # of rows that stand for a page, not a picture
+# Of rows that stand for a page or a file of pages, not for a picture.
+PAGE_REASONS = frozenset({Reason.PAGE_WITHOUT_IMAGES, Reason.PAGE_UNREADABLE, Reason.DAMAGED_FILE})
+
+# What is wrong with a file, as against pictures that are whole but not wanted, or only named. Many of these: a broken crawl.
+DAMAGE = frozenset(
+    {
+        Reason.PAGE_UNREADABLE,
+        Reason.DAMAGED_FILE,
+        Reason.UNREADABLE_FILE,
+        Reason.EMPTY_FILE,
+        Reason.NOT_AN_IMAGE,
+        Reason.UNDECODABLE,
+        Reason.DECODER_DIED,
+        Reason.DECODER_TIMEOUT,
+        Reason.DECODER_MEMORY,
+    }
+)
 
 
 class Refused(Exception):
@@ -60,6 +90,18 @@ class Refused(Exception):
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.detail}"
+
+
+class DamagedFile(Exception):
+    """A file of a crawl that is truncated, or not of the format its source reads; raised by sources, made a row by `ingest`."""
+
+    def __init__(self, path: str, detail: str) -> None:
+        super().__init__(path, detail)
+        self.path = path
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.detail}"
 
 
 @dataclass(frozen=True)

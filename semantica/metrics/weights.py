@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from semantica.datasets import file_sha256
 from semantica.errors import WeightsError
+from semantica.storage import file_sha256
 
 
 def checked_file(path: Path, sha256: str, what: str, remedy: str) -> Path:

@@ -2,25 +2,26 @@
 
 In: one small column of the scores. Out: a folder with a manifest and no data: the counts, the histogram, and how many draws
 each row group of the encodings offers, which is all the loader needs to find its place. Changing the band re-reads that column
-and nothing else. A *draw* is one target image with at least one partner in the band; its partner is drawn by the loader.
+and nothing else; no picture is opened or copied. A *draw* is one target image with at least one partner in the band; its partner
+is drawn by the loader.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from semantica.config import config, require, to_dict
-from semantica.datasets import Manifest, StageOutput, read_manifest, read_shard
+from semantica.datasets import Manifest, StageOutput, read_manifest
 from semantica.errors import DataError
-from semantica.pairs.scores import square
+from semantica.pairs.scores import read_blocks, square
+from semantica.storage import Location, follow, relative
 
 NUM_BINS = 80  # of width 0.025 over [-1, 1], so that 0.3 and 0.9 are edges
 
@@ -35,6 +36,10 @@ class BandConfig:
 
     def __post_init__(self) -> None:
         require(-1 <= self.low < self.high <= 1, "band", "-1 <= low < high <= 1", (self.low, self.high))
+
+    def holds(self, scores: Float[np.ndarray, "*m"]) -> Bool[np.ndarray, "*m"]:
+        """True where a score is in the band. Compared as the float32 that is stored; NaN is in no band."""
+        return (scores >= np.float32(self.low)) & (scores <= np.float32(self.high))
 
 
 @dataclass(frozen=True)
@@ -52,14 +57,42 @@ class Selection:
 
     manifest: Manifest
     band: BandConfig
-    scores: Path
+    scores: Location
     row_groups: tuple[RowGroup, ...]
+
+
+@dataclass(frozen=True)
+class ScoredPairs:
+    """The pairs of consecutive episodes: the file and row of the first, each one's number of pictures, and all their scores."""
+
+    file: int
+    first_row: int
+    num_images: Int[np.ndarray, " e"]
+    scores: Float[np.ndarray, " m"]
+
+    @cached_property
+    def first_image(self) -> Int[np.ndarray, " e"]:
+        """Where each episode's pictures begin, when those of all episodes are counted through."""
+        first: np.ndarray = np.cumsum(self.num_images) - self.num_images
+        return first
+
+    @cached_property
+    def ends(self) -> tuple[Int[np.ndarray, " m"], Int[np.ndarray, " m"]]:
+        """The two pictures of each pair, counted through all episodes.
+
+        A triangle is stored row by row: picture t of n begins n - 1 - t pairs, with t + 1, t + 2, ...
+        """
+        total = int(self.num_images.sum())
+        image = np.arange(total)
+        num_begun = np.repeat(self.first_image + self.num_images, self.num_images) - 1 - image
+        first = np.repeat(image, num_begun)
+        position = np.arange(len(first)) - np.repeat(np.cumsum(num_begun) - num_begun, num_begun)
+        return first, first + 1 + position
 
 
 def partners(upper: Float[np.ndarray, " m"], num_images: int, band: BandConfig) -> Bool[np.ndarray, "n n"]:
     """(n, n): True at [target, conditioning] where the pair is in the band."""
-    matrix = square(upper, num_images)
-    return (matrix >= np.float32(band.low)) & (matrix <= np.float32(band.high))  # NaN compares False
+    return band.holds(square(upper, num_images))
 
 
 def score_rows(table: pa.Table, score: str) -> Iterator[tuple[int, Float[np.ndarray, " m"]]]:
@@ -68,47 +101,85 @@ def score_rows(table: pa.Table, score: str) -> Iterator[tuple[int, Float[np.ndar
         yield num_images, upper.values.to_numpy()
 
 
-def selection_stage(scores: Path, band: BandConfig, out: Path) -> StageOutput:
+def selection_stage(scores: Location, band: BandConfig, out: Location) -> StageOutput:
     """The output folder of the selection for `band` over a scores folder."""
     inputs = {"scores": read_manifest(scores, "scores").hash}
-    # Relative, so that a run that is moved as a whole is still the same run; resolved, since ".." of a link is its target's parent.
-    return StageOutput(out, "selection", to_dict(band) | {"scores": os.path.relpath(scores.resolve(), out.resolve())}, inputs)
+    # Relative, so that a run that is moved as a whole is still the same run.
+    return StageOutput(out, "selection", to_dict(band) | {"scores": relative(scores, out)}, inputs)
 
 
-def select(stage: StageOutput, scores: Path, band: BandConfig) -> Manifest:
-    """Fill a `selection_stage` that was opened. Raises DataError when no pair is left to train on."""
+def select(stage: StageOutput, scores: Location, band: BandConfig, watch: Callable[[ScoredPairs], None] | None = None) -> Manifest:
+    """Fill a `selection_stage` that was opened; `watch` sees every pair once, in order. Raises DataError when no pair is kept."""
     source = read_manifest(scores, "scores")
     histogram = np.zeros(NUM_BINS, np.int64)
     counts = {"num_episodes": 0, "num_episodes_kept": 0, "num_images": 0, "num_targets": 0, "num_pairs": 0, "num_pairs_kept": 0}
     groups: list[list[int]] = []
     for file_index, entry in enumerate(source.shards()):
-        table = read_shard(scores, entry, ["num_images", band.score])
-        rows = score_rows(table, band.score)
-        for group_index, num_rows in enumerate(entry.row_group_rows):
-            draws = 0
-            for _ in range(num_rows):
-                num_images, upper = next(rows)
-                kept = partners(upper, num_images, band)
-                targets = int(kept.any(1).sum())
-                draws += targets
-                histogram += np.histogram(upper, bins=NUM_BINS, range=(-1, 1))[0]
-                counts["num_episodes"] += 1
-                counts["num_episodes_kept"] += targets > 0
-                counts["num_images"] += num_images
-                counts["num_targets"] += targets
-                counts["num_pairs"] += len(upper)
-                counts["num_pairs_kept"] += int(kept.sum()) // 2
-            groups.append([file_index, group_index, draws])
+        per_episode = [np.zeros(0, np.int64)]
+        for first_row, table in read_blocks(scores, entry, ["num_images", band.score]):
+            block = _scored_pairs(scores / entry.path, file_index, first_row, table, band.score)
+            kept = np.flatnonzero(band.holds(block.scores))
+            targets = _targets(block, kept)
+            per_episode.append(targets)
+            histogram += np.histogram(block.scores, bins=NUM_BINS, range=(-1, 1))[0]
+            counts["num_episodes"] += len(targets)
+            counts["num_episodes_kept"] += int(np.count_nonzero(targets))
+            counts["num_images"] += int(block.num_images.sum())
+            counts["num_targets"] += int(targets.sum())
+            counts["num_pairs"] += len(block.scores)
+            counts["num_pairs_kept"] += len(kept)
+            if watch is not None:
+                watch(block)
+        draws = np.diff(np.concatenate([[0], np.cumsum(np.concatenate(per_episode))])[np.cumsum([0, *entry.row_group_rows])])
+        groups += [[file_index, group, num] for group, num in enumerate(draws.tolist())]
     if counts["num_pairs_kept"] == 0:
-        raise DataError(f"pairs: none of {counts['num_pairs']} pairs has {band.low} <= {band.score} <= {band.high}; widen the band")
+        raise DataError(
+            f"pairs: none of {counts['num_pairs']} pairs has {band.low} <= {band.score} <= {band.high}; widen the band"
+            + _where(histogram)
+        )
     return stage.finish(counts, {"histogram": histogram.tolist(), "histogram_range": [-1, 1], "row_groups": groups})
 
 
-def read_selection(folder: Path) -> Selection:
+def _scored_pairs(path: Location, file: int, first_row: int, table: pa.Table, score: str) -> ScoredPairs:
+    column = table[score].combine_chunks()
+    num_images = table["num_images"].to_numpy().astype(np.int64)
+    if not np.array_equal(np.diff(column.offsets.to_numpy()), num_images * (num_images - 1) // 2):
+        raise DataError(f"{path}: {score} does not hold n(n-1)/2 scores for each episode; run jobs.pairs --fresh")
+    return ScoredPairs(file, first_row, num_images, column.flatten().to_numpy())
+
+
+def _targets(block: ScoredPairs, kept: Int[np.ndarray, " k"]) -> Int[np.ndarray, " e"]:
+    """How many pictures of each episode have a partner among the pairs `kept` (indices)."""
+    first, second = block.ends
+    is_target = np.zeros(int(block.num_images.sum()), np.bool_)
+    is_target[first[kept]] = True
+    is_target[second[kept]] = True
+    before = np.concatenate([[0], np.cumsum(is_target)])
+    targets: np.ndarray = before[block.first_image + block.num_images] - before[block.first_image]
+    return targets
+
+
+def _where(histogram: Int[np.ndarray, " b"]) -> str:
+    total = int(histogram.sum())
+    if not total:
+        return ""
+    edges = np.linspace(-1, 1, NUM_BINS + 1)
+    at = np.searchsorted(np.cumsum(histogram), [0.05 * total, 0.95 * total])
+    return f" (nine tenths of them lie in [{edges[at[0]]:.3f}, {edges[at[1] + 1]:.3f}])"
+
+
+def shares(counts: Mapping[str, int]) -> dict[str, float]:
+    """What the band leaves, each 0-1: pairs_yield, episodes_yield, and targets_share, the pictures that are a target."""
+    parts = {"pairs_yield": "pairs_kept", "episodes_yield": "episodes_kept", "targets_share": "targets"}
+    wholes = {"pairs_yield": "pairs", "episodes_yield": "episodes", "targets_share": "images"}
+    return {name: counts[f"num_{part}"] / max(1, counts[f"num_{wholes[name]}"]) for name, part in parts.items()}
+
+
+def read_selection(folder: Location) -> Selection:
     """A finished selection. Raises DataError when it or its scores are missing, or when the scores have changed since."""
     manifest = read_manifest(folder, "selection")
     values = dict(manifest.config)
-    scores = (folder.resolve() / values.pop("scores")).resolve()
+    scores = follow(values.pop("scores"), folder)
     if read_manifest(scores, "scores").hash != manifest.inputs["scores"]:
         raise DataError(f"selection: {folder} was made from other scores than {scores} holds now; run jobs.pairs --fresh")
     return Selection(manifest, BandConfig(**values), scores, tuple(RowGroup(*g) for g in manifest.facts["row_groups"]))

@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from semantica.config import from_dict, to_dict
-from semantica.datasets import file_sha256, write_atomically
 from semantica.denoiser.uvit import UViT
 from semantica.errors import ConfigError, WeightsError
+from semantica.storage import file_sha256, write_atomically
 from semantica.training.ema import Ema
 from semantica.training.recipe import TrainConfig
 

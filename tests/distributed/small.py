@@ -70,7 +70,7 @@ def small_config(encoder: Path) -> PipelineConfig:
         tiny(),
         {
             "ingest.image.image_px": 32,
-            "ingest.pages_per_shard": 4,
+            "ingest.read.pages_per_part": 4,
             "encode.encoder.weights": str(encoder),
             "encode.encoder.image_px": 28,
             "encode.batch_size": 16,

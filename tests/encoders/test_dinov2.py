@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 from transformers import Dinov2Config, Dinov2Model
 
-from semantica.datasets import file_sha256
 from semantica.encoders.dinov2 import EncoderConfig, EncoderIdentity, load_encoder
 from semantica.encoders.encode import EncodeConfig, decode_picture, encode_episodes, encode_pictures
 from semantica.errors import DataError, WeightsError
 from semantica.pairs.scores import pooled_rows
 from semantica.schemas import encodings_schema
+from semantica.storage import file_sha256
 
 MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]
 

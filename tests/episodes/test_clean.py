@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from semantica.episodes.clean import NearDuplicates, count_pages, furniture, image_id, signature
-from semantica.episodes.pages import ImageRef, Page
+from semantica.episodes.clean import NearDuplicates, signature
 
 
 def photograph(seed, side=64):
@@ -62,19 +61,3 @@ def test_the_first_of_several_alike_is_named():
         known.keep(name, signature(photograph(ord(name))))
     assert known.original_of(signature(photograph(ord("b")))) == "b"
     assert known.original_of(signature(photograph(0))) is None
-
-
-def test_furniture_is_what_stands_on_too_many_pages(tmp_path):
-    (tmp_path / "logo").write_bytes(b"logo")
-    (tmp_path / "copy").write_bytes(b"logo")
-    (tmp_path / "photo").write_bytes(b"photo")
-    ref = {name: ImageRef(name, str(tmp_path / name)) for name in ("logo", "copy", "photo", "gone")}
-    pages = [Page(str(i), (ref["logo"], ref["copy"], ref["gone"], ImageRef("u", "", "remote_url"))) for i in range(6)]
-    pages.append(Page("last", (ref["photo"],)))
-    counts = count_pages(pages)
-    assert counts == {image_id(b"logo"): 6, image_id(b"photo"): 1}
-    assert count_pages(pages[:2]) + count_pages(pages[2:]) == counts
-    assert furniture(counts, 7, 5, 0.0) == {image_id(b"logo")}
-    assert furniture(counts, 7, 6, 0.0) == frozenset()
-    assert furniture(counts, 7, 1, 0.9) == frozenset()
-    assert furniture(counts, 7, 1, 0.5) == {image_id(b"logo")}

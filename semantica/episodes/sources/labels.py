@@ -1,0 +1,94 @@
+"""What the sources of labelled pictures share: the pictures of a class, cut into random chunks, are label episodes.
+
+Comes in: classes with the names of their pictures. Goes out: pages whose page_url is the label and whose piece is the number of
+the chunk. A chunk holds `images_per_label` pictures of one class (the last one the rest), in the order of the SHA-256 of their
+names within the class, so it is a random subset that every machine draws alike.
+
+Which pictures are held out is split by image (`split_by="image"`): by page a whole label would be on one side.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import accumulate
+
+from semantica.episodes.pages import ImageRef, Page, Part, ReadConfig
+from semantica.episodes.quarantine import utf8
+from semantica.episodes.sources.tree import Tree, fingerprint, is_picture, join
+
+
+@dataclass(frozen=True)
+class LabelClass:
+    """The pictures of one label: their names within the class, and what makes the reference of a name."""
+
+    label: str
+    names: Collection[str]
+    reference: Callable[[str], ImageRef]
+
+
+def in_random_order(names: Iterable[str]) -> list[str]:
+    """The names in the order of their SHA-256."""
+    return sorted(names, key=lambda name: hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest())
+
+
+def label_pages(classes: Iterable[LabelClass], start: int, stop: int, settings: ReadConfig) -> Iterator[Page]:
+    """The label episodes start..stop-1, counted over all classes in turn. References are made for these only."""
+    index = 0
+    for labelled in classes:
+        names = in_random_order(labelled.names)
+        for chunk, first in enumerate(range(0, len(names), settings.images_per_label)):
+            if start <= index < stop:
+                chosen = names[first : first + settings.images_per_label]
+                yield Page(utf8(labelled.label), tuple(map(labelled.reference, chosen)), piece=f"{chunk:05d}")
+            index += 1
+
+
+def num_label_pages(num_images: int, settings: ReadConfig) -> int:
+    """How many label episodes a class of so many pictures makes."""
+    return -(-num_images // settings.images_per_label)
+
+
+def slices(num_pages: int, settings: ReadConfig) -> list[tuple[int, int]]:
+    """The runs (start, stop) of `pages_per_part` pages."""
+    step = settings.pages_per_part
+    return [(start, min(start + step, num_pages)) for start in range(0, num_pages, step)]
+
+
+# --- classes that are folders of a tree ---
+
+
+def class_files(tree: Tree, folder: str) -> dict[str, int]:
+    """The pictures in a class folder and below: path within the class -> size."""
+    return {
+        join(below, name)[len(folder) + 1 :]: size
+        for below, files in tree.walk(folder)
+        for name, size in files.items()
+        if is_picture(name)
+    }
+
+
+def folder_parts(classes: Mapping[str, Mapping[str, int]], settings: ReadConfig) -> list[Part]:
+    """Parts of `pages_per_part` label episodes each. `classes`: folder of a class -> path within the class -> size.
+
+    A part names the folders it needs; start and stop count the label episodes of these folders.
+    """
+    folders = list(classes)
+    ends = list(accumulate(num_label_pages(len(classes[folder]), settings) for folder in folders))
+    parts = []
+    for start, stop in slices(ends[-1] if ends else 0, settings):
+        inside = [i for i, end in enumerate(ends) if end > start and (ends[i - 1] if i else 0) < stop]
+        before = ends[inside[0] - 1] if inside[0] else 0
+        sizes = ((join(folders[i], name), size) for i in inside for name, size in classes[folders[i]].items())
+        parts.append(Part(tuple(folders[i] for i in inside), start - before, stop - before, fingerprint(sizes)))
+    return parts
+
+
+def folder_pages(tree: Tree, part: Part, label_of: Callable[[str], str], settings: ReadConfig) -> Iterator[Page]:
+    """The label episodes of a part that `folder_parts` made; `label_of` a class's folder is its label."""
+    classes = (
+        LabelClass(label_of(folder), class_files(tree, folder), lambda name, folder=folder: tree.image_ref(join(folder, name)))
+        for folder in part.paths
+    )
+    return label_pages(classes, part.start, part.stop, settings)

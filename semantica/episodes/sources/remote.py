@@ -1,0 +1,46 @@
+"""Pictures that a source only names: an absolute http(s) URL that the fetcher may get, or what is wrong with it.
+
+Used by the sources whose tables carry URLs (OBELICS, MMC4, OmniCorpus, WIT, the failed downloads of img2dataset).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from urllib.parse import urlsplit
+
+from semantica.episodes.pages import ImageRef
+from semantica.episodes.quarantine import Reason, utf8
+
+MAX_SHOWN = 200  # characters of a data: URL that are kept as its name
+
+
+def remote_image(url: object, detail: str = "not fetched") -> ImageRef:
+    """The reference to a picture somewhere on the web: REMOTE_URL, or DATA_URL or BAD_URL when nothing can be fetched."""
+    if not isinstance(url, str):
+        return ImageRef("", problem=Reason.BAD_URL, detail=f"expected a URL, got {type(url).__name__}")
+    url = utf8(url.strip())
+    if url[:5].lower() == "data:":
+        return ImageRef(url[:MAX_SHOWN], problem=Reason.DATA_URL, detail="inline data")
+    try:
+        parts = urlsplit(url)
+        complete = parts.scheme in ("http", "https") and bool(parts.hostname)
+    except ValueError as error:
+        return ImageRef(url, problem=Reason.BAD_URL, detail=str(error))
+    if not complete:
+        return ImageRef(url, problem=Reason.BAD_URL, detail="expected an absolute http(s) URL")
+    return ImageRef(url, problem=Reason.REMOTE_URL, detail=detail)
+
+
+def once(images: Iterable[ImageRef]) -> tuple[ImageRef, ...]:
+    """The pictures in their order, each URL once; those without a URL all stay, since they are not the same."""
+    kept: dict[object, ImageRef] = {}
+    for number, image in enumerate(images):
+        kept.setdefault(image.url or number, image)
+    return tuple(kept.values())
+
+
+def page_name(url: object, otherwise: str) -> tuple[str, bool]:
+    """(page_url, has_url) of a page: the URL that its row carries, or the other name when it carries none."""
+    if isinstance(url, str) and url.strip():
+        return utf8(url.strip()), True
+    return otherwise, False

@@ -1,0 +1,204 @@
+"""webdataset: tar files whose members of one key are a sample, as img2dataset and webdataset's own TarWriter write them.
+
+Comes in: .tar, .tar.gz or .tgz. A member's key is its path up to the first dot of its name; what ends in a picture's extension is a
+picture, `json` says where it came from. Goes out: the pictures of one page gathered, when the JSON names the page. img2dataset
+carries that only as an extra column (`save_additional_columns=["page_url"]`); without it each sample is a page of its own and
+has_url is False. Nothing is extracted: pictures are read where they lie in the tar, or kept in memory when it is compressed.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import re
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from semantica.episodes.pages import ImageRef, Page, Part, ReadConfig
+from semantica.episodes.quarantine import DamagedFile, Reason, utf8
+from semantica.episodes.sources.files import decompressed, label_of, list_parts, location_of, opened, unreadable
+from semantica.episodes.sources.folder import EXTENSIONS
+from semantica.episodes.sources.gather import Gatherer
+from semantica.episodes.sources.remote import page_name, remote_image
+from semantica.storage import Location, uri
+
+log = logging.getLogger(__name__)
+
+SUFFIXES = (".tar", ".tar.gz", ".tgz")
+# What a column with the page's URL is called in the JSON, the first that is there; `url` is the picture's own.
+PAGE_URL_KEYS = (
+    "page_url", "pageurl", "source_page", "source_page_url", "document_url", "webpage_url", "parent_url", "page",
+)  # fmt: skip
+MAX_JSON_BYTES = 4 << 20
+MAX_HEADER_BYTES = 1 << 20  # of an extended header, which tarfile reads whole
+BLOCK = 512  # of a tar
+_SAMPLE = re.compile(r"\A((?:.*/)?[^./][^./]*)\.([^/]+)\Z", re.DOTALL)  # webdataset's rule
+
+
+@dataclass
+class _Sample:
+    key: str
+    offset: int  # of its first member; a key may come twice
+    facts: Any = None  # what its JSON says
+    problem: str = ""
+    images: list[ImageRef] = field(default_factory=list)
+
+
+class WebDataset:
+    """The Source of webdataset's tar files."""
+
+    def parts(self, root: Location, settings: ReadConfig) -> list[Part]:
+        """One part for every tar file."""
+        return list_parts(root, SUFFIXES, "tar files")
+
+    def pages(self, root: Location, part: Part, settings: ReadConfig) -> Iterator[Page]:
+        """The pages of a tar in the order in which they are complete, and one with a problem for each member that is no file."""
+        name, gatherer, without = label_of(root, part), Gatherer(settings.join_window_mb << 20), 0
+        with opened(root, part) as file:
+            stream = decompressed(file)
+            where = uri(location_of(root, part)) if stream is file else ""
+            for sample in _samples(stream, name, where, settings):
+                if isinstance(sample, Page):
+                    yield sample
+                    continue
+                piece = f"{name}@{sample.offset}"
+                page_url, has_url = page_name(_named_page(sample.facts), f"{name}/{sample.key}")
+                if sample.problem:
+                    yield Page(page_url, (), Reason.PAGE_UNREADABLE, sample.problem, piece=piece, has_url=False)
+                elif not has_url or not sample.images:
+                    without += not has_url
+                    yield Page(page_url, tuple(sample.images), piece=piece, has_url=has_url)
+                else:
+                    for image in sample.images:
+                        yield from gatherer.add(page_url, image, piece)
+            yield from gatherer.rest()
+        if without:
+            log.warning(
+                "ingest: %s: %d samples carry no page URL, each is a page of its own; img2dataset carries it when told "
+                'save_additional_columns=["page_url"]',
+                name,
+                without,
+            )
+
+
+def _named_page(facts: object) -> object:
+    values = (facts.get(key) for key in PAGE_URL_KEYS) if isinstance(facts, dict) else ()
+    return next((value for value in values if value), None)
+
+
+def _samples(stream: io.BufferedReader, name: str, where: str, settings: ReadConfig) -> Iterator[_Sample | Page]:
+    """The samples of a tar, and a page with a problem for each member that is neither a file nor a folder."""
+    sample, held = None, 0
+    for member in _members(stream, name):
+        found = _SAMPLE.match(member.name)
+        if member.isdir() or (member.isreg() and not found):
+            continue
+        if found is None or not member.isreg() or member.issparse():
+            yield unreadable(f"{name}/{utf8(member.name)}@{member.offset}", "a link, device or sparse file in the tar, not read")
+            continue
+        key, kind = utf8(found[1]), found[2].lower()
+        if sample is not None and sample.key != key:
+            yield _complete(sample)
+            sample = None
+        if sample is None:
+            sample, held = _Sample(key, member.offset), 0
+        if kind == "json":
+            _read_facts(sample, stream, member)
+        elif "." + kind.rpartition(".")[2] in EXTENSIONS:
+            fits = held + member.size <= settings.join_window_mb << 20
+            held += member.size
+            sample.images.append(_image(stream, member, f"{name}/{utf8(member.name)}", where, settings, fits))
+    if sample is not None:
+        yield _complete(sample)
+
+
+def _image(
+    stream: io.BufferedReader, member: tarfile.TarInfo, url: str, where: str, settings: ReadConfig, fits: bool
+) -> ImageRef:
+    """Where the picture lies in the tar `where`, or its bytes when that is ""; `fits`: there is memory for them."""
+    if member.size > settings.max_image_bytes or not (where or fits):
+        expected = settings.max_image_bytes if fits else f"{settings.join_window_mb} MB in one sample"
+        return ImageRef(url, problem=Reason.TOO_MANY_BYTES, detail=f"expected at most {expected} bytes, got {member.size}")
+    if where and member.size:
+        return ImageRef(url, where, offset=member.offset_data, length=member.size)
+    return ImageRef(url, data=_content(stream, member))
+
+
+def _read_facts(sample: _Sample, stream: io.BufferedReader, member: tarfile.TarInfo) -> None:
+    if member.size > MAX_JSON_BYTES:
+        sample.problem = f"expected at most {MAX_JSON_BYTES} bytes of JSON, got {member.size}"
+        return
+    try:
+        sample.facts = json.loads(_content(stream, member))
+    except (ValueError, RecursionError) as error:  # no JSON, or nested deeper than any that is meant to be read
+        sample.problem = f"expected JSON, got {error}"
+
+
+def _complete(sample: _Sample) -> _Sample:
+    """The sample, its picture called by its URL when the JSON has one; a download that failed is a picture to fetch."""
+    facts = sample.facts if isinstance(sample.facts, dict) else {}
+    url = facts.get("url")
+    if not isinstance(url, str) or not url.strip():
+        return sample
+    if not sample.images:
+        status = utf8(f"{facts.get('status') or 'not in the tar'} {facts.get('error_message') or ''}".strip())
+        sample.images.append(remote_image(url, f"not fetched; {status}"))
+    elif len(sample.images) == 1:
+        [image] = sample.images
+        sample.images[0] = ImageRef(
+            utf8(url.strip()), image.path, image.problem, image.detail, image.data, image.offset, image.length
+        )
+    return sample
+
+
+# --- the tar itself ---
+
+
+class _Headers(io.RawIOBase):
+    """The stream as tarfile may read it: headers of a sane size. Pictures are read beside it."""
+
+    def __init__(self, stream: io.BufferedReader) -> None:
+        self.stream = stream
+
+    def read(self, size: int = -1, /) -> bytes:
+        if not 0 <= size <= MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"expected a header of at most {MAX_HEADER_BYTES} bytes, got {size}")
+        return self.stream.read(size)
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        return self.stream.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self.stream.tell()
+
+
+def _members(stream: io.BufferedReader, name: str) -> Iterator[tarfile.TarInfo]:
+    """The members of a tar in their order. Raises DamagedFile unless it ends with the mark of its end, a block of zeros.
+
+    tarfile itself takes a header that makes no sense, and a file that stops between two members, for the end.
+    """
+    try:
+        archive = tarfile.open(fileobj=_Headers(stream), mode="r:", errorlevel=1)  # type: ignore[call-overload]  # noqa: SIM115
+        while (member := archive.next()) is not None:
+            yield member
+            archive.members.clear()  # it keeps every header, else
+    except (ValueError, OverflowError) as error:  # numbers in extended headers
+        raise DamagedFile(name, f"no tar header: {error}") from None
+    stream.seek(archive.offset)
+    if stream.read(BLOCK) != bytes(BLOCK):
+        raise DamagedFile(name, f"no tar header at byte {archive.offset}, nor the mark of the end")
+
+
+def _content(stream: io.BufferedReader, member: tarfile.TarInfo) -> bytes:
+    """The bytes of a member. Raises EOFError when the tar ends inside it."""
+    stream.seek(member.offset_data)
+    data = stream.read(member.size)
+    if len(data) < member.size:
+        raise EOFError(f"expected {member.size} bytes of {utf8(member.name)}, got {len(data)}")
+    return data
+
+
+webdataset = WebDataset()

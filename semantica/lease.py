@@ -1,0 +1,117 @@
+"""One writer an output: a lease file beside the folder, renewed while its owner lives, taken over when the owner is gone.
+
+Leases are numbered files, `.NAME.lease-000007`; who creates the next number holds the output, and creating is the one operation
+that a local disk, S3 and GCS all do for exactly one of two at the same moment. A lease ends when its owner removes it, when its
+owner's process is seen to be gone (same machine), or when it was not renewed for `LEASE_S`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import cast
+
+import psutil
+
+from semantica.errors import DataError
+from semantica.storage import Location, create, write_atomically
+
+log = logging.getLogger(__name__)
+
+RENEW_S = 15.0
+LEASE_S = 90.0  # five renewals may fail, and clocks of two machines may differ by some seconds
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who holds a lease, and when that was last true (seconds since 1970)."""
+
+    host: str
+    pid: int
+    started: float  # of the process: a number that is used again is not the same process
+    renewed: float
+
+    @classmethod
+    def this_process(cls) -> Owner:
+        """The owner that the caller is, now."""
+        return cls(socket.gethostname(), os.getpid(), psutil.Process().create_time(), time.time())
+
+    def is_gone(self) -> bool:
+        """True when the owner is seen to be dead, or has not said for too long that it is not."""
+        if time.time() - self.renewed > LEASE_S:
+            return True
+        if self.host != socket.gethostname():
+            return False
+        try:
+            return bool(abs(psutil.Process(self.pid).create_time() - self.started) > 1.0)
+        except psutil.NoSuchProcess:
+            return True
+
+
+@contextmanager
+def held(folder: Location, what: str) -> Iterator[None]:
+    """Hold the output `folder` for the block. Raises DataError, naming the owner, when another process holds it."""
+    path = _acquire(folder, what)
+    stop = threading.Event()
+    thread = threading.Thread(target=_renew, args=(path, stop), name="lease", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        path.unlink(missing_ok=True)
+
+
+def _acquire(folder: Location, what: str) -> Location:
+    prefix = f".{folder.name}.lease-"
+    number = 0
+    for path in _leases(folder, prefix):
+        number = int(path.name.removeprefix(prefix)) + 1
+        owner = _read(path)
+        if owner is not None and not owner.is_gone():
+            raise DataError(
+                f"{what}: {folder} is being written by process {owner.pid} on {owner.host}; wait for it, or choose another folder "
+                f"(a lease without a living owner ends after {LEASE_S:.0f} s)"
+            )
+        path.unlink(missing_ok=True)
+    path = folder.parent / f"{prefix}{number:06d}"
+    if not create(path, json.dumps(asdict(Owner.this_process())).encode()):
+        raise DataError(f"{what}: another process began to write {folder} at this moment; wait for it, or choose another folder")
+    return path
+
+
+def _leases(folder: Location, prefix: str) -> list[Location]:
+    if not folder.parent.exists():
+        return []
+    return sorted(
+        (p for p in cast("Iterator[Location]", folder.parent.iterdir()) if p.name.startswith(prefix)), key=lambda p: p.name
+    )
+
+
+def _read(path: Location) -> Owner | None:
+    try:
+        return Owner(**json.loads(path.read_bytes()))
+    except FileNotFoundError:  # released since it was listed
+        return None
+    except (ValueError, TypeError):
+        # Being written at this moment, or damaged: held, until its age says otherwise.
+        return Owner("an unknown machine", 0, 0.0, path.stat().st_mtime)
+
+
+def _renew(path: Location, stop: threading.Event) -> None:
+    while not stop.wait(RENEW_S):
+        try:
+            if not path.exists():
+                log.error("lease: %s is gone: another process has taken this output over; stop one of the two", path)
+                return
+            write_atomically(path, json.dumps(asdict(Owner.this_process())).encode())
+        except OSError as error:
+            log.warning("lease: %s could not be renewed (%s)", path, error)

@@ -1,0 +1,155 @@
+"""Where data lies: a local folder, s3://, gs:// or abfs://, behind the one interface of `pathlib` (universal_pathlib over fsspec).
+
+Everything that reads or writes a dataset takes a `Location` and never asks which kind it is, but for the three things that differ
+and are here: writing so that a file is there whole or not at all, creating a file only when there is none, and hashing.
+Credentials and endpoints come from the environment, as the clouds' own tools read them (AWS_PROFILE, AWS_ENDPOINT_URL, ...).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeAlias, cast
+
+from upath import UPath
+
+from semantica.errors import ConfigError
+
+Location: TypeAlias = Path | UPath
+
+_REMOTE = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "az": "adlfs", "memory": ""}
+_URI = re.compile(r"\A([A-Za-z][A-Za-z0-9+.-]*)://")
+# Listings are not cached: another process may have written since.
+_UNCACHED = frozenset({"s3", "gs", "gcs"})
+
+
+def location(where: str | Path | UPath) -> Location:
+    """The absolute location a user named: a path, or a URI of a file system that is known here.
+
+    Raises ConfigError for another scheme, or when the library for this one is not installed.
+    """
+    if isinstance(where, Path):
+        return where.absolute()
+    if isinstance(where, UPath):
+        return where
+    found = _URI.match(where)
+    if not found:
+        return Path(where).expanduser().absolute()
+    scheme = found[1].lower()
+    if scheme == "file":
+        return Path(where[len("file://") :]).absolute()
+    if scheme not in _REMOTE:
+        raise ConfigError(f"{where}: expected a path, s3://BUCKET/..., gs://BUCKET/... or abfs://..., got {scheme}://")
+    try:
+        place = UPath(where, use_listings_cache=False) if scheme in _UNCACHED else UPath(where)
+        place.fs  # noqa: B018 - imports the library, which UPath puts off
+    except ImportError:
+        raise ConfigError(f"{where}: {scheme}:// needs the package {_REMOTE[scheme]}; pip install {_REMOTE[scheme]}") from None
+    return place
+
+
+def is_local(where: Location) -> bool:
+    """True for a path of this machine (or of what is mounted on it)."""
+    return isinstance(where, Path)
+
+
+def uri(where: Location) -> str:
+    """The text that `location` turns into the same place on every machine that reaches it."""
+    return str(where)
+
+
+def relative(where: Location, start: Location) -> str:
+    """The path from the folder `start` to `where` when both are of one kind and bucket, else the URI of `where`.
+
+    Resolved, since ".." of a link is its target's parent.
+    """
+    if isinstance(where, Path) and isinstance(start, Path):
+        return os.path.relpath(where.resolve(), start.resolve())
+    if isinstance(where, UPath) and isinstance(start, UPath) and where.protocol == start.protocol and where.anchor == start.anchor:
+        return os.path.relpath(where.path, start.path)
+    return uri(where)
+
+
+def follow(path: str, start: Location) -> Location:
+    """What `relative` was made from: the location at `path` from the folder `start`."""
+    if _URI.match(path) or os.path.isabs(path):
+        return location(path)
+    if isinstance(start, Path):
+        return (start.resolve() / path).resolve()
+    target = os.path.normpath(os.path.join(start.path, path))
+    return cast(Location, UPath(f"{start.protocol}://{target.lstrip('/')}", **start.storage_options))
+
+
+def file_sha256(path: Location) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(cast(io.BufferedReader, stream), "sha256").hexdigest()
+
+
+def write_atomically(path: Location, data: bytes) -> None:
+    """Write a file so that it is there whole or not at all, also after a crash."""
+    if not isinstance(path, Path):
+        path.fs.pipe_file(path.path, data)  # one PUT, or a multipart upload that counts when it is completed
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)  # still there only when something above failed
+
+
+@contextmanager
+def atomic_file(path: Location) -> Iterator[Path]:
+    """A local file to write; when the block ends without an exception it is at `path`, whole."""
+    if isinstance(path, Path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    else:
+        partial = Path(tempfile.mkdtemp()) / path.name
+    try:
+        yield partial
+        if isinstance(path, Path):
+            with partial.open("rb") as stream:  # on disk before anything can speak of it
+                os.fsync(stream.fileno())
+            partial.replace(path)
+        else:
+            path.fs.put_file(str(partial), path.path)
+    finally:
+        if isinstance(path, Path):
+            partial.unlink(missing_ok=True)
+        else:
+            shutil.rmtree(partial.parent, ignore_errors=True)
+
+
+def create(path: Location, data: bytes) -> bool:
+    """Write the file only when there is none; False when there is one. Of two writers at the same moment one gets True."""
+    try:
+        if isinstance(path, Path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("xb") as stream:
+                stream.write(data)
+        else:
+            path.fs.pipe_file(path.path, data, mode="create")  # S3: If-None-Match; GCS: ifGenerationMatch=0
+    except FileExistsError:
+        return False
+    return True
+
+
+def remove_tree(folder: Location) -> None:
+    """Delete a folder with everything in it."""
+    if isinstance(folder, Path):
+        shutil.rmtree(folder)
+    else:
+        folder.fs.rm(folder.path, recursive=True)

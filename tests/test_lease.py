@@ -1,0 +1,95 @@
+"""One writer an output: the second is refused and told who the first is; a dead owner's lease is taken over."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+
+import pytest
+
+from semantica.errors import DataError
+from semantica.lease import LEASE_S, Owner, held
+from semantica.storage import location, write_atomically
+
+HOLD = """
+import sys, time
+from semantica.lease import held
+from semantica.storage import location
+with held(location(sys.argv[1]), "encode"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture(params=["local", "s3"])
+def folder(request, tmp_path):
+    """A folder that does not exist yet, on disk and on an S3 server."""
+    return (tmp_path if request.param == "local" else location(f"{request.getfixturevalue('s3')}/{tmp_path.name}")) / "out"
+
+
+@pytest.fixture
+def other(folder):
+    """Another process that holds the folder."""
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait()
+
+
+def leases(folder):
+    if not folder.parent.exists():  # an object store has no empty folders
+        return []
+    return [p for p in folder.parent.iterdir() if ".lease-" in p.name]
+
+
+def test_the_second_writer_is_refused_and_told_who_the_first_is(folder, other):
+    with pytest.raises(DataError, match=f"encode: .*out is being written by process {other.pid} on "), held(folder, "encode"):
+        pass
+    assert len(leases(folder)) == 1
+
+
+def test_the_lease_of_a_killed_process_is_taken_over_at_once(folder, other):
+    other.send_signal(signal.SIGKILL)
+    other.wait()
+    with held(folder, "encode"):
+        assert len(leases(folder)) == 1
+    assert leases(folder) == []
+
+
+def test_the_lease_ends_with_the_block_also_after_an_error(folder):
+    def fail():
+        with held(folder, "encode"):
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    with held(folder, "encode"):
+        pass
+    assert leases(folder) == []
+
+
+def test_a_process_that_has_the_number_of_a_dead_one_is_not_its_owner():
+    me = Owner.this_process()
+    assert not me.is_gone()
+    assert replace(me, started=me.started - 100).is_gone()
+
+
+def test_an_owner_on_another_machine_is_gone_when_it_has_not_renewed_for_long(folder):
+    path = folder.parent / ".out.lease-000004"
+    owner = Owner("elsewhere", os.getpid(), 0.0, time.time() - LEASE_S / 2)
+    write_atomically(path, json.dumps(asdict(owner)).encode())
+    with pytest.raises(DataError, match="on elsewhere"), held(folder, "encode"):
+        pass
+    write_atomically(path, json.dumps(asdict(replace(owner, renewed=time.time() - LEASE_S - 1))).encode())
+    with held(folder, "encode"):
+        assert [p.name for p in leases(folder)] == [".out.lease-000005"]
+
+
+def test_a_lease_that_is_being_written_is_held(folder):
+    write_atomically(folder.parent / ".out.lease-000000", b"")
+    with pytest.raises(DataError, match="being written"), held(folder, "encode"):
+        pass
