@@ -1,7 +1,9 @@
 # make demo   real pictures through every stage to a report (about 6 minutes on 2 cores after the install)
 # make test   the tests
 # make check  format, lint, import contracts, types
-# make bench  the time of each stage into benchmarks/results/
+# make fuzz   10,000 damaged pictures through the decoder
+# make test-chaos  the long fault tests: workers, nodes and drivers killed in every stage
+# make bench  the time of each stage into benchmarks/results/; make bench-data  the data plane against its peers
 # Everything runs in .venv, which the first target makes. Another Python: make PYTHON=python3.12 demo
 
 PYTHON ?= python3
@@ -9,7 +11,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo demo-html test check format bench clean
+.PHONY: demo demo-html test test-chaos fuzz check format bench bench-data clean
 
 demo: $(INSTALLED)
 	@$(BIN)/python -m jobs.quickstart
@@ -19,6 +21,12 @@ demo-html: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
+
+fuzz: $(INSTALLED)
+	$(BIN)/python -m pytest -s -m slow tests/episodes/test_fuzz.py
+
+test-chaos: $(INSTALLED)
+	$(BIN)/python -m pytest -m "ray and slow"
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .
@@ -32,6 +40,13 @@ format: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.stages
+
+bench-data: $(INSTALLED)
+	$(BIN)/python -m benchmarks.decode
+	$(BIN)/python -m benchmarks.encode
+	$(BIN)/python -m benchmarks.pairs
+	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.orchestration
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

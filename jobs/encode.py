@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -18,10 +17,10 @@ from semantica.runtime import Runtime
 
 @config
 class EncodeJob:
-    """episodes: output of jobs.ingest. out: folder of the encodings."""
+    """episodes: output of jobs.ingest. out: folder of the encodings. Both may be s3://... or gs://..."""
 
-    episodes: Path
-    out: Path
+    episodes: str
+    out: str
     encode: Annotated[EncodeConfig, tyro.conf.arg(name="")]
     runtime: Annotated[Runtime, tyro.conf.arg(name="")] = Runtime()
 

@@ -26,7 +26,7 @@ class EvaluateJob:
 
     samples: Path
     checkpoint: Path
-    encodings: Path
+    encodings: str
     out: Path
     episodes: Path | None = None
     selection: Path | None = None

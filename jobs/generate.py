@@ -21,7 +21,7 @@ class GenerateJob:
     """checkpoint: out/model of jobs.train. encodings: made by the same encoder. out: folder of the samples."""
 
     checkpoint: Path
-    encodings: Path
+    encodings: str
     out: Path
     generate: Annotated[GenerateConfig, tyro.conf.arg(name="")]
     runtime: Annotated[Runtime, tyro.conf.arg(name="")] = Runtime()

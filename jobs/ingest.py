@@ -1,10 +1,9 @@
-"""python -m jobs.ingest: a folder or HTML tree of pictures -> episodes, held-out episodes, quarantine."""
+"""python -m jobs.ingest: a crawl of pages with pictures -> episodes, held-out episodes, quarantine."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -18,10 +17,10 @@ from semantica.runtime import Runtime
 
 @config
 class IngestJob:
-    """root: the folder or HTML tree. out: folder of the episodes."""
+    """root: the crawl, a folder or a file. out: folder of the episodes. Both may be s3://BUCKET/... or gs://BUCKET/..."""
 
-    root: Path
-    out: Path
+    root: str
+    out: str
     ingest: Annotated[IngestConfig, tyro.conf.arg(name="")]
     runtime: Annotated[Runtime, tyro.conf.arg(name="")] = Runtime()
 

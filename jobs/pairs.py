@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -18,11 +17,11 @@ from semantica.runtime import Runtime
 
 @config
 class PairsJob:
-    """encodings: output of jobs.encode. out: folder of the selection. scores: made beside out when not given."""
+    """encodings: output of jobs.encode. out: folder of the selection. scores: made beside out when not given. All may be s3://... or gs://..."""
 
-    encodings: Path
-    out: Path
-    scores: Path | None = None
+    encodings: str
+    out: str
+    scores: str | None = None
     band: Annotated[BandConfig, tyro.conf.arg(name="")] = BandConfig()
     runtime: Annotated[Runtime, tyro.conf.arg(name="")] = Runtime()
 

@@ -20,8 +20,8 @@ from semantica.training.recipe import TrainConfig
 class TrainJob:
     """encodings, selection: outputs of jobs.encode and jobs.pairs. out: folder of the checkpoint (out/model)."""
 
-    encodings: Path
-    selection: Path
+    encodings: str
+    selection: str
     out: Path
     train: Annotated[TrainConfig, tyro.conf.arg(name="")]
     runtime: Annotated[Runtime, tyro.conf.arg(name="")] = Runtime()

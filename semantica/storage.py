@@ -23,6 +23,7 @@ from upath import UPath
 from semantica.errors import ConfigError
 
 Location: TypeAlias = Path | UPath
+Where: TypeAlias = str | Path | UPath  # what a user may name a location by
 
 _REMOTE = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "az": "adlfs", "memory": ""}
 _URI = re.compile(r"\A([A-Za-z][A-Za-z0-9+.-]*)://")
@@ -30,7 +31,7 @@ _URI = re.compile(r"\A([A-Za-z][A-Za-z0-9+.-]*)://")
 _UNCACHED = frozenset({"s3", "gs", "gcs"})
 
 
-def location(where: str | Path | UPath) -> Location:
+def location(where: Where) -> Location:
     """The absolute location a user named: a path, or a URI of a file system that is known here.
 
     Raises ConfigError for another scheme, or when the library for this one is not installed.

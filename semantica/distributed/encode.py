@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from semantica.config import from_dict, to_dict
-from semantica.datasets import FileEntry, Manifest, StageOutput, read_manifest, read_shard
+from semantica.config import to_dict
+from semantica.datasets import FileEntry, Manifest, StageOutput, read_manifest
 from semantica.distributed.session import stage_session
 from semantica.distributed.shards import in_actors, with_meter
-from semantica.encoders.dinov2 import load_encoder
-from semantica.encoders.encode import EncodeConfig, encode_episodes
-from semantica.errors import DataError
+from semantica.encoders.encode import EncodeConfig
+from semantica.encoders.encoder import load_encoder
+from semantica.encoders.shard import EpisodesShard, encode_shard
+from semantica.encoders.totals import (
+    check_damage,
+    counts_of,
+    damage_notes,
+    encoded_so_far,
+    finish_encodings,
+    num_in,
+    num_lost,
+    num_pictures,
+    shards_of,
+)
 from semantica.runtime import Runtime
+from semantica.storage import Location, location
 from semantica.tracking import Run
 
 HELD_OUT = "held_out"
@@ -24,66 +38,53 @@ HELD_OUT = "held_out"
 class _EncodeShard:
     """One actor: the encoder, and the shards it is given."""
 
-    def __init__(self, config: dict[str, Any], episodes: str, stage: StageOutput) -> None:
-        self.config = from_dict(EncodeConfig, config)
-        self.episodes, self.stage = Path(episodes), stage
-        self.encoder = load_encoder(self.config.encoder, "cuda" if torch.cuda.is_available() else "cpu")
+    def __init__(self, config: EncodeConfig, episodes: Location, stage: StageOutput) -> None:
+        self.config, self.episodes, self.stage = config, episodes, stage
+        self.encoder = load_encoder(config.encoder, "cuda" if torch.cuda.is_available() else "cpu")
 
-    def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
-        tables, stats = {}, {}
-        for prefix, entry in shard["entries"].items():
-            episodes = read_shard(self.episodes, FileEntry(**entry))
-            encoded = encode_episodes(episodes, self.encoder, self.config)
-            tables[prefix] = encoded.table
-            stats[prefix] = {
-                "num_episodes": encoded.table.num_rows,
-                "num_images": encoded.num_images,
-                "pooled_sum": encoded.pooled_sum.tolist(),
-            }
-        result = {"splits": stats, "encoder": self.encoder.identity.to_dict()}
-        self.stage.write_shard(shard["name"], tables, result, self.config.rows_per_group)
-        return {"num_images": sum(s["num_images"] for s in stats.values())}
+    def __call__(self, shard: dict[str, Any]) -> dict[str, int]:
+        entries = {
+            prefix: FileEntry(**{**entry, "row_group_rows": tuple(entry["row_group_rows"])})
+            for prefix, entry in shard["entries"].items()
+        }
+        stats = encode_shard(self.stage, self.episodes, EpisodesShard(shard["name"], entries), self.encoder, self.config)
+        return dict(counts_of(stats))
 
 
-def encode(config: EncodeConfig, *, episodes: Path, out: Path, runtime: Runtime, parent: Run | None = None) -> Manifest:
-    """Encode every picture of `episodes` (training and held-out) into `out`. Returns the manifest of the encodings."""
+def encode(
+    config: EncodeConfig,
+    *,
+    episodes: str | Path | Location,
+    out: str | Path | Location,
+    runtime: Runtime,
+    parent: Run | None = None,
+) -> Manifest:
+    """Encode every picture of `episodes` (training and held-out) into `out`. Returns the manifest of the encodings.
+
+    A damaged shard is left out, whole, and said; when more than runtime.max_damaged_share of the pictures are lost, DataError.
+    """
+    episodes = location(episodes)
     source = read_manifest(episodes, "episodes")
-    stage = StageOutput(out.absolute(), "encodings", to_dict(config), {"episodes": source.hash})
+    stage = StageOutput(location(out), "encodings", to_dict(config), {"episodes": source.hash})
     with stage_session("encode", stage, runtime, parent) as session:
         if session.done is not None:
             return session.done
-        shards: dict[str, dict[str, Any]] = {}
-        for prefix in ("", HELD_OUT):
-            for entry in source.shards(prefix):
-                name = Path(entry.path).stem
-                shards.setdefault(name, {"name": name, "entries": {}})["entries"][prefix] = entry.__dict__
-        todo = [shard for name, shard in shards.items() if not stage.has_shard(name)]
-        done = sum(s["num_images"] for _, stats in stage.receipts() for s in stats["splits"].values())
-        total = source.counts["num_train_images"] + source.counts["num_held_out_images"]
-        arguments = (to_dict(config), str(episodes.absolute()), stage)
-        results = in_actors(_EncodeShard, arguments, todo, runtime.cluster)
-        with_meter(results, "encode", total - done, "pictures", lambda r: r["num_images"])
-        manifest = _finish(stage, {"pictures": source.facts["pictures"]})
+        done = encoded_so_far(stage)
+        counts = sum(done.values(), Counter())
+        todo = [asdict(shard) for shard in shards_of(source, ("", HELD_OUT)) if shard.name not in done]
+        results = in_actors(_EncodeShard, (config, episodes, stage), todo, runtime.cluster)
+        watched = _watch(results, counts, num_in(source), runtime.max_damaged_share)
+        with_meter(watched, "encode", num_in(source) - num_pictures(counts), "pictures", num_pictures)
+        manifest = finish_encodings(stage, source, runtime.max_damaged_share)
         session.run.metrics(manifest.counts)
-        session.summary = f"{total} pictures by {manifest.facts['encoder']['name']}"
+        session.summary = f"{num_in(source) - num_lost(manifest.counts)} pictures by {manifest.facts['encoder']['name']}"
+        session.notes += damage_notes(manifest)
         return manifest
 
 
-def _finish(stage: StageOutput, facts: dict[str, Any]) -> Manifest:
-    counts = {"num_episodes": 0, "num_train_images": 0, "num_held_out_images": 0}
-    pooled_sum: np.ndarray | float = 0.0
-    identity = None
-    for _, stats in stage.receipts():
-        if identity not in (None, stats["encoder"]):
-            raise DataError(
-                f"encode: the shards of {stage.folder} were made by different weights under one name: the weights changed "
-                "between two runs; delete the folder and run jobs.encode again"
-            )
-        identity = stats["encoder"]
-        train, held_out = stats["splits"].get("", {}), stats["splits"].get(HELD_OUT, {})
-        counts["num_episodes"] += train.get("num_episodes", 0)
-        counts["num_train_images"] += train.get("num_images", 0)
-        counts["num_held_out_images"] += held_out.get("num_images", 0)
-        pooled_sum = pooled_sum + np.array(train.get("pooled_sum", 0.0))
-    mean = np.asarray(pooled_sum) / max(1, counts["num_train_images"])
-    return stage.finish(counts, {**facts, "encoder": identity, "corpus_mean": mean.tolist()})
+def _watch(results: Iterator[dict[str, int]], counts: Counter[str], total: int, most: float) -> Iterator[dict[str, int]]:
+    """The same results; ends the job, by a DataError, at the one that makes the loss too large."""
+    for result in results:
+        counts = counts + Counter(result)
+        check_damage(counts, total, most)
+        yield result

@@ -5,23 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import torch
 
-from semantica.conditioning import Conditioning
-from semantica.config import from_dict, to_dict
-from semantica.datasets import Manifest, StageOutput, read_manifest, read_shard
-from semantica.distributed.encode import HELD_OUT
+from semantica.config import to_dict
+from semantica.datasets import Manifest, StageOutput, read_manifest
 from semantica.distributed.session import stage_session
 from semantica.distributed.shards import in_actors, with_meter
+from semantica.encoders.on_the_fly import tokens_on_the_fly
 from semantica.errors import DataError
+from semantica.generation.conditions import Conditions, Place, held_out_candidates
 from semantica.generation.generate import Candidate, GenerateConfig, choose_conditions, png_bytes, sample_pictures
 from semantica.metrics.exhibits import grids
-from semantica.pairs.scores import pooled_rows
 from semantica.runtime import Runtime
 from semantica.schemas import SAMPLES
-from semantica.storage import write_atomically
+from semantica.storage import Location, location, write_atomically
 from semantica.tracking import Run
 from semantica.training.checkpoint import open_checkpoint
 
@@ -29,20 +27,20 @@ from semantica.training.checkpoint import open_checkpoint
 class _GenerateShard:
     """One actor: the network, and the chunks of samples it is given."""
 
-    def __init__(self, config: dict[str, Any], checkpoint: str, encodings: str, stage: StageOutput) -> None:
-        self.config = from_dict(GenerateConfig, config)
-        self.stage = stage
+    def __init__(self, config: GenerateConfig, checkpoint: Path, encodings: Location, stage: StageOutput) -> None:
+        self.config, self.stage = config, stage
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        opened = open_checkpoint(Path(checkpoint))
+        opened = open_checkpoint(checkpoint)
         self.schedule = opened.config.schedule
         self.network = opened.network(ema=self.config.use_ema).to(self.device)
-        self.conditions = read_conditions(Path(encodings))
+        tokens_of = tokens_on_the_fly(read_manifest(encodings, "encodings"), self.device)
+        self.conditions = Conditions(encodings, tokens_of)
 
     def __call__(self, shard: dict[str, Any]) -> dict[str, int]:
         samples = [(Candidate(*s["condition"]), s["index"]) for s in shard["samples"]]
         names = [f"{candidate.image_id}/{index}" for candidate, index in samples]
-        tokens, pooled = zip(*(self.conditions[c.image_id] for c, _ in samples), strict=True)
-        cond = Conditioning.of(torch.stack(tokens), torch.stack(pooled))
+        places = [Place(*s["place"]) for s in shard["samples"]]
+        cond = self.conditions.read([(candidate, place) for (candidate, _), place in zip(samples, places, strict=True)])
         pictures = sample_pictures(
             self.network, cond, names, shard["guidance"], self.config.sampler, self.schedule, self.config.seed, self.device
         )
@@ -61,50 +59,32 @@ class _GenerateShard:
         return {"num_samples": len(rows)}
 
 
-def read_conditions(encodings: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """image_id -> (tokens (N, D), pooled (D,)), float32, of the held-out pictures."""
-    manifest = read_manifest(encodings, "encodings")
-    identity = manifest.facts["encoder"]
-    shape = (identity["num_tokens"], identity["token_dim"])
-    conditions = {}
-    for entry in manifest.shards(HELD_OUT):
-        table = read_shard(encodings, entry, ["images", "pooled", "tokens"])
-        for images, pooled, tokens in zip(table["images"].to_pylist(), pooled_rows(table["pooled"]), table["tokens"], strict=True):
-            flat = tokens.values.flatten().to_numpy(zero_copy_only=False).astype(np.float32).reshape(-1, *shape)
-            for image, one_pooled, one_tokens in zip(images, pooled, flat, strict=True):
-                conditions[image["image_id"]] = (torch.from_numpy(one_tokens), torch.from_numpy(one_pooled))
-    return conditions
-
-
-def held_out_candidates(encodings: Path) -> list[Candidate]:
-    """Every held-out picture, as a possible conditioning image."""
-    manifest = read_manifest(encodings, "encodings")
-    candidates = []
-    for entry in manifest.shards(HELD_OUT):
-        table = read_shard(encodings, entry, ["episode_id", "images"])
-        for episode_id, images in zip(table["episode_id"].to_pylist(), table["images"].to_pylist(), strict=True):
-            candidates += [Candidate(image["image_id"], episode_id) for image in images]
-    return candidates
-
-
 def generate(
-    config: GenerateConfig, *, checkpoint: Path, encodings: Path, out: Path, runtime: Runtime, parent: Run | None = None
+    config: GenerateConfig,
+    *,
+    checkpoint: Path,
+    encodings: str | Path | Location,
+    out: Path,
+    runtime: Runtime,
+    parent: Run | None = None,
 ) -> Manifest:
     """Draw samples for held-out conditioning images of `encodings` into `out`. Returns the manifest of the samples."""
+    encodings = location(encodings)
     source = read_manifest(encodings, "encodings")
-    if not source.config["store_tokens"]:
-        raise DataError(f"generate: {encodings} holds no tokens; run jobs.encode with --store-tokens")
     opened = open_checkpoint(checkpoint)
     check_same_encoder(opened.provenance.encoder["identity"], source)
     stage = StageOutput(out.absolute(), "samples", to_dict(config), {"encodings": source.hash, "checkpoint": opened.hash})
     with stage_session("generate", stage, runtime, parent) as session:
         if session.done is not None:
             return session.done
-        chosen = choose_conditions(held_out_candidates(encodings), config.num_conditions, config.seed)
+        candidates = held_out_candidates(encodings)
+        chosen = choose_conditions(list(candidates), config.num_conditions, config.seed)
         if not chosen:
             raise DataError(f"generate: {encodings} holds no held-out pictures; ingest with held_out_share above 0")
         samples = [
-            {"condition": [c.image_id, c.episode_id], "index": i} for i in range(config.samples_per_condition) for c in chosen
+            {"condition": [c.image_id, c.episode_id], "place": [candidates[c].file, candidates[c].group], "index": i}
+            for i in range(config.samples_per_condition)
+            for c in chosen
         ]
         size = config.batch_size
         shards: list[dict[str, Any]] = [
@@ -113,7 +93,7 @@ def generate(
             for start in range(0, len(samples), size)
         ]
         todo = [s for s in shards if not stage.has_shard(s["name"])]
-        arguments = (to_dict(config), str(checkpoint.absolute()), str(encodings.absolute()), stage)
+        arguments = (config, checkpoint.absolute(), encodings, stage)
         results = in_actors(_GenerateShard, arguments, todo, runtime.cluster)
         total = sum(len(s["samples"]) for s in todo)
         with_meter(results, "generate", total, "samples", lambda r: r["num_samples"])
@@ -123,8 +103,8 @@ def generate(
         facts = {"conditions": [[c.image_id, c.episode_id] for c in chosen], "resolution_px": opened.config.denoiser.resolution_px}
         manifest = stage.finish(counts, facts)
         # Beside the dataset, not of it: made from it, for a person to look at first.
-        preview = grids(out, manifest, encodings, source)[0].png
-        write_atomically(stage.folder / "preview.png", preview)
+        preview = grids(out.absolute(), manifest, encodings, source)[0].png
+        write_atomically(out.absolute() / "preview.png", preview)
         session.run.image(preview, "samples-against-guidance")
         return manifest
 

@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -24,6 +23,7 @@ from semantica.distributed.shards import in_tasks, with_meter
 from semantica.episodes.census import Census, PageIds
 from semantica.episodes.decoder import PictureDecoder, open_decoder
 from semantica.episodes.fetch import Fetcher
+from semantica.episodes.fetch_config import FetchConfig, shared_by
 from semantica.episodes.fetch_store import FetchedPictures, fetch_into, fetchable, resolve
 from semantica.episodes.images import ImageConfig
 from semantica.episodes.ingest import IngestConfig, IngestedPage, count_pictures, ingest_pages, num_damaged
@@ -33,7 +33,7 @@ from semantica.episodes.sources import SOURCES
 from semantica.errors import DataError
 from semantica.runtime import Runtime
 from semantica.schemas import EPISODES
-from semantica.storage import Location, location, remove_tree, write_atomically
+from semantica.storage import Location, Where, location, remove_tree, write_atomically
 from semantica.tracking import Run
 
 QUARANTINE_FOLDER = "quarantine"
@@ -44,8 +44,8 @@ _PAGES_AT_ONCE = 16  # turned into Arrow rows together
 def ingest(
     config: IngestConfig,
     *,
-    root: str | Path | Location,
-    out: str | Path | Location,
+    root: Where,
+    out: Where,
     runtime: Runtime,
     parent: Run | None = None,
     pictures: Sequence[tuple[str, str, str]] = (),
@@ -66,7 +66,7 @@ def ingest(
         arguments = (config, root, stage)
         if config.fetch_urls:
             width = runtime.cluster.num_fetchers
-            fetching = in_tasks(_FetchPart, (*arguments, width), todo, width=width)
+            fetching = in_tasks(_FetchPart, (*arguments, shared_by(config.fetch, width)), todo, width=width)
             with_meter(fetching, "fetch", len(todo), "parts", lambda _: 1)
         if todo and config.census_mb:
             _take_census(arguments, shards, session)
@@ -152,23 +152,29 @@ class _Part:
             return
         fetched = FetchedPictures(self.stage.folder / _FETCHED, shard["name"])
         for page in self.found(shard):
-            yield resolve(page, fetched)
+            yield resolve(page, fetched, respect_opt_out=self.config.fetch.respect_opt_out)
+
+
+@lru_cache(maxsize=1)
+def _fetcher(config: FetchConfig) -> Fetcher:
+    """Once a worker process, so that what one part taught it of a host (its robots.txt, its pace) holds for the next."""
+    return Fetcher(config)
 
 
 class _FetchPart(_Part):
     """Gets what a part only names by URL into the output's own store."""
 
-    def __init__(self, config: IngestConfig, root: Location, stage: StageOutput, num_fetchers: int) -> None:
+    def __init__(self, config: IngestConfig, root: Location, stage: StageOutput, fetch: FetchConfig) -> None:
         super().__init__(config, root, stage)
-        self.num_fetchers = num_fetchers
+        self.fetch = fetch
 
     def __call__(self, shard: dict[str, Any]) -> dict[str, int]:
         try:
-            urls = [url for page in self.found(shard) for url in fetchable(page)]
-        except DamagedFile:  # refused whole later
-            urls = []
-        with Fetcher(self.config.fetch, share=1 / self.num_fetchers) as fetcher:
-            return fetch_into(self.stage.folder / _FETCHED, shard["name"], urls, fetcher, self.config.fetch.batch_size)
+            pages = list(self.found(shard))
+        except DamagedFile:  # refused whole when it is ingested
+            return {}
+        urls = (url for page in pages for url in fetchable(page, respect_opt_out=self.fetch.respect_opt_out))
+        return fetch_into(self.stage.folder / _FETCHED, shard["name"], urls, _fetcher(self.fetch), self.fetch.batch_size)
 
 
 class _CountPart(_Part):

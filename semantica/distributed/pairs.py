@@ -2,72 +2,95 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from semantica.datasets import FileEntry, Manifest, StageOutput, read_manifest, read_shard
-from semantica.distributed.session import stage_session
+from semantica.config import from_dict, to_dict
+from semantica.datasets import FileEntry, Manifest, StageOutput, read_manifest
+from semantica.distributed.session import StageSession, stage_session
 from semantica.distributed.shards import in_tasks, with_meter
-from semantica.pairs.scores import score_table
-from semantica.pairs.selection import BandConfig, select, selection_stage
+from semantica.errors import DataError
+from semantica.pairs.examples import Reservoir, example_pngs
+from semantica.pairs.scores import ScoreConfig, damage_note, finish_scores, score_shard, unscored
+from semantica.pairs.selection import BandConfig, select, selection_stage, shares
 from semantica.runtime import Runtime
+from semantica.storage import Location, location, write_atomically
 from semantica.tracking import Run
+
+EXAMPLES = "examples"  # folder of the pictures of pairs, beside the manifest of the selection and not in it: they depend on fonts
 
 
 class _ScoreShard:
     """Scores one shard of the encodings."""
 
-    def __init__(self, encodings: Path, stage: StageOutput) -> None:
+    def __init__(self, encodings: Location, stage: StageOutput) -> None:
         self.encodings, self.stage = encodings, stage
-        manifest = read_manifest(encodings, "encodings")
-        self.mean = np.array(manifest.facts["corpus_mean"], np.float32)
-        self.rows_per_group = manifest.config["rows_per_group"]  # the same row groups: the loader finds both by one index
+        self.settings = from_dict(ScoreConfig, stage.config)
+        self.mean = np.array(read_manifest(encodings, "encodings").facts["corpus_mean"], np.float32)
 
     def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
-        entry = FileEntry(**shard)
-        table = score_table(read_shard(self.encodings, entry, ["episode_id", "pooled"]), self.mean)
-        stats = {"num_episodes": table.num_rows}
-        self.stage.write_shard(Path(entry.path).stem, {"": table}, stats, self.rows_per_group)
-        return stats
+        return score_shard(self.stage, self.encodings, FileEntry(**shard), self.mean, self.settings)
 
 
-def score(*, encodings: Path, out: Path, runtime: Runtime, parent: Run | None = None) -> Manifest:
+def score(settings: ScoreConfig, *, encodings: Location, out: Location, runtime: Runtime, parent: Run | None = None) -> Manifest:
     """Score all pairs of every episode of `encodings` into `out`. Returns the manifest of the scores."""
     source = read_manifest(encodings, "encodings")
-    stage = StageOutput(out.absolute(), "scores", {}, {"encodings": source.hash})
+    stage = StageOutput(location(out), "scores", to_dict(settings), {"encodings": source.hash})
     with stage_session("score", stage, runtime, parent) as session:
         if session.done is not None:
             return session.done
-        todo = [e.__dict__ for e in source.shards() if not stage.has_shard(Path(e.path).stem)]
-        total = source.counts["num_episodes"]
+        todo = unscored(stage, source)
         with_meter(
-            in_tasks(_ScoreShard, (encodings.absolute(), stage), todo),
+            in_tasks(_ScoreShard, (location(encodings), stage), [entry.__dict__ for entry in todo]),
             "score",
-            sum(sum(e["row_group_rows"]) for e in todo),
+            sum(entry.num_rows for entry in todo),
             "episodes",
             lambda r: r["num_episodes"],
         )
-        session.summary = f"pairs of {total} episodes"
-        return stage.finish({"num_episodes": total}, {})
+        manifest = finish_scores(stage, settings)
+        session.run.metrics(manifest.counts)
+        session.summary = f"{manifest.counts['num_pairs']} pairs of {manifest.counts['num_episodes']} episodes"
+        session.notes += [note] if (note := damage_note(manifest)) else []
+        return manifest
 
 
 def pairs(
-    band: BandConfig, *, encodings: Path, out: Path, scores: Path | None, runtime: Runtime, parent: Run | None = None
+    band: BandConfig,
+    *,
+    encodings: Location,
+    out: Location,
+    scores: Location | None,
+    runtime: Runtime,
+    parent: Run | None = None,
+    settings: ScoreConfig | None = None,
 ) -> Manifest:
     """The selection for `band` in `out`, over `scores` (default: `scores` beside `out`), which are made when they are not there."""
-    scores = scores or out.absolute().parent / "scores"
-    score(encodings=encodings, out=scores, runtime=runtime, parent=parent)
-    stage = selection_stage(scores, band, out.absolute())
+    scores = location(scores or location(out).parent / "scores")
+    score(settings or ScoreConfig(), encodings=encodings, out=scores, runtime=runtime, parent=parent)
+    stage = selection_stage(scores, band, location(out))
     with stage_session("pairs", stage, runtime, parent) as session:
         if session.done is not None:
             return session.done
-        manifest = select(stage, scores, band)
+        reservoir = Reservoir(band, stage.inputs["scores"])
+        manifest = select(stage, scores, band, reservoir)
         counts = manifest.counts
-        session.run.metrics(counts)
+        session.run.metrics({**counts, **shares(counts)})
+        _show(session, location(encodings), manifest, reservoir)
         session.summary = (
             f"{counts['num_pairs_kept']} of {counts['num_pairs']} pairs have {band.low} <= {band.score} <= {band.high} "
             f"({counts['num_targets']} of {counts['num_images']} pictures are targets)"
         )
         return manifest
+
+
+def _show(session: StageSession, encodings: Location, selection: Manifest, reservoir: Reservoir) -> None:
+    """Record the pictures in MLflow and in a folder beside the selection, which is finished and good without them."""
+    try:
+        pngs = example_pngs(encodings, read_manifest(encodings, "encodings"), selection, reservoir)
+    except DataError as error:
+        session.notes.append(f"no pictures of the pairs: {error}")
+        return
+    for name, png in pngs.items():
+        session.run.image(png, name)
+        write_atomically(session.stage.folder / EXAMPLES / f"{name}.png", png)

@@ -21,11 +21,12 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from semantica.config import from_dict, to_dict
 from semantica.datasets import Manifest, StageOutput, read_manifest
 from semantica.distributed.session import check_resources, stage_session
+from semantica.encoders.on_the_fly import tokens_on_the_fly
 from semantica.errors import ConfigError, DataError
 from semantica.pairs.loader import PairLoader
 from semantica.progress import Meter
 from semantica.runtime import ClusterConfig, Runtime
-from semantica.storage import write_atomically
+from semantica.storage import Location, location, uri, write_atomically
 from semantica.tracking import Run
 from semantica.training.checkpoint import Provenance, open_checkpoint
 from semantica.training.loop import Hooks, StepReport, fit
@@ -55,9 +56,10 @@ def train_on_worker(job: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
+    encodings = location(job["encodings"])
     loader = PairLoader(
-        Path(job["encodings"]),
-        Path(job["selection"]),
+        encodings,
+        location(job["selection"]),
         seed=config.seed,
         batch_size=config.batch_size,
         num_lanes=config.num_lanes,
@@ -65,6 +67,7 @@ def train_on_worker(job: dict[str, Any]) -> None:
         resolution_px=config.denoiser.resolution_px,
         rank=rank,
         world=world,
+        tokens_of=tokens_on_the_fly(read_manifest(encodings, "encodings"), str(device)),
     )
 
     def on_report(report: StepReport) -> None:
@@ -97,9 +100,16 @@ def train_on_worker(job: dict[str, Any]) -> None:
 
 
 def train(
-    config: TrainConfig, *, encodings: Path, selection: Path, out: Path, runtime: Runtime, parent: Run | None = None
+    config: TrainConfig,
+    *,
+    encodings: str | Path | Location,
+    selection: str | Path | Location,
+    out: Path,
+    runtime: Runtime,
+    parent: Run | None = None,
 ) -> Manifest:
     """Train on the pairs of `selection` and put the checkpoint in `out`/model. Returns the stage's manifest."""
+    encodings, selection = location(encodings), location(selection)
     source, chosen = read_manifest(encodings, "encodings"), read_manifest(selection, "selection")
     check_fits(config, source, runtime.cluster)
     # Refused here, before any worker starts: the loader checks selection against encodings and the lanes.
@@ -111,8 +121,10 @@ def train(
         num_lanes=config.num_lanes,
         resolution_px=config.denoiser.resolution_px,
         world=runtime.cluster.num_workers,
+        tokens_of=tokens_on_the_fly(source),
     )
-    stage = StageOutput(out.absolute(), "checkpoint", to_dict(config), {"encodings": source.hash, "selection": chosen.hash})
+    folder = out.absolute()
+    stage = StageOutput(folder, "checkpoint", to_dict(config), {"encodings": source.hash, "selection": chosen.hash})
     with stage_session("train", stage, runtime, parent) as session:
         if session.done is not None:
             return session.done
@@ -124,25 +136,25 @@ def train(
         )
         job = {
             "config": to_dict(config),
-            "encodings": str(encodings.absolute()),
-            "selection": str(selection.absolute()),
+            "encodings": uri(encodings),
+            "selection": uri(selection),
             "provenance": asdict(provenance),
             "use_gpu": runtime.cluster.use_gpu,
             "mailbox": ray.remote(num_cpus=0)(Mailbox).remote(),
         }
         check_resources(runtime.cluster, gpus=float(runtime.cluster.num_workers if runtime.cluster.use_gpu else 0))
-        with _Follower(job["mailbox"], session.run, config, stage.folder):
-            result = _trainer(job, config, runtime.cluster, stage.folder).fit()
-        _keep_model(Path(result.checkpoint.path), stage.folder / MODEL, config)
-        files = [f"{MODEL}/{p.name}" for p in sorted((stage.folder / MODEL).iterdir())]
-        history = json.loads((stage.folder / _HISTORY).read_text())
+        with _Follower(job["mailbox"], session.run, config, folder):
+            result = _trainer(job, config, runtime.cluster, folder).fit()
+        _keep_model(Path(result.checkpoint.path), folder / MODEL, config)
+        files = [f"{MODEL}/{p.name}" for p in sorted((folder / MODEL).iterdir())]
+        history = json.loads((folder / _HISTORY).read_text())
         loss = history[-1]["loss"] if history else float("nan")
         rate = sorted(h["images_per_second"] for h in history)[len(history) // 2] if history else 0.0
         session.summary = f"{config.num_steps} steps of {config.batch_size} pairs, loss {loss:.3f}, {rate:.0f} images/s"
         manifest = stage.finish({"num_steps": config.num_steps}, {"loss": loss}, [*files, _HISTORY])
-        shutil.rmtree(stage.folder / "ray")  # what Ray kept to resume from
+        shutil.rmtree(folder / "ray")  # what Ray kept to resume from
         for name in ("config.json", "ema.safetensors"):
-            session.run.artifact(stage.folder / MODEL / name, MODEL)
+            session.run.artifact(folder / MODEL / name, MODEL)
         return manifest
 
 

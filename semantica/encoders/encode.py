@@ -91,12 +91,14 @@ def encode_pictures(pictures: Sequence[bytes], encoder: Encoder, batch_size: int
 
 def encode_batch(pictures: Sequence[UInt8[Tensor, "3 _ _"]], encoder: Encoder, batch_size: int) -> Encoded:
     """tokens and pooled of 1 to batch_size pictures; the encoder sees batch_size of them, the last one repeated."""
-    shapes = {picture.shape for picture in pictures}
-    stacked = torch.stack(list(pictures)) if len(shapes) == 1 else torch.cat([encoder.fit(p[None]) for p in pictures])
+    if len({picture.shape for picture in pictures}) == 1:
+        fitted = encoder.fit(torch.stack(list(pictures)))
+    else:
+        fitted = torch.cat([encoder.fit(picture[None]) for picture in pictures])
     missing = batch_size - len(pictures)
     if missing:
-        stacked = torch.cat([stacked, stacked[-1:].expand(missing, -1, -1, -1)])
-    encoded = encoder(stacked)
+        fitted = torch.cat([fitted, fitted[-1:].expand(missing, -1, -1, -1)])
+    encoded = encoder.encode_fitted(fitted)
     return Encoded(encoded.tokens[: len(pictures)], encoded.pooled[: len(pictures)])
 
 

@@ -98,10 +98,14 @@ class Encoder:
         # One shape for ever (batches are padded), so that nothing is compiled twice.
         self._called: Any = torch.compile(self.model, dynamic=False) if compiled else self.model
 
-    @torch.inference_mode()
     def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> Encoded:
         """Encode square pictures of any size, preprocessed as the checkpoint's publisher says. Raises DataError for others."""
-        x = self._preprocessing.normalise(self.fit(images)).to(getattr(torch, self.identity.dtype))
+        return self.encode_fitted(self.fit(images))
+
+    @torch.inference_mode()
+    def encode_fitted(self, images: UInt8[Tensor, "b 3 s s"]) -> Encoded:
+        """Encode pictures that `fit` has made."""
+        x = self._preprocessing.normalise(images).to(getattr(torch, self.identity.dtype))
         tokens, pooled = self._run(self._called, x)
         return Encoded(tokens=tokens.float().cpu(), pooled=pooled.float().cpu())
 

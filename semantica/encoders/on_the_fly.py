@@ -51,3 +51,8 @@ class TokensOnTheFly:
                 f"{expected[name]}, now {found[name]}; encode again, or put the old weights back"
             )
         return encoder
+
+
+def tokens_on_the_fly(encodings: Manifest, device: str = "cpu") -> TokensOnTheFly | None:
+    """What computes the tokens of these encodings, or None when they are stored."""
+    return None if encodings.config["store_tokens"] else TokensOnTheFly(encodings, device)

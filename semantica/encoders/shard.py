@@ -88,7 +88,7 @@ def _write(
             writer.write(prefix, encoded.table)
             writer.write(QUARANTINE_FOLDER, encoded.quarantine)
             splits[prefix].add(encoded)
-        lost = _num_images(episodes, shard.name) if damaged else {}
+        lost = _num_images(episodes, shard) if damaged else {}
         stats = {
             "splits": {prefix: sums.to_dict() for prefix, sums in splits.items() if prefix not in damaged},
             "encoder": encoder.identity.to_dict(),
@@ -169,9 +169,9 @@ def _damaged_rows(shard: EpisodesShard, damaged: Mapping[str, str]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=QUARANTINE)
 
 
-def _num_images(episodes: Location, name: str) -> dict[str, int]:
+def _num_images(episodes: Location, shard: EpisodesShard) -> dict[str, int]:
     """How many pictures ingest wrote into each file of the shard; {} when its receipts were not kept."""
     for found, stats in StageOutput(episodes, "episodes", {}).receipts():
-        if found == name:
-            return {"": int(stats["num_train_images"]), "held_out": int(stats["num_held_out_images"])}
+        if found == shard.name:
+            return {p: int(stats["num_held_out_images" if p else "num_train_images"]) for p in shard.entries}
     return {}

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import select
 import signal
@@ -23,7 +24,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, runtime_checkable
 
 from PIL import Image
 
@@ -44,6 +45,7 @@ _MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2
 _KEPT_VARIABLES = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONHOME")
 
 
+@runtime_checkable
 class PictureDecoder(Protocol):
     """data -> NormalisedImage, or raises Refused. To be closed, by `with` or `close`."""
 
@@ -51,7 +53,7 @@ class PictureDecoder(Protocol):
 
     def close(self) -> None: ...
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> PictureDecoder: ...
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
 
@@ -62,10 +64,14 @@ def open_decoder(settings: ImageConfig) -> PictureDecoder:
 
 
 class InProcessDecoder:
-    """`images.normalise` in this process: what a broken decoder does, it does to all of it."""
+    """`images.normalise` in this process: what a broken decoder does, it does to all of it.
+
+    What libtiff prints of damaged files shows on stderr, which belongs to the whole process; Pillow's complaints do not.
+    """
 
     def __init__(self, settings: ImageConfig) -> None:
         self._settings = settings
+        logging.getLogger("PIL").setLevel(logging.CRITICAL)  # what is wrong with a picture is said in its quarantine row
 
     def __call__(self, data: bytes) -> NormalisedImage:
         """The picture. Raises Refused."""
@@ -74,7 +80,7 @@ class InProcessDecoder:
     def close(self) -> None:
         """Nothing to do."""
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> InProcessDecoder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -118,7 +124,7 @@ class Decoder:
         with self._lock:
             self._stop()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Decoder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -204,13 +204,14 @@ class _Run:
         async with self._turns.turn(host) as turn:
             try:
                 if for_robots:
-                    return await self._client.robots(url, fetch_robots.MAX_BYTES)
-                answer = await self._client.picture(url)
+                    answer = await self._client.robots(url, fetch_robots.MAX_BYTES)
+                else:
+                    answer = await self._client.picture(url)
             except FetchFailed as error:
-                if error.retry_after_s:
-                    self._pace.hold(host, error.retry_after_s)
+                self._pace.ended(host, error)
                 raise
-            turn.keep = answer.body is not None
+            self._pace.ended(host, None)
+            turn.keep = answer.body is not None and not for_robots
             return answer
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from semantica.config import config, require
 
@@ -25,7 +25,8 @@ class FetchConfig:
     max_redirects: int = 5
     max_retries: int = 2  # of one request, after what may pass: no connection, a timeout, 429 and 5xx
     backoff_s: float = 1.0  # before the first retry; doubles
-    max_retry_after_s: float = 120.0  # a server that asks for more patience is not asked again
+    max_retry_after_s: float = 120.0  # a host that asks for more patience is left alone for an hour
+    max_host_failures: int = 10  # in a row, of what may pass; then the host is left alone for an hour
     max_crawl_delay_s: float = 30.0  # of robots.txt's Crawl-delay, what is heeded
     respect_robots: bool = True
     respect_opt_out: bool = True  # X-Robots-Tag and the page's own robots directives: noai, noimageai, noindex, noimageindex, none
@@ -38,7 +39,16 @@ class FetchConfig:
         require(bool(re.fullmatch(r"[A-Za-z_-]{1,64}", self.product)), "product", word, self.product)
         plain = bool(re.fullmatch(r"[\x21-\x27\x2a-\x7e]{0,200}", self.contact))
         require(plain, "contact", "a URL or mail address without spaces", self.contact)
-        for name in ("concurrency", "per_host_concurrency", "max_bytes", "max_body_bytes", "batch_size", "max_hosts"):
+        counts = (
+            "concurrency",
+            "per_host_concurrency",
+            "max_bytes",
+            "max_body_bytes",
+            "max_host_failures",
+            "batch_size",
+            "max_hosts",
+        )
+        for name in counts:
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         require(self.concurrency <= 1024, "concurrency", "at most 1024", self.concurrency)
         for name in ("per_host_per_second", "connect_timeout_s", "read_timeout_s", "total_timeout_s"):
@@ -65,3 +75,12 @@ class Fetched:
     data: bytes | None = None
     problem: str = ""  # a code of episodes.quarantine.Reason
     detail: str = ""
+
+
+def shared_by(config: FetchConfig, num_fetchers: int) -> FetchConfig:
+    """The settings of each of several fetchers at once, which may meet the same host: together they keep to the rate of one."""
+    return replace(
+        config,
+        per_host_per_second=config.per_host_per_second / num_fetchers,
+        per_host_concurrency=max(1, config.per_host_concurrency // num_fetchers),
+    )

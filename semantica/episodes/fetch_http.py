@@ -34,13 +34,26 @@ _WITH_VALUES = ("unavailable_after", "max-snippet", "max-image-preview", "max-vi
 
 
 class FetchFailed(Refused):
-    """A request that gave no body, and why; `may_pass` when the same request may do better later."""
+    """A request that gave no body, and why. `may_pass`: the same one may do better soon, in `retry_after_s` at the earliest.
 
-    def __init__(self, reason: Reason, detail: str, *, status: int = 0, may_pass: bool = False, retry_after_s: float = 0.0) -> None:
+    `leave_host`: the server asks for more patience than we have.
+    """
+
+    def __init__(
+        self,
+        reason: Reason,
+        detail: str,
+        *,
+        status: int = 0,
+        may_pass: bool = False,
+        retry_after_s: float = 0.0,
+        leave_host: bool = False,
+    ) -> None:
         super().__init__(reason, detail)
         self.status = status
         self.may_pass = may_pass
         self.retry_after_s = retry_after_s
+        self.leave_host = leave_host
 
 
 @dataclass(frozen=True)
@@ -162,11 +175,12 @@ def _unpacker(headers: CIMultiDictProxy[str]) -> _Unpacker | None:
 
 
 def _bad_status(status: int, headers: CIMultiDictProxy[str], max_retry_after_s: float) -> FetchFailed:
-    wait = _retry_after_s(headers.get("Retry-After", ""))
-    may_pass = status in MAY_PASS and wait <= max_retry_after_s
-    patience = f", Retry-After {wait:.0f} s" if wait else ""
-    detail = f"status {status}{patience}"
-    return FetchFailed(Reason.FETCH_STATUS, detail, status=status, may_pass=may_pass, retry_after_s=min(wait, max_retry_after_s))
+    wait_s = _retry_after_s(headers.get("Retry-After", ""))
+    detail = f"status {status}, Retry-After {wait_s:.0f} s" if wait_s else f"status {status}"
+    if status in MAY_PASS and wait_s > max_retry_after_s:
+        return FetchFailed(Reason.FETCH_STATUS, detail, status=status, leave_host=True)
+    may_pass = status in MAY_PASS
+    return FetchFailed(Reason.FETCH_STATUS, detail, status=status, may_pass=may_pass, retry_after_s=wait_s if may_pass else 0.0)
 
 
 def _retry_after_s(text: str) -> float:

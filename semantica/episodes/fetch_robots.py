@@ -19,6 +19,7 @@ from semantica.episodes.quarantine import Reason
 
 MAX_BYTES = 500 * 1024  # what RFC 9309 (2.5) asks to be read at least; what is beyond counts for nothing
 MAX_AGE_S = 24 * 3600.0  # RFC 9309, 2.4
+REFUSAL_AGE_S = 3600.0  # a server that was broken may be well again
 MAX_TOTAL = 4_000_000  # characters of all that is remembered; parsed they take up to 60 times as much
 _ENTRY = 500  # characters an entry counts at least
 
@@ -72,7 +73,7 @@ class Remembered:
     def get(self, origin: str) -> Rules | None:
         """The rules of a server ("https://host:port"), None when they are not known or too old."""
         rules = self._rules.get(origin)
-        if rules is None or time.monotonic() - rules.made > MAX_AGE_S:
+        if rules is None or time.monotonic() - rules.made > (REFUSAL_AGE_S if rules.refusal else MAX_AGE_S):
             return None
         self._rules.move_to_end(origin)
         return rules

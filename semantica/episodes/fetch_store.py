@@ -1,9 +1,9 @@
 """What was fetched, kept: URLs go in, files NAME-00000.parquet, NAME-00001.parquet, ... come out, one for each batch of URLs.
 
-A batch is there whole or not at all. One that is there, and holds the URLs that are expected, is not fetched again, whatever came of
-them; one that was interrupted is done again. To ask anew, delete its file. While a batch is fetched its bodies lie in a temporary
-file, so memory is what the fetcher holds and one row group. `fetchable` and `resolve` are the two ends of a page: which of its
-pictures are to be fetched, and the page with what came of them.
+A batch is there whole or not at all. One that is there, and holds the URLs that are expected, is not fetched again, whatever came
+of them; one that was interrupted is done again. To ask anew, delete its file. While a batch is fetched its bodies lie in a
+temporary file, so memory is what the fetcher holds and one row group. `fetchable` and `resolve` are the two ends of a page: which
+of its pictures are to be fetched, and the page with what came of them.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def _holds(path: Location, urls: Sequence[str]) -> bool:
     try:
         with path.open("rb") as stream:
             file = pq.ParquetFile(stream)
-            same = file.schema_arrow.equals(SCHEMA) and file.read(columns=["url"])["url"].to_pylist() == list(urls)
+            same: bool = file.schema_arrow.equals(SCHEMA) and file.read(columns=["url"])["url"].to_pylist() == list(urls)
     except (OSError, pa.ArrowException) as error:
         log.warning("fetch: %s is damaged (%s); its URLs are fetched again", path, error)
         return False

@@ -1,7 +1,8 @@
 """Whose turn it is: the bounds of the fetcher on requests at once, in all and of one host, and on how often a host is asked.
 
-A URL waits for its host here without taking one of the places in all (`slots`), so a slow host holds nobody else up. Times of last
-requests outlive a call of the fetcher; they are plain numbers in a bounded table.
+A URL waits for its host here without taking one of the places in all (`slots`), so a slow host holds nobody else up; one that keeps
+failing is left alone, so that it does not hold up its batch for hours. What is known of hosts outlives a call of the fetcher: plain
+numbers in a bounded table.
 """
 
 from __future__ import annotations
@@ -11,43 +12,70 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 from semantica.episodes.fetch_config import FetchConfig
+from semantica.episodes.fetch_http import FetchFailed
+from semantica.episodes.quarantine import Reason
+
+LEFT_S = 3600.0  # how long a host that kept failing is left alone
+
+
+@dataclass
+class _Known:
+    """What is remembered of a host. Times are those of time.monotonic."""
+
+    interval_s: float  # between starts
+    next_start: float = 0.0
+    num_failures: int = 0  # in a row
+    left_until: float = 0.0
 
 
 class Pace:
-    """When each host may be asked next. Remembers the hosts asked last, `max_hosts` of them."""
+    """When each host may be asked next, if at all. Remembers the hosts asked last, `max_hosts` of them."""
 
     def __init__(self, config: FetchConfig) -> None:
         self._shortest_s = 1 / config.per_host_per_second
         self._max_hosts = config.max_hosts
-        self._hosts: OrderedDict[str, tuple[float, float]] = OrderedDict()  # (next start, seconds between starts)
+        self._max_failures = config.max_host_failures
+        self._hosts: OrderedDict[str, _Known] = OrderedDict()
 
-    def wait_s(self, host: str) -> float:
-        """Seconds until the host may be asked, 0 when it may be now."""
-        return max(0.0, self._hosts.get(host, (0.0, 0.0))[0] - time.monotonic())
-
-    def started(self, host: str) -> None:
-        """A request to the host starts now."""
-        _, interval = self._hosts.get(host, (0.0, self._shortest_s))
-        self._set(host, time.monotonic() + interval, interval)
-
-    def hold(self, host: str, seconds: float) -> None:
-        """Leave the host alone for some seconds: it said Retry-After."""
-        then, interval = self._hosts.get(host, (0.0, self._shortest_s))
-        self._set(host, max(then, time.monotonic() + seconds), interval)
-
-    def slow_down(self, host: str, seconds: float) -> None:
-        """Leave so many seconds, or what the settings say when that is more, between requests: its Crawl-delay."""
-        then, interval = self._hosts.get(host, (0.0, self._shortest_s))
-        longer = max(seconds, self._shortest_s)
-        self._set(host, then - interval + longer if then else 0.0, longer)
-
-    def _set(self, host: str, then: float, interval: float) -> None:
-        self._hosts[host] = (then, interval)
-        self._hosts.move_to_end(host)
-        while len(self._hosts) > self._max_hosts:
+    def _host(self, name: str) -> _Known:
+        known = self._hosts.setdefault(name, _Known(self._shortest_s))
+        self._hosts.move_to_end(name)
+        if len(self._hosts) > self._max_hosts:
             self._hosts.popitem(last=False)
+        return known
+
+    def wait_s(self, name: str) -> float:
+        """Seconds until the host may be asked, 0 when it may be now. Raises FetchFailed when it is left alone."""
+        known = self._host(name)
+        if known.left_until > time.monotonic():
+            raise FetchFailed(Reason.FETCH_FAILED, "not asked: the host is left alone, since it kept failing or asked for it")
+        return max(0.0, known.next_start - time.monotonic())
+
+    def started(self, name: str) -> None:
+        """A request to the host starts now."""
+        known = self._host(name)
+        known.next_start = time.monotonic() + known.interval_s
+
+    def ended(self, name: str, error: FetchFailed | None) -> None:
+        """A request to the host came to its end. A host that asks for patience, or keeps failing, gets it."""
+        known = self._host(name)
+        if error is not None and error.retry_after_s:
+            known.next_start = max(known.next_start, time.monotonic() + error.retry_after_s)
+        failed = error is not None and (error.may_pass or error.leave_host)
+        known.num_failures = known.num_failures + 1 if failed else 0
+        if known.num_failures >= self._max_failures or (error is not None and error.leave_host):
+            known.left_until = time.monotonic() + LEFT_S
+            known.num_failures = 0
+
+    def slow_down(self, name: str, seconds: float) -> None:
+        """Leave so many seconds between requests, or what the settings say when that is more: the host's Crawl-delay."""
+        known = self._host(name)
+        longer = max(seconds, self._shortest_s)
+        known.next_start += longer - known.interval_s
+        known.interval_s = longer
 
 
 class _Host:
@@ -81,7 +109,10 @@ class Turns:
 
     @asynccontextmanager
     async def turn(self, host: str) -> AsyncIterator[Turn]:
-        """A turn to ask the host once. Never taken inside another one: two that wait for each other would wait for ever."""
+        """A turn to ask the host once. Never taken inside another one: two that wait for each other would wait for ever.
+
+        Raises FetchFailed when the host is left alone.
+        """
         doors = self._hosts.setdefault(host, _Host(self._config.per_host_concurrency))
         doors.num_users += 1
         try:
@@ -105,7 +136,11 @@ class Turns:
             while (seconds := self._pace.wait_s(host)) > 0:
                 await asyncio.sleep(seconds)
             await self._slots.acquire()
-            if self._pace.wait_s(host) <= 0:
-                self._pace.started(host)
-                return
-            self._slots.release()  # the host asked for patience while we waited for the slot
+            started = False
+            try:
+                if started := self._pace.wait_s(host) <= 0:  # unless it asked for patience while we waited for the slot
+                    self._pace.started(host)
+                    return
+            finally:
+                if not started:
+                    self._slots.release()

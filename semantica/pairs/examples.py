@@ -219,7 +219,8 @@ def histogram_png(selection: Manifest) -> bytes:
     """A PNG of the histogram of scores: the band shaded, and in the title what it leaves."""
     counts, band = selection.counts, selection.config
     histogram = np.array(selection.facts["histogram"])
-    edges = np.linspace(*selection.facts["histogram_range"], len(histogram) + 1)
+    first, last = selection.facts["histogram_range"]
+    edges = np.linspace(first, last, len(histogram) + 1)
     figure = Figure(figsize=(8, 4), dpi=100, layout="constrained")
     axes = figure.subplots()
     axes.axvspan(band["low"], band["high"], color="#3f86c9", alpha=0.18, linewidth=0)

@@ -1,15 +1,20 @@
 """Encodings + selection -> training batches: target pictures with the tokens and pooled embedding of their conditioning images.
 
 The training loader is the project's own because Ray Data 2.60 cannot resume inside an epoch (see docs/decisions/0002). It opens row
-groups as the draws ask for them and keeps the last few, decoded, in memory; which pair stands where is `draw.PairStream`'s.
+groups as the draws ask for them and keeps the last few, decoded, in memory; which pair stands where is `draw.PairStream`'s. Tokens
+are read from the encodings, or, when these hold none, computed from the stored pictures by a function that is passed in; both give
+the same batches.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -20,11 +25,16 @@ from PIL import Image
 from torch import Tensor
 
 from semantica.conditioning import Conditioning
+from semantica.config import to_dict
 from semantica.datasets import Manifest, read_manifest
 from semantica.errors import DataError
 from semantica.pairs.draw import Draw, PairStream
 from semantica.pairs.scores import pooled_rows
-from semantica.pairs.selection import RowGroup, Selection, partners, read_selection, score_rows
+from semantica.pairs.selection import BandConfig, RowGroup, Selection, partners, read_selection, score_rows
+from semantica.storage import Location
+
+# Stored pictures -> tokens (M, N, D), float32, with the values that the encodings would hold.
+TokensOf: TypeAlias = Callable[[Sequence[bytes]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -60,8 +70,11 @@ class _OpenGroup:
     def __init__(self, table: pa.Table, scores: pa.Table, selection: Selection, shape: tuple[int, int], resolution_px: int) -> None:
         self.images = table["images"].to_pylist()
         self.pooled = pooled_rows(table["pooled"])
-        flat = [tokens.values.flatten().to_numpy(zero_copy_only=False) for tokens in table["tokens"]]
-        self.tokens = [values.reshape(-1, *shape) for values in flat]
+        self._stored: list[np.ndarray] | None = None
+        if "tokens" in table.column_names:
+            flat = [tokens.values.flatten().to_numpy(zero_copy_only=False) for tokens in table["tokens"]]
+            self._stored = [values.reshape(-1, *shape) for values in flat]
+        self._computed: dict[tuple[int, int], Tensor] = {}  # float16, as stored ones are held
         self.resolution_px = resolution_px
         self.partners = [partners(upper, n, selection.band) for n, upper in score_rows(scores, selection.band.score)]
         self.targets = [(row, int(t)) for row, allowed in enumerate(self.partners) for t in np.flatnonzero(allowed.any(1))]
@@ -73,14 +86,25 @@ class _OpenGroup:
             self._pixels[key] = decode_at(self.images[row][image]["bytes"], self.resolution_px)
         return self._pixels[key]
 
+    def lacks_tokens(self, row: int, image: int) -> bool:
+        return self._stored is None and (row, image) not in self._computed
+
+    def keep_tokens(self, row: int, image: int, tokens: Float[Tensor, "n d"]) -> None:
+        self._computed[row, image] = tokens.half()
+
+    def tokens(self, row: int, image: int) -> Float[Tensor, "n d"]:
+        if self._stored is None:
+            return self._computed[row, image].float()
+        return torch.from_numpy(self._stored[row][image].astype(np.float32))
+
 
 class PairLoader:
     """`loader.batch(step)`: this worker's share of the batch of `step`, the same whatever was loaded before."""
 
     def __init__(
         self,
-        encodings: Path,
-        selection: Path,
+        encodings: Location,
+        selection: Location,
         *,
         seed: int,
         batch_size: int,
@@ -89,20 +113,25 @@ class PairLoader:
         rank: int = 0,
         world: int = 1,
         window_groups: int = 16,
+        tokens_of: TokensOf | None = None,
     ) -> None:
+        """tokens_of: needed when the encodings hold no tokens; asked once for a conditioning image while its row group is open."""
         self.encodings, self.resolution_px = encodings, resolution_px
         self.manifest = read_manifest(encodings, "encodings")
         self.selection = read_selection(selection)
         _check_same_encodings(self.manifest, self.selection)
-        if not self.manifest.config["store_tokens"]:
-            raise DataError(f"train: {encodings} holds no tokens; run jobs.encode with --store-tokens")
+        self._columns = ["images", "pooled", *(["tokens"] if self.manifest.config["store_tokens"] else [])]
+        if not self.manifest.config["store_tokens"] and tokens_of is None:
+            raise DataError(f"train: {encodings} holds no tokens; pass tokens_of, or run jobs.encode with --store-tokens")
+        self._tokens_of = tokens_of
         identity = self.manifest.facts["encoder"]
         self._token_shape = (identity["num_tokens"], identity["token_dim"])
         self._files = self.manifest.shards()
-        self._score_files = read_manifest(self.selection.scores, "scores").shards()
+        scores = read_manifest(self.selection.scores, "scores")
+        self._score_files = scores.shards()
         self.stream = PairStream(
             self.selection.row_groups,
-            self.selection.manifest.hash,
+            stream_key(self.selection.band, scores),
             seed=seed,
             batch_size=batch_size,
             num_lanes=num_lanes,
@@ -115,23 +144,35 @@ class PairLoader:
 
     def batch(self, step: int) -> Batch:
         """Targets and conditioning of this worker's slots at `step`."""
-        x, tokens, pooled = [], [], []
+        x, pooled = [], []
+        conditions: list[tuple[_OpenGroup, int, int]] = []
         for slot in self.slots:
             draw = self.stream.draw(step, slot)
             group = self._group(draw)
             row, target = group.targets[draw.index]
             condition = self.stream.partner(draw, np.flatnonzero(group.partners[row][target]))
             x.append(group.pixels(row, target))
-            tokens.append(torch.from_numpy(group.tokens[row][condition].astype(np.float32)))
             pooled.append(torch.from_numpy(group.pooled[row][condition]))
+            conditions.append((group, row, condition))
+        self._compute_tokens(conditions)
+        tokens = [group.tokens(row, condition) for group, row, condition in conditions]
         return Batch(to_unit(torch.stack(x)), Conditioning.of(torch.stack(tokens), torch.stack(pooled)), self.slots)
+
+    def _compute_tokens(self, conditions: Sequence[tuple[_OpenGroup, int, int]]) -> None:
+        """Give every conditioning image its tokens: one call for all that are neither stored nor computed before."""
+        missing = {
+            (id(group), row, image): (group, row, image) for group, row, image in conditions if group.lacks_tokens(row, image)
+        }
+        if missing and self._tokens_of is not None:
+            found = self._tokens_of([group.images[row][image]["bytes"] for group, row, image in missing.values()])
+            for (group, row, image), tokens in zip(missing.values(), found, strict=True):
+                group.keep_tokens(row, image, tokens)
 
     def _group(self, draw: Draw) -> _OpenGroup:
         key = draw.group
         if key not in self._open:
             entry, score_entry = self._files[key.file], self._score_files[key.file]
-            columns = ["images", "pooled", "tokens"]
-            table = _row_group(self.encodings / entry.path, key.group, columns, "encode")
+            table = _row_group(self.encodings / entry.path, key.group, self._columns, "encode")
             scores = _row_group(self.selection.scores / score_entry.path, key.group, None, "pairs")
             self._open[key] = _OpenGroup(table, scores, self.selection, self._token_shape, self.resolution_px)
             if len(self._open) > self._max_open:
@@ -140,9 +181,18 @@ class PairLoader:
         return self._open[key]
 
 
-def _row_group(path: Path, group: int, columns: list[str] | None, job: str) -> pa.Table:
+def stream_key(band: BandConfig, scores: Manifest) -> str:
+    """What the draws are keyed by: the band and the bytes of the scores.
+
+    Not a manifest's hash: that of encodings without tokens is another one, and the draws must be the same.
+    """
+    content = [to_dict(band), [[file.path, file.sha256] for file in scores.files]]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _row_group(path: Location, group: int, columns: list[str] | None, job: str) -> pa.Table:
     try:
-        with pq.ParquetFile(path) as file:
+        with path.open("rb") as stream, pq.ParquetFile(stream) as file:
             return file.read_row_group(group, columns=columns)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(f"train: {path} is not readable ({error}); run jobs.{job} again") from None

@@ -95,8 +95,7 @@ def score_table(encodings: pa.Table, corpus_mean: Float[np.ndarray, " d"]) -> pa
     ends = np.concatenate([[0], np.cumsum(sizes * (sizes - 1) // 2)])
     if ends[-1] > _MAX_LIST:
         raise DataError(
-            f"pairs: {len(sizes)} episodes have {ends[-1]} pairs, more than {_MAX_LIST} in one block; "
-            "run jobs.ingest with a smaller max_images_per_page"
+            f"pairs: expected at most {_MAX_LIST} pairs in a block, got {ends[-1]}; lower max_images_per_page in ingest"
         )
     offsets = pa.array(ends.astype(np.int32))
     columns = [pa.ListArray.from_arrays(offsets, pa.array(c)) for c in _triangles(vectors, sizes, (None, corpus_mean))]
@@ -148,8 +147,7 @@ def _cosines(x: Float[np.ndarray, "g n d"], i: Int[np.ndarray, " m"], j: Int[np.
 def _large_page(pooled: Float[np.ndarray, "n d"], mean: Float[np.ndarray, " d"] | None, out: Float[np.ndarray, " m"]) -> None:
     """Write the triangle of one page into `out`, holding 256 rows of its matrix at a time."""
     x = pooled.astype(np.float64)
-    if mean is not None:
-        x -= mean
+    x -= 0 if mean is None else mean
     done = 0
     with np.errstate(invalid="ignore", over="ignore"):
         inverse = _inverse(np.sqrt(np.einsum("nd,nd->n", x, x)))
@@ -202,7 +200,7 @@ def _check_content(folder: Location, entry: FileEntry, verify_sha256: bool) -> N
 def _check_layout(folder: Location, entry: FileEntry, file: pq.ParquetFile, columns: Sequence[str]) -> None:
     rows = tuple(file.metadata.row_group(g).num_rows for g in range(file.metadata.num_row_groups))
     if rows != entry.row_group_rows:
-        reason = f"expected row groups of {_short(entry.row_group_rows)} rows, got {_short(rows)}"
+        reason = f"expected {entry.num_rows} rows in {len(entry.row_group_rows)} row groups, got {sum(rows)} in {len(rows)}"
         raise UnreadableShardError(folder, entry.path, reason)
     if missing := set(columns) - set(file.schema_arrow.names):
         raise UnreadableShardError(folder, entry.path, f"no column {', '.join(sorted(missing))}")
@@ -214,18 +212,13 @@ def _runs(metadata: pq.FileMetaData, columns: Sequence[str]) -> Iterator[list[in
     values = 0
     for index in range(metadata.num_row_groups):
         group = metadata.row_group(index)
-        own = sum(group.column(c).num_values for c in wanted)
-        if run and values + own > _BLOCK_VALUES:
+        values += sum(group.column(c).num_values for c in wanted)
+        if run and values > _BLOCK_VALUES:
             yield run
-            run, values = [], 0
+            run, values = [], sum(group.column(c).num_values for c in wanted)
         run.append(index)
-        values += own
     if run:
         yield run
-
-
-def _short(rows: tuple[int, ...]) -> str:
-    return f"{list(rows[:3])}{'...' if len(rows) > 3 else ''}"
 
 
 def score_shard(

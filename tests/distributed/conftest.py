@@ -17,8 +17,8 @@ os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 
 
 @pytest.fixture(scope="session")
-def local_ray() -> Iterator[None]:
-    """A Ray of two CPUs that every test shares."""
+def local_ray(s3: str) -> Iterator[None]:
+    """A Ray of two CPUs that every test shares; its workers know the S3 server of the tests."""
     with ray_session(ClusterConfig(num_cpus=2, object_store_mb=128)):
         yield
 

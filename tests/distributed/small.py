@@ -40,12 +40,12 @@ def draw_pages(root: Path, num_pages: int = NUM_PAGES, num_pictures: int = NUM_P
     return root
 
 
-def random_encoder(folder: Path) -> Path:
+def random_encoder(folder: Path, *, width: int = 32, layers: int = 2, image_px: int = 56) -> Path:
     """A DINOv2 of random weights in the folder format of a hub: real code, no download."""
     from transformers import Dinov2Config, Dinov2Model
 
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 56, "patch_size": 14}
+    sizes = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": 2, "image_size": image_px, "patch_size": 14}
     Dinov2Model(Dinov2Config(**sizes)).save_pretrained(folder, safe_serialization=True)
     return folder
 

@@ -9,6 +9,8 @@ import pytest
 from PIL import Image
 
 from semantica.config import from_dict
+from semantica.episodes.colour import to_srgb
+from semantica.episodes.decoder import Decoder
 from semantica.episodes.images import ImageConfig, decode, normalise
 from semantica.episodes.quarantine import Reason, Refused
 from semantica.errors import ConfigError
@@ -42,19 +44,32 @@ def quarters(width=32, height=48):
 
 
 def pixels(data, settings=SMALL):
-    return np.asarray(decode(data, settings)[0]).astype(int)
+    decoded = decode(data, settings)
+    return np.asarray(to_srgb(decoded.picture, decoded.profile)).astype(int)
 
 
-def png_header(width, height):
-    """A PNG whose header claims a size, with no pixels."""
+def png(width, height, rows=b"", *extra):
+    """A PNG whose header claims a size, of these rows of pixels, with extra chunks (kind, body)."""
     chunks = b"\x89PNG\r\n\x1a\n"
-    for kind, body in (
-        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
-        (b"IDAT", zlib.compress(b"")),
-        (b"IEND", b""),
-    ):
+    head = (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    for kind, body in (head, *extra, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")):
         chunks += struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
     return chunks
+
+
+def webp_header(width, height):
+    """A WebP of the extended kind whose header claims a size, with a small picture."""
+    canvas = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+    chunks = b"VP8X" + struct.pack("<II", 10, 0) + canvas + encoded(quarters(), "WEBP", lossless=True)[12:]
+    return b"RIFF" + struct.pack("<I", 4 + len(chunks)) + b"WEBP" + chunks
+
+
+def jpeg_header(width, height):
+    """A JPEG whose frame header claims a size."""
+    data = bytearray(encoded(quarters(), "JPEG"))
+    at = data.index(b"\xff\xc0") + 5
+    data[at : at + 4] = struct.pack(">HH", height, width)
+    return bytes(data)
 
 
 def reason_of(data, settings=SMALL):
@@ -72,17 +87,18 @@ def test_every_exif_orientation_comes_out_upright(orientation, format):
     exif = Image.Exif()
     exif[0x0112] = orientation
     options = {"quality": 95, "subsampling": 0} if format == "JPEG" else {"lossless": True} if format == "WEBP" else {}
-    image, size = decode(encoded(stored, format, exif=exif, **options), SMALL)
-    assert size == upright.size == image.size
-    assert np.abs(np.asarray(image).astype(int) - np.asarray(upright).astype(int)).mean() < 4
+    decoded = decode(encoded(stored, format, exif=exif, **options), SMALL)
+    assert (decoded.width, decoded.height) == upright.size == decoded.picture.size
+    wrong = np.abs(np.asarray(decoded.picture).astype(int) - np.asarray(upright).astype(int))
+    assert wrong.mean() < 4 if format == "JPEG" else wrong.max() == 0
 
 
 def test_a_large_jpeg_is_decoded_at_reduced_scale_and_keeps_its_full_size():
     exif = Image.Exif()
     exif[0x0112] = 6
-    image, size = decode(encoded(quarters(800, 1200), "JPEG", exif=exif), SMALL)
-    assert size == (1200, 800)
-    assert 64 <= min(image.size) < 800
+    decoded = decode(encoded(quarters(800, 1200), "JPEG", exif=exif), SMALL)
+    assert (decoded.width, decoded.height) == (1200, 800)
+    assert 64 <= min(decoded.picture.size) < 800
 
 
 def test_transparency_is_laid_over_white_in_every_mode():
@@ -144,7 +160,8 @@ def test_cmyk_of_jpeg_and_tiff_keeps_its_colours():
 def test_common_modes_become_rgb(mode):
     image = quarters().convert(mode)
     format = "JPEG" if mode == "YCbCr" else "PNG"
-    assert np.abs(pixels(encoded(image, format)) - np.asarray(image.convert("RGB")).astype(int)).mean() < 8
+    wrong = np.abs(pixels(encoded(image, format)) - np.asarray(image.convert("RGB")).astype(int))
+    assert wrong.mean() < 8 if format == "JPEG" else wrong.max() == 0
 
 
 @pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG"])
@@ -200,14 +217,44 @@ def test_a_format_outside_the_list_is_not_even_tried():
     assert reason_of(encoded(quarters(), "PPM")) == Reason.NOT_AN_IMAGE
 
 
-@pytest.mark.parametrize("side", [8_000, 12_000, 60_000])
-def test_a_bomb_is_refused_from_its_header(side):
-    assert reason_of(png_header(side, side)) == Reason.TOO_MANY_PIXELS  # below, at, and above Pillow's own limits
+@pytest.fixture(scope="module")
+def poor():
+    """A decoder in a child that may take 16 MiB."""
+    with Decoder(ImageConfig(image_px=32, min_side_px=8, decode_memory_mb=16)) as decoder:
+        yield decoder
+
+
+@pytest.mark.parametrize("side", [8_000, 12_000, 50_000])  # below, at, and above Pillow's own limits
+@pytest.mark.parametrize("header", [png, webp_header, jpeg_header])
+def test_a_bomb_is_refused_from_its_header_and_takes_no_memory(header, side, poor):
+    data = header(side, side)
+    assert reason_of(data) == Reason.TOO_MANY_PIXELS
+    with pytest.raises(Refused) as caught:
+        poor(data)
+    assert caught.value.reason == Reason.TOO_MANY_PIXELS
+
+
+def test_what_unpacks_to_a_hundred_times_its_size_takes_no_memory_either(poor):
+    noise = np.random.default_rng(0).integers(0, 256, (32, 1 + 3 * 32), np.uint8)
+    noise[:, 0] = 0  # the row's filter: none
+    rows, zeros = noise.tobytes(), zlib.compress(bytes(60_000_000), 9)
+    assert poor(png(32, 32, rows + bytes(60_000_000))).width == 32  # what follows the last row is not unpacked
+    for chunk in ((b"zTXt", b"Comment\0\0" + zeros), (b"iTXt", b"Comment\0\1\0\0\0" + zeros), (b"iCCP", b"profile\0\0" + zeros)):
+        with pytest.raises(Refused, match="too large") as caught:
+            poor(png(32, 32, rows, chunk))
+        assert caught.value.reason == Reason.UNDECODABLE
+    assert poor.num_started == 1
+
+
+def test_the_child_of_these_tests_is_really_poor(poor):
+    with pytest.raises(Refused) as caught:
+        poor(encoded(quarters(3000, 3000)))
+    assert caught.value.reason == Reason.DECODER_MEMORY
 
 
 def test_pillows_limit_of_the_process_is_left_alone():
     before = Image.MAX_IMAGE_PIXELS
-    reason_of(png_header(60_000, 60_000))
+    reason_of(png(60_000, 60_000))
     normalise(encoded(quarters()), SMALL)
     assert before == Image.MAX_IMAGE_PIXELS
 
@@ -233,5 +280,9 @@ def test_damaged_bytes_are_refused_and_never_raise_anything_else(format):
 def test_settings_out_of_range_are_refused_by_name():
     with pytest.raises(ConfigError, match="max_pixels"):
         ImageConfig(max_pixels=10**12)
+    with pytest.raises(ConfigError, match="decode_timeout_s"):
+        ImageConfig(decode_timeout_s=0.0)
+    with pytest.raises(ConfigError, match="decode_memory_mb"):
+        ImageConfig(decode_memory_mb=1)
     with pytest.raises(ConfigError, match=r"image_px.*got 0"):
         from_dict(ImageConfig, {"image_px": 0})

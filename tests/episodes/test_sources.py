@@ -2,15 +2,28 @@
 
 import os
 import pickle
+from dataclasses import replace
 
 import pytest
 
+from semantica.episodes.pages import ReadConfig, Source
 from semantica.episodes.quarantine import Reason
-from semantica.episodes.sources import SOURCES
-from semantica.episodes.sources.folder import folder_pages
-from semantica.episodes.sources.html import MAX_PAGE_BYTES, html_files, html_pages, read_page
+from semantica.episodes.sources.folder import FolderSource
+from semantica.episodes.sources.html import (
+    MAX_PAGE_BYTES,
+    HtmlSource,
+    base_href,
+    parse,
+    picture_candidates,
+    read_page,
+    robots_directives,
+)
 from semantica.episodes.sources.srcset import Candidate, parse_srcset
+from semantica.episodes.sources.tree import RemoteTree, open_tree
 from semantica.errors import DataError
+from semantica.storage import location
+
+DEFAULT = ReadConfig()
 
 
 def touch(root, *names):
@@ -23,7 +36,20 @@ def touch(root, *names):
 def page(root, html, name="index.html"):
     (root / name).parent.mkdir(parents=True, exist_ok=True)
     (root / name).write_bytes(html if isinstance(html, bytes) else html.encode())
-    return read_page(root, name)
+    return read_page(open_tree(root), name)
+
+
+def pages_of(source, root, settings=DEFAULT):
+    """All pages, part after part."""
+    return [page for part in source.parts(root, settings) for page in source.pages(root, part, settings)]
+
+
+def folder_pages(root):
+    return pages_of(FolderSource(), root)
+
+
+def html_pages(root):
+    return pages_of(HtmlSource(), root)
 
 
 def urls(page):
@@ -34,13 +60,13 @@ def problems(page):
     return [image.problem for image in page.images]
 
 
-@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("source", [FolderSource(), HtmlSource()])
 def test_a_missing_or_empty_root_is_an_error_that_names_it(source, tmp_path):
     with pytest.raises(DataError, match="nowhere"):
-        SOURCES[source](tmp_path / "nowhere")
+        source.parts(tmp_path / "nowhere", DEFAULT)
     touch(tmp_path, "a/readme.txt")
     with pytest.raises(DataError, match=f"no p.* under {tmp_path}"):
-        SOURCES[source](tmp_path)
+        source.parts(tmp_path, DEFAULT)
 
 
 # --- folder ---
@@ -229,7 +255,7 @@ def test_every_html_file_is_a_page_in_order_even_without_pictures(tmp_path):
     touch(tmp_path, "b.htm", "a/c.XHTML", "a.html", "d.txt", "p.png")
     page(tmp_path, "<img src=p.png>", "a.html")
     pages = html_pages(tmp_path)
-    assert [p.page_url for p in pages] == html_files(tmp_path) == ["a.html", "a/c.XHTML", "b.htm"]
+    assert [p.page_url for p in pages] == ["a.html", "a/c.XHTML", "b.htm"]
     assert [urls(p) for p in pages] == [["p.png"], [], []]
 
 
@@ -244,3 +270,131 @@ def test_a_page_outside_the_root_or_too_large_is_a_page_with_a_problem(tmp_path)
 def test_html_that_is_no_html_shows_no_pictures(tmp_path):
     assert page(tmp_path, bytes(range(256)) * 4).images == ()
     assert page(tmp_path, b"").images == ()
+
+
+def test_a_remote_reference_keeps_its_absolute_url(tmp_path):
+    html = '<img src="//host/a.png"><img src="http://Host/b.png?v=1#part"><img src="\\\\host\\c.png"><img src="https://host/a.png">'
+    assert urls(page(tmp_path, html)) == ["https://host/a.png", "http://Host/b.png?v=1", "https://host/c.png"]
+    html = '<base href="http://host/dir/x.html"><img src="a.png"><img src="/b.png"><img src="../../c.png"><img src="//cdn/d.png">'
+    assert urls(page(tmp_path, html)) == ["http://host/dir/a.png", "http://host/b.png", "http://host/c.png", "http://cdn/d.png"]
+    long = "https://host/" + "x" * 3000
+    assert urls(page(tmp_path, f'<img src="{long}">')) == [long]
+    assert problems(page(tmp_path, '<img src="https:///a.png">')) == [Reason.BAD_URL]
+
+
+def test_a_mirror_of_hosts_holds_what_absolute_links_name(tmp_path):
+    touch(tmp_path, "cdn.example/i/a b.png", "cdn.example/i/c.png?w=9&u=x%2Fy", "cdn.example:81/d.png", "secret.png")
+    html = """<img src="http://cdn.example/i/a%20b.png"><img src="https://CDN.example/i/c.png?w=9&amp;u=x%2Fy">
+              <img src="//cdn.example:81/d.png?v=3"><img src="http://cdn.example/gone.png"><img src="http://../secret.png">
+              <img src="http://cdn.example/../../secret.png">"""
+    found = page(tmp_path, html, "site.example/index.html")
+    assert urls(found)[:3] == ["cdn.example/i/a b.png", "cdn.example/i/c.png?w=9&u=x%2Fy", "cdn.example:81/d.png"]
+    assert problems(found) == ["", "", "", *[Reason.REMOTE_URL] * 3]
+    based = page(tmp_path, '<base href="http://cdn.example/i/"><img src="a b.png">', "site.example/index.html")
+    assert urls(based) == ["cdn.example/i/a b.png"]
+    own = '<img src="/i/c.png?w=9&u=x%2Fy"><img src="/i/gone.png"><img src="/secret.png"><img src="/../../secret.png">'
+    own = page(tmp_path, own, "cdn.example/deep/index.html")
+    assert urls(own)[::2] == ["cdn.example/i/c.png?w=9&u=x%2Fy", "secret.png"]
+    assert problems(own)[1::2] == [Reason.MISSING_FILE, Reason.OUTSIDE_ROOT]
+    assert problems(page(tmp_path, '<img src="/i/c.png">', "plain/index.html")) == [Reason.MISSING_FILE]
+
+
+def test_a_query_names_the_file_that_wget_saved_or_none(tmp_path):
+    touch(tmp_path, "a.png", "a.png?v=2")
+    assert urls(page(tmp_path, '<img src="a.png?v=2"><img src="a.png?v=1">')) == ["a.png?v=2", "a.png"]
+
+
+def test_what_a_page_asks_of_robots_is_kept(tmp_path):
+    html = """<meta name="Robots" content="NoAI, noimageai,,"><meta name=googlebot content="noindex, noai">
+              <meta name=description content="nofollow"><meta name=robots><img src=x.png>"""
+    assert page(tmp_path, html).opt_out == ("noai", "noimageai", "noindex")
+    assert page(tmp_path, "<img src=x.png>").opt_out == ()
+    assert robots_directives(parse(b"<META NAME=ROBOTS CONTENT=none>")) == ("none",)
+
+
+def test_what_a_page_shows_can_be_had_without_a_tree():
+    tree = parse(
+        b'<base target=_top><base href="/x/"><base href="/y/"><img src=a.png srcset="b.png 2x"><img alt=none><img src=c.png>'
+    )
+    assert [[c.url for c in candidates] for candidates in picture_candidates(tree)] == [["b.png", "a.png"], ["c.png"]]
+    assert base_href(tree) == "/x/"
+    assert base_href(parse(b"<p>")) is None
+
+
+# --- parts ---
+
+
+@pytest.mark.parametrize("source", [FolderSource(), HtmlSource()])
+def test_parts_are_plain_data_and_any_cut_gives_the_same_pages(source, tmp_path):
+    for i in range(5):
+        touch(tmp_path, f"d{i}/p.png")
+        page(tmp_path, f'<img src="p.png"><img src="/d{i - 1}/p.png">', f"d{i}/i.html")
+    whole = pages_of(source, tmp_path)
+    assert len(whole) == 5
+    settings = ReadConfig(pages_per_part=2)
+    parts = source.parts(tmp_path, settings)
+    assert isinstance(source, Source)
+    assert [len(part.paths) for part in parts] == [2, 2, 1]
+    assert parts == source.parts(tmp_path, settings) == pickle.loads(pickle.dumps(parts))  # noqa: S301 - made here
+    assert pages_of(source, tmp_path, settings) == whole
+    assert list(source.pages(tmp_path, parts[2], settings)) == whole[4:]  # a part needs no other
+
+
+def test_a_picture_of_another_size_changes_the_listing(tmp_path):
+    page(tmp_path, "<img src=b/p.png>", "a/i.html")
+    touch(tmp_path, "a/q.png", "b/p.png")
+    settings = ReadConfig(pages_per_part=1)
+    folders, pages = FolderSource().parts(tmp_path, settings), HtmlSource().parts(tmp_path, settings)
+    (tmp_path / "b" / "p.png").write_bytes(b"longer")
+    after = FolderSource().parts(tmp_path, settings)
+    assert (after[0], after[1].paths) == (folders[0], folders[1].paths)
+    assert after[1].fingerprint != folders[1].fingerprint
+    assert HtmlSource().parts(tmp_path, settings)[0].fingerprint != pages[0].fingerprint
+
+
+# --- buckets ---
+
+
+@pytest.fixture
+def bucket(request):
+    root = location(f"memory://crawl-{request.node.name}/x")
+    yield root
+    root.fs.rm(root.path, recursive=True)
+
+
+def test_a_tree_in_a_bucket_gives_the_pages_of_the_same_tree_on_disk(tmp_path, bucket):
+    names = ["b/2.png", "b/10.PNG", "a/deep/x y.jpg", "a-b/z.gif", "z.webp", "none/readme.md", "host.example/i.png?q=1"]
+    html = '<img src=2.png><img src="/a/deep/x%20y.jpg"><img src=gone.png><img src=nowhere/at/all.png><img src="../../up.png">'
+    html += '<img src="//host.example/i.png?q=1"><img src="https://far/i.png"><base href=./>'
+    for name, data in [*((name, b"x") for name in names), ("b/i.html", html.encode()), ("c.htm", b"<img src=b/2.png>")]:
+        (bucket / name).parent.mkdir(parents=True, exist_ok=True)
+        (bucket / name).write_bytes(data)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    for source in (FolderSource(), HtmlSource()):
+        here, there = pages_of(source, tmp_path), pages_of(source, bucket)
+        assert [p.page_url for p in here] == [p.page_url for p in there]
+        assert [(i.url, i.problem) for p in here for i in p.images] == [(i.url, i.problem) for p in there for i in p.images]
+        assert here == [  # but for where the bytes are, and each is where it says
+            replace(p, images=tuple(replace(i, path=i.path and str(tmp_path / i.url)) for i in p.images)) for p in there
+        ]
+        assert all(location(i.path).read_bytes() == b"x" for p in there for i in p.images if i.path)
+        assert source.parts(tmp_path, DEFAULT) == source.parts(bucket, DEFAULT)
+
+
+def test_an_empty_bucket_is_an_error_that_names_it():
+    for source in (FolderSource(), HtmlSource()):
+        with pytest.raises(DataError, match=r"memory://crawl-nothing/x; expected the root of a crawl"):
+            source.parts(location("memory://crawl-nothing/x"), DEFAULT)
+
+
+def test_a_page_in_a_bucket_costs_requests_by_folders_not_by_pictures(bucket, monkeypatch):
+    (bucket / "a" / "b").mkdir(parents=True)
+    for i in range(20):
+        (bucket / "a" / "b" / f"{i}.png").write_bytes(b"x")
+    listed, ls = [], bucket.fs.ls
+    monkeypatch.setattr(bucket.fs, "ls", lambda path, **options: listed.append(path) or ls(path, **options))
+    tree = RemoteTree(bucket)
+    assert sum(bool(tree.image_ref(f"a/b/{i}.png").path) for i in range(40)) == 20
+    assert all(tree.image_ref(f"no/{i}/{i}.png").problem == Reason.MISSING_FILE for i in range(40))
+    assert listed == [bucket.path, f"{bucket.path}/a", f"{bucket.path}/a/b"]

@@ -1,6 +1,7 @@
 """Training batches from real files: the right pictures with the right tokens, the same for any number of workers."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,8 +10,9 @@ import torch
 from semantica.datasets import read_manifest, read_shard
 from semantica.errors import ConfigError, DataError
 from semantica.pairs.draw import PairStream
-from semantica.pairs.loader import PairLoader, decode_at, to_unit
+from semantica.pairs.loader import PairLoader, decode_at, stream_key, to_unit
 from semantica.pairs.scores import cosine_upper, square
+from semantica.pairs.selection import BandConfig
 
 STEPS = 12
 
@@ -142,14 +144,6 @@ def test_more_lanes_than_row_groups_are_refused(run):
         loader(run, num_lanes=16, batch_size=16)
 
 
-def test_encodings_without_tokens_are_refused(tmp_path, make):
-    make.encodings(tmp_path / "encodings", tokens=False)
-    make.scores(tmp_path / "scores", tmp_path / "encodings")
-    make.selection(tmp_path / "selection", tmp_path / "scores")
-    with pytest.raises(DataError, match=r"holds no tokens; run jobs\.encode with --store-tokens"):
-        loader(tmp_path)
-
-
 def test_pictures_smaller_than_the_training_resolution_are_refused(run):
     with pytest.raises(DataError, match="must be at least 32 px, got 16x16"):
         loader(run, resolution_px=32).batch(0)
@@ -178,8 +172,61 @@ def test_unit_range_ends_at_black_and_white():
     assert to_unit(torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 1, 1))[:, 0, 0, 0].tolist() == [-1, 1]
 
 
-def test_the_stream_of_a_loader_is_keyed_by_its_selection(run):
+def test_the_stream_of_a_loader_is_keyed_by_the_band_and_the_scores(run, make):
     own = loader(run)
-    manifest = read_manifest(run / "selection", "selection")
-    expected = PairStream(own.selection.row_groups, manifest.hash, seed=0, batch_size=8, num_lanes=4, window_groups=1)
+    scores = read_manifest(run / "scores", "scores")
+    key = stream_key(own.selection.band, scores)
+    expected = PairStream(own.selection.row_groups, key, seed=0, batch_size=8, num_lanes=4, window_groups=1)
     assert [own.stream.draw(3, s) for s in range(8)] == [expected.draw(3, s) for s in range(8)]
+    assert stream_key(BandConfig(low=0.1, high=0.8), scores) != key == stream_key(BandConfig(low=0.1, high=0.9), scores)
+    assert stream_key(own.selection.band, replace(scores, files=scores.files[:1])) != key
+
+
+# --- encodings without tokens ---
+
+
+class Numbered:
+    """Tokens from stored pictures, as `make.encodings` stores them; .calls are the numbers that were asked for."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __call__(self, pictures):
+        pixels = [decode_at(data, 16)[:, 0, 0].int() for data in pictures]
+        self.calls.append([int(p[0] + 256 * p[1]) for p in pixels])
+        return torch.tensor(self.calls[-1], dtype=torch.float32).view(-1, 1, 1).expand(-1, 3, 8).clone()
+
+
+@pytest.fixture(scope="module")
+def lean(tmp_path_factory, make):
+    """The pictures of `run`, without stored tokens."""
+    folder = tmp_path_factory.mktemp("lean")
+    make.encodings(folder / "encodings", tokens=False)
+    make.scores(folder / "scores", folder / "encodings")
+    make.selection(folder / "selection", folder / "scores", low=0.1, high=0.9)
+    return folder
+
+
+def test_batches_are_the_same_with_stored_and_with_computed_tokens(run, lean):
+    stored_tokens, computed = loader(run), loader(lean, tokens_of=Numbered())
+    assert all(same(stored_tokens.batch(step), computed.batch(step)) for step in range(STEPS))
+
+
+def test_a_conditioning_image_is_encoded_once_while_its_row_group_is_in_memory(lean):
+    tokens_of = Numbered()
+    own = loader(lean, tokens_of=tokens_of)
+    drawn = [{condition for _, condition in numbers(own.batch(step))} for step in range(3)]
+    assert len(tokens_of.calls) <= 3
+    assert all(len(set(call)) == len(call) for call in tokens_of.calls)
+    assert set(tokens_of.calls[0]) == drawn[0]
+    held = loader(lean, tokens_of=tokens_of, window_groups=16)
+    tokens_of.calls.clear()
+    for step in range(40):
+        held.batch(step)
+    asked = [number for call in tokens_of.calls for number in call]
+    assert len(asked) == len(set(asked)) > 10
+
+
+def test_encodings_without_tokens_need_a_function_that_makes_them(lean):
+    with pytest.raises(DataError, match=r"holds no tokens; pass tokens_of, or run jobs\.encode with --store-tokens"):
+        loader(lean)

@@ -1,17 +1,32 @@
 """The band as a view: which pairs it keeps, what it counts, and what it does not touch."""
 
+import itertools
 import os
 import shutil
+from collections import Counter
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from semantica.datasets import read_manifest, read_shard
+from semantica.datasets import StageOutput, read_manifest, read_shard
 from semantica.errors import DataError
+from semantica.pairs import scores as pairs_scores
 from semantica.pairs.scores import square
-from semantica.pairs.selection import NUM_BINS, BandConfig, partners, read_selection, score_rows, select, selection_stage
+from semantica.pairs.selection import (
+    NUM_BINS,
+    BandConfig,
+    ScoredPairs,
+    partners,
+    read_selection,
+    score_rows,
+    select,
+    selection_stage,
+    shares,
+)
+from semantica.schemas import SCORES
 from semantica.storage import file_sha256
 
 COSINE = st.floats(-1, 1, width=32)
@@ -108,8 +123,6 @@ def test_another_band_touches_no_score_and_needs_no_encodings(tmp_path, make):
 
 def test_only_the_column_of_the_score_is_read(tmp_path, make, scored):
     # The other column is gone from these files, so reading it would fail.
-    from semantica.datasets import StageOutput
-
     source = read_manifest(scored, "scores")
     stage = StageOutput(tmp_path / "scores", "scores", {}, source.inputs)
     stage.open()
@@ -158,3 +171,86 @@ def test_a_selection_of_scores_that_changed_is_refused(tmp_path, make):
     make.scores(tmp_path / "scores", make.encodings(tmp_path / "others", salt=1))
     with pytest.raises(DataError, match="was made from other scores"):
         read_selection(tmp_path / "selection")
+
+
+def random_scores(folder, seed, rows_per_group=5):
+    """Scores of random episodes, some empty, some of one picture, with values at the ends of the band, NaN, -1 and 1."""
+    random = np.random.default_rng(seed)
+    stage = StageOutput(folder, "scores", {}, {"encodings": "1" * 64})
+    stage.open()
+    for shard in range(3):
+        sizes = [*random.integers(0, 8, 33).tolist(), 0, 1, 30]
+        lists = [random.uniform(-1, 1, n * (n - 1) // 2).astype(np.float32) for n in sizes]
+        for values in lists:
+            for special in (0.3, 0.9, np.nextafter(np.float32(0.3), np.float32(0)), np.nan, -1, 1, 0.0):
+                values[random.random(len(values)) < 0.05] = special
+        kind = pa.list_(pa.float32())
+        columns = [pa.array([""] * len(sizes)), pa.array(sizes, pa.int32()), pa.array(lists, kind), pa.array(lists, kind)]
+        stage.write_shard(f"shard-{shard:05d}", {"": pa.Table.from_arrays(columns, schema=SCORES)}, {}, rows_per_group)
+    stage.finish({}, {})
+    return folder
+
+
+@pytest.mark.parametrize("block_values", [1, 500, 10**9])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_select_counts_what_a_slow_search_counts_whatever_is_read_at_once(tmp_path, make, monkeypatch, seed, block_values):
+    monkeypatch.setattr(pairs_scores, "_BLOCK_VALUES", block_values)
+    folder = random_scores(tmp_path / "scores", seed)
+    manifest = read_manifest(make.selection(tmp_path / "selection", folder), "selection")
+    counts, histogram, draws = Counter(), np.zeros(NUM_BINS, int), Counter()
+    for file, group, n, upper in all_rows(folder):
+        pairs = {p: s for p, s in zip(itertools.combinations(range(n), 2), upper, strict=True)}
+        kept = [p for p, s in pairs.items() if np.float32(0.3) <= s <= np.float32(0.9)]
+        targets = {image for pair in kept for image in pair}
+        row = {"episodes": 1, "episodes_kept": bool(kept), "images": n, "targets": len(targets)}
+        counts.update({f"num_{k}": int(v) for k, v in (row | {"pairs": len(pairs), "pairs_kept": len(kept)}).items()})
+        draws[file, group] += len(targets)
+        histogram += np.histogram(upper, NUM_BINS, (-1, 1))[0]
+    assert manifest.counts == dict(counts)
+    assert manifest.facts["histogram"] == histogram.tolist()
+    assert manifest.facts["row_groups"] == [[f, g, n] for (f, g), n in sorted(draws.items())]
+    assert counts["num_pairs"] - histogram.sum() > 0  # NaN is in no bin
+
+
+def test_two_views_share_their_scores_and_never_open_a_picture(tmp_path, make):
+    encodings = make.encodings(tmp_path / "encodings")
+    scores = make.scores(tmp_path / "scores", encodings)
+    for path in encodings.glob("*.parquet"):
+        path.write_bytes(b"no picture can be read from here")
+    views = [make.selection(tmp_path / f"view{i}", scores, low=low) for i, low in enumerate((0.1, 0.5))]
+    assert [read_selection(view).scores for view in views] == [scores, scores]
+    for view in views:
+        assert not list(view.rglob("*.parquet"))
+        assert sum(path.stat().st_size for path in view.rglob("*") if path.is_file()) < 20_000
+
+
+def test_the_pairs_that_a_watcher_sees_name_the_pictures_they_are_of():
+    sizes = np.array([3, 0, 1, 4])
+    block = ScoredPairs(0, 0, sizes, np.zeros(9, np.float32))
+    expected = [(s + i, s + j) for s, n in ((0, 3), (4, 4)) for i, j in itertools.combinations(range(n), 2)]
+    assert list(zip(*(e.tolist() for e in block.ends), strict=True)) == expected
+
+
+def test_the_shares_of_a_band_are_its_parts_of_pairs_episodes_and_pictures():
+    counts = dict(num_episodes=4, num_episodes_kept=1, num_images=10, num_targets=5, num_pairs=20, num_pairs_kept=3)
+    assert shares(counts) == {"pairs_yield": 0.15, "episodes_yield": 0.25, "targets_share": 0.5}
+
+
+def test_scores_that_do_not_fit_their_pictures_are_refused(tmp_path):
+    stage = StageOutput(tmp_path / "scores", "scores", {}, {"encodings": "1" * 64})
+    stage.open()
+    rows = [pa.array([""]), pa.array([3], pa.int32()), *[pa.array([[0.5, 0.5]], pa.list_(pa.float32()))] * 2]
+    stage.write_shard("shard-0", {"": pa.Table.from_arrays(rows, schema=SCORES)}, {})
+    stage.finish({}, {})
+    view = selection_stage(stage.folder, BandConfig(), tmp_path / "selection")
+    view.open()
+    with pytest.raises(DataError, match=r"does not hold n\(n-1\)/2 scores"):
+        select(view, stage.folder, BandConfig())
+
+
+def test_a_truncated_shard_of_scores_is_refused_by_its_path(tmp_path, make):
+    scores = make.scores(tmp_path / "scores", make.encodings(tmp_path / "encodings"))
+    path = sorted(scores.glob("*.parquet"))[1]
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(DataError, match=rf"{path.name}: expected \d+ bytes, got \d+"):
+        make.selection(tmp_path / "selection", scores)

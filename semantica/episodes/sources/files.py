@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, cast
 
 import pyarrow as pa
 
@@ -29,8 +29,9 @@ from semantica.storage import Location
 log = logging.getLogger(__name__)
 
 MAX_LINE_BYTES = 64 << 20  # of a text table; a longer line is no row
-# What the libraries raise about the bytes of a file. OSError: BadGzipFile, and the plain ones of Arrow and FastWARC.
-DAMAGED = (EOFError, OSError, zlib.error, zipfile.BadZipFile, tarfile.TarError, pa.ArrowException)
+# What the libraries raise about the bytes of a file. OSError: BadGzipFile, and the plain ones of Arrow and FastWARC; UnicodeError:
+# the names of columns in Parquet.
+DAMAGED = (EOFError, OSError, UnicodeError, zlib.error, zipfile.BadZipFile, tarfile.TarError, pa.ArrowException)
 
 
 def list_parts(root: Location, suffixes: tuple[str, ...], what: str) -> list[Part]:
@@ -96,7 +97,7 @@ def label_of(root: Location, part: Part) -> str:
 class _Watched(io.RawIOBase):
     """A stream that remembers when the storage, not the content, failed."""
 
-    def __init__(self, stream: IO[bytes]) -> None:
+    def __init__(self, stream: Any) -> None:  # a file of any file system; not all of them are io.IOBase
         self.stream = stream
         self.failure: Exception | None = None
 
@@ -111,10 +112,10 @@ class _Watched(io.RawIOBase):
         return len(data)
 
     def seek(self, offset: int, whence: int = 0, /) -> int:
-        return self.stream.seek(offset, whence)
+        return int(self.stream.seek(offset, whence))
 
     def tell(self) -> int:
-        return self.stream.tell()
+        return int(self.stream.tell())
 
     def readable(self) -> bool:
         return True
@@ -129,7 +130,7 @@ def opened(root: Location, part: Part) -> Iterator[io.BufferedReader]:
     with location_of(root, part).open("rb") as file:
         watched = _Watched(file)
         try:
-            stream = io.BufferedReader(watched, 1 << 18)
+            stream = cast(io.BufferedReader, io.BufferedReader(watched, 1 << 18))
             if not stream.peek(1):
                 raise DamagedFile(label_of(root, part), "the file is empty")
             yield stream
@@ -143,7 +144,7 @@ def decompressed(stream: io.BufferedReader) -> io.BufferedReader:
     """The stream itself, or what is inside when it is gzip. Reading it raises EOFError when the gzip file ends too early."""
     if stream.peek(2)[:2] != b"\x1f\x8b":
         return stream
-    return io.BufferedReader(gzip.GzipFile(fileobj=stream), 1 << 18)  # type: ignore[type-var]  # it is a raw stream in all but name
+    return cast(io.BufferedReader, io.BufferedReader(gzip.GzipFile(fileobj=stream), 1 << 18))
 
 
 def lines(stream: io.BufferedIOBase, limit: int = MAX_LINE_BYTES) -> Iterator[tuple[int, bytes | None]]:

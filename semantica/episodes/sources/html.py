@@ -29,6 +29,7 @@ LAZY_ATTRIBUTES = ("data-src", "data-original", "data-lazy-src")  # where script
 # The robots that a page may address by name; what is said to any of them is taken as said to us, who are none of them.
 ROBOTS_NAMES = frozenset({"robots", "googlebot", "googlebot-image", "bingbot", "ccbot", "gptbot"})
 
+_HOST = re.compile(r"([a-z0-9-]+\.)+[a-z]{2,}(:[0-9]+)?\Z")
 _DECLARES_ENCODING = re.compile(rb"(?i)\A(\xef\xbb\xbf|\xfe\xff|\xff\xfe)|charset")
 _XML_ENCODING = re.compile(rb"""\A\s*<\?xml[^>]*?encoding\s*=\s*["']([A-Za-z0-9._-]+)["']""")
 
@@ -224,7 +225,11 @@ def _target(url: str, base: _Base) -> _Target:
     if not parts.path:
         return _Target(problem=Reason.BAD_URL, detail="expected a path, got none")
     path = _decoded(parts.path)
-    return _Target(_names(path.lstrip("/") if path.startswith("/") else posixpath.join(base.folder, path), parts.query))
+    if not path.startswith("/"):
+        return _Target(_names(posixpath.join(base.folder, path), parts.query))
+    host = base.folder.partition("/")[0]  # the page's own, in a mirror of hosts; else the root of the tree is the site's
+    inside = _names(f"{host}{path}", parts.query) if _HOST.match(host) else ()
+    return _Target((*_names(path.lstrip("/"), parts.query), *inside))
 
 
 def _names(path: str, query: str) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Iterator
 
 from semantica.episodes.pages import Page, Part, ReadConfig
-from semantica.episodes.sources.labels import folder_pages, folder_parts
+from semantica.episodes.sources.labels import folder_class, folder_parts, label_pages, pictures_below
 from semantica.episodes.sources.tree import Tree, is_picture, join, open_tree, what_is_there
 from semantica.errors import DataError
 from semantica.storage import Location
@@ -30,7 +30,9 @@ class ImageFolderSource:
 
     def pages(self, root: Location, part: Part, settings: ReadConfig) -> Iterator[Page]:
         """The label episodes of the part."""
-        return folder_pages(open_tree(root), part, lambda folder: folder, settings)
+        tree = open_tree(root)
+        classes = (folder_class(tree, folder, folder, pictures_below(tree, folder)) for folder in part.paths)
+        return label_pages(classes, part.start, part.stop, settings)
 
 
 def class_folders(tree: Tree, top: str) -> dict[str, dict[str, int]]:

@@ -59,8 +59,13 @@ def slices(num_pages: int, settings: ReadConfig) -> list[tuple[int, int]]:
 # --- classes that are folders of a tree ---
 
 
-def class_files(tree: Tree, folder: str) -> dict[str, int]:
-    """The pictures in a class folder and below: path within the class -> size."""
+def pictures_in(tree: Tree, folder: str) -> dict[str, int]:
+    """The pictures directly in a folder: name -> size in bytes."""
+    return {name: size for name, size in tree.listing(folder).files.items() if is_picture(name)}
+
+
+def pictures_below(tree: Tree, folder: str) -> dict[str, int]:
+    """The pictures in a class folder and below it: path within the class -> size in bytes."""
     return {
         join(below, name)[len(folder) + 1 :]: size
         for below, files in tree.walk(folder)
@@ -85,10 +90,6 @@ def folder_parts(classes: Mapping[str, Mapping[str, int]], settings: ReadConfig)
     return parts
 
 
-def folder_pages(tree: Tree, part: Part, label_of: Callable[[str], str], settings: ReadConfig) -> Iterator[Page]:
-    """The label episodes of a part that `folder_parts` made; `label_of` a class's folder is its label."""
-    classes = (
-        LabelClass(label_of(folder), class_files(tree, folder), lambda name, folder=folder: tree.image_ref(join(folder, name)))
-        for folder in part.paths
-    )
-    return label_pages(classes, part.start, part.stop, settings)
+def folder_class(tree: Tree, folder: str, label: str, names: Collection[str]) -> LabelClass:
+    """The class whose pictures lie in a folder, under these names."""
+    return LabelClass(label, names, lambda name: tree.image_ref(join(folder, name)))

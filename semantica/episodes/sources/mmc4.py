@@ -22,7 +22,7 @@ SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zip")
 MAX_BAD_LINES = 100  # at the start of a file; when nothing but bad lines came, it is another format
 
 
-class Mmc4:
+class Mmc4Source:
     """The Source of MMC4."""
 
     def parts(self, root: Location, settings: ReadConfig) -> list[Part]:
@@ -83,6 +83,3 @@ def _page(line: bytes | None, name: str) -> Page:
 
 def _image(picture: Any) -> ImageRef:
     return remote_image(picture.get("raw_url") if isinstance(picture, dict) else picture)
-
-
-mmc4 = Mmc4()

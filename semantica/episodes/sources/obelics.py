@@ -31,7 +31,7 @@ COLUMNS: Columns = {
 }
 
 
-class Obelics:
+class ObelicsSource:
     """The Source of OBELICS."""
 
     def parts(self, root: Location, settings: ReadConfig) -> list[Part]:
@@ -65,6 +65,3 @@ def _page_url(row: dict[str, Any]) -> object:
     pictures = json.loads(row["metadata"] or "[]")
     named = (picture.get("document_url") for picture in pictures if isinstance(picture, dict)) if isinstance(pictures, list) else ()
     return next((url for url in named if url), None)
-
-
-obelics = Obelics()

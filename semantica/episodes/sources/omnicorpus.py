@@ -28,7 +28,7 @@ COLUMNS: Columns = {
 }
 
 
-class OmniCorpus:
+class OmniCorpusSource:
     """The Source of OmniCorpus-CC."""
 
     def parts(self, root: Location, settings: ReadConfig) -> list[Part]:
@@ -48,6 +48,3 @@ def _page(row: dict[str, Any] | str, name: str, settings: ReadConfig) -> Page:
         return unreadable(name, "images: expected a list, got null")
     page_url, has_url = page_name((row["general_metadata"] or {}).get("url"), name)
     return Page(page_url, once(table_images(row["images"], name, settings)), piece=name, has_url=has_url)
-
-
-omnicorpus = OmniCorpus()

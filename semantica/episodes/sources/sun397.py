@@ -7,20 +7,24 @@ is the class without its letter: "abbey", "balcony/exterior".
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
 
 from semantica.episodes.pages import Page, Part, ReadConfig
 from semantica.episodes.quarantine import utf8
-from semantica.episodes.sources.labels import folder_pages, folder_parts
+from semantica.episodes.sources.labels import folder_class, folder_parts, label_pages, pictures_in
 from semantica.episodes.sources.tree import Tree, is_picture, join, open_tree, what_is_there
 from semantica.errors import DataError
-from semantica.storage import Location
+from semantica.storage import Location, location
 
 log = logging.getLogger(__name__)
 
+TOP = "SUN397"
 CLASSES = "ClassName.txt"
 ARCHIVE = "SUN397.tar.gz"
 MAX_CLASSES_BYTES = 1 << 20  # the published file has 8 KB
+
+_CLASS = re.compile(r"/[a-z]/[^/]+(/[^/]+)*\Z")
 
 
 class Sun397Source:
@@ -47,11 +51,44 @@ class Sun397Source:
             )
         unnamed = found.keys() - set(folders)
         if unnamed:
-            log.warning("ingest: %d folders with pictures (%s...) are not in %s and are left out", len(unnamed), min(unnamed), CLASSES)
+            log.warning(
+                "ingest: %d folders with pictures (%s...) are not in %s and are left out", len(unnamed), min(unnamed), CLASSES
+            )
         return folder_parts({folder: found[folder] for folder in folders}, settings)
 
     def pages(self, root: Location, part: Part, settings: ReadConfig) -> Iterator[Page]:
         """The label episodes of the part."""
         tree = open_tree(root)
-        start = len(_top(tree, root).split("/")[0]) 
-        return folder_pages(tree, part, lambda folder: folder[start:], settings)
+        classes = (folder_class(tree, folder, _label(folder), pictures_in(tree, folder)) for folder in part.paths)
+        return label_pages(classes, part.start, part.stop, settings)
+
+
+def _top(tree: Tree, root: Location) -> str:
+    """The folder that holds ClassName.txt: "" or "SUN397". Raises DataError when there is none."""
+    for top in ("", TOP):
+        if (not top or top in tree.listing("").folders) and CLASSES in tree.listing(top).files:
+            return top
+    hint = (
+        f"; extract {ARCHIVE} first" if ARCHIVE in tree.listing("").files else "; folders of other classes are read as imagefolder"
+    )
+    raise DataError(f"ingest: {root}: expected the extracted folder {TOP} with {CLASSES} in it, found {what_is_there(tree)}{hint}")
+
+
+def _classes(tree: Tree, path: str) -> list[str]:
+    """The folders that ClassName.txt names ("/a/abbey", one a line), relative to where it is."""
+    file = tree.image_ref(path)  # the same rule as for pictures: never a file outside the root
+    if file.problem:
+        raise DataError(f"ingest: {path}: expected a file in the tree, got {file.problem} ({file.detail})")
+    with location(file.path).open("rb") as stream:
+        text = stream.read(MAX_CLASSES_BYTES).decode("utf-8", "replace")
+    names = [line.strip() for line in text.splitlines() if line.strip()]
+    wrong = next((name for name in names if not _CLASS.match(name)), None)
+    if wrong is not None or not names or len(set(names)) < len(names):
+        got = "one twice" if wrong is None and names else repr((wrong or "")[:80])
+        raise DataError(f"ingest: {path}: expected lines like /a/abbey or /b/balcony/exterior, each once, got {got}")
+    return [name[1:] for name in names]
+
+
+def _label(folder: str) -> str:
+    """ "balcony/exterior" of "SUN397/b/balcony/exterior"."""
+    return folder.removeprefix(f"{TOP}/").partition("/")[2]

@@ -99,7 +99,7 @@ def is_image_list(kind: Any) -> bool:
         return False
     kind = kind.value_type
     if pa.types.is_struct(kind):
-        return kind.get_field_index("bytes") >= 0
+        return bool(kind.get_field_index("bytes") >= 0)
     plain = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary, pa.types.is_null)
     return any(fits(kind) for fits in plain)
 

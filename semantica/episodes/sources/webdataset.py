@@ -20,9 +20,9 @@ from typing import Any
 from semantica.episodes.pages import ImageRef, Page, Part, ReadConfig
 from semantica.episodes.quarantine import DamagedFile, Reason, utf8
 from semantica.episodes.sources.files import decompressed, label_of, list_parts, location_of, opened, unreadable
-from semantica.episodes.sources.folder import EXTENSIONS
 from semantica.episodes.sources.gather import Gatherer
 from semantica.episodes.sources.remote import page_name, remote_image
+from semantica.episodes.sources.tree import is_picture
 from semantica.storage import Location, uri
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class _Sample:
     images: list[ImageRef] = field(default_factory=list)
 
 
-class WebDataset:
+class WebDatasetSource:
     """The Source of webdataset's tar files."""
 
     def parts(self, root: Location, settings: ReadConfig) -> list[Part]:
@@ -107,7 +107,7 @@ def _samples(stream: io.BufferedReader, name: str, where: str, settings: ReadCon
             sample, held = _Sample(key, member.offset), 0
         if kind == "json":
             _read_facts(sample, stream, member)
-        elif "." + kind.rpartition(".")[2] in EXTENSIONS:
+        elif is_picture(member.name):
             fits = held + member.size <= settings.join_window_mb << 20
             held += member.size
             sample.images.append(_image(stream, member, f"{name}/{utf8(member.name)}", where, settings, fits))
@@ -115,9 +115,7 @@ def _samples(stream: io.BufferedReader, name: str, where: str, settings: ReadCon
         yield _complete(sample)
 
 
-def _image(
-    stream: io.BufferedReader, member: tarfile.TarInfo, url: str, where: str, settings: ReadConfig, fits: bool
-) -> ImageRef:
+def _image(stream: io.BufferedReader, member: tarfile.TarInfo, url: str, where: str, settings: ReadConfig, fits: bool) -> ImageRef:
     """Where the picture lies in the tar `where`, or its bytes when that is ""; `fits`: there is memory for them."""
     if member.size > settings.max_image_bytes or not (where or fits):
         expected = settings.max_image_bytes if fits else f"{settings.join_window_mb} MB in one sample"
@@ -181,10 +179,10 @@ def _members(stream: io.BufferedReader, name: str) -> Iterator[tarfile.TarInfo]:
     tarfile itself takes a header that makes no sense, and a file that stops between two members, for the end.
     """
     try:
-        archive = tarfile.open(fileobj=_Headers(stream), mode="r:", errorlevel=1)  # type: ignore[call-overload]  # noqa: SIM115
+        archive = tarfile.open(fileobj=_Headers(stream), mode="r:", errorlevel=1)  # noqa: SIM115
         while (member := archive.next()) is not None:
             yield member
-            archive.members.clear()  # it keeps every header, else
+            archive.members.clear()  # type: ignore[attr-defined]  # it keeps every header, else
     except (ValueError, OverflowError) as error:  # numbers in extended headers
         raise DamagedFile(name, f"no tar header: {error}") from None
     stream.seek(archive.offset)
@@ -199,6 +197,3 @@ def _content(stream: io.BufferedReader, member: tarfile.TarInfo) -> bytes:
     if len(data) < member.size:
         raise EOFError(f"expected {member.size} bytes of {utf8(member.name)}, got {len(data)}")
     return data
-
-
-webdataset = WebDataset()

@@ -22,7 +22,7 @@ SUFFIXES = (".tsv", ".tsv.gz")
 MAX_FIELD_CHARS = 1 << 20  # of one text; a quotation mark that is never closed eats rows until it is this long
 
 
-class Wit:
+class WitSource:
     """The Source of WIT."""
 
     def parts(self, root: Location, settings: ReadConfig) -> list[Part]:
@@ -74,6 +74,3 @@ def _texts(stream: io.BufferedReader, name: str) -> Iterator[str]:
         if line is None:
             raise DamagedFile(name, f"expected lines of at most {MAX_LINE_BYTES} bytes, got more in line {number}")
         yield line.decode("utf-8", "surrogateescape").removeprefix("\ufeff" if number == 1 else "")
-
-
-wit = Wit()

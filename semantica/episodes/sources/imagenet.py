@@ -1,0 +1,199 @@
+"""ImageNet (ILSVRC2012) as published: the tar of class tars, the validation tar with the devkit, or the folders made of them.
+
+Comes in: the folder that holds any of these for the split, local or in a bucket. Goes out: label episodes (see `labels`) whose
+page_url is the WordNet ID and whose pictures are the same in every shape: of a tar, the bytes where they lie in it, for a tar in
+an uncompressed tar is contiguous too. In a bucket a tar costs a request a picture before any is read; extract it there.
+
+In this order the first that is there is read: the folder `train` or `val` (for val with class folders, or flat with the devkit),
+the split's tar, class folders in the root itself.
+"""
+
+from __future__ import annotations
+
+import re
+import tarfile
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
+from typing import Literal
+
+from semantica.episodes.pages import Page, Part, ReadConfig
+from semantica.episodes.quarantine import DamagedFile, utf8
+from semantica.episodes.sources.devkit import DEVKIT, validation_labels
+from semantica.episodes.sources.imagefolder import class_folders
+from semantica.episodes.sources.labels import (
+    LabelClass,
+    folder_parts,
+    label_pages,
+    num_label_pages,
+    pictures_below,
+    pictures_in,
+    slices,
+)
+from semantica.episodes.sources.tar import open_tar, tar_image, tar_members, tar_pictures
+from semantica.episodes.sources.tree import Tree, fingerprint, join, open_tree, what_is_there
+from semantica.errors import DataError
+from semantica.storage import Location
+
+TRAIN_TAR = "ILSVRC2012_img_train.tar"
+VAL_TAR = "ILSVRC2012_img_val.tar"
+IMAGES_PER_CLASS = 1300  # at most, in the training set
+
+_CLASS = re.compile(r"n[0-9]{8}\Z")
+_CLASS_TAR = re.compile(r"(?:.*/)?(n[0-9]{8})\.tar\Z")
+
+
+class ImageNetSource:
+    """Label episodes of one split of ImageNet."""
+
+    def __init__(self, split: Literal["train", "val"]) -> None:
+        self.split = split
+
+    def parts(self, root: Location, settings: ReadConfig) -> list[Part]:
+        """Runs of label episodes: `pages_per_part` of them, or of a tar of tars the classes that make about as many.
+
+        Of a tar only the outer headers are read. Raises DataError when the split is there in no shape, or its labels are not.
+        """
+        tree = open_tree(root)
+        here = tree.listing("")
+        if self.split == "val" and "val" in here.folders and (flat := pictures_in(tree, "val")):
+            num_labels = len(validation_labels(tree))
+            if num_labels != len(flat):
+                raise DataError(f"ingest: {root}: expected {num_labels} pictures in val, as {DEVKIT} says, got {len(flat)}")
+            return _validation_parts(tree, "val", fingerprint(flat.items()), settings)
+        if self.split in here.folders:
+            return folder_parts(_classes(tree, self.split), settings)
+        if self.split == "train" and TRAIN_TAR in here.files:
+            return _tar_parts(tree, settings)
+        if self.split == "val" and VAL_TAR in here.files:
+            return _validation_parts(tree, VAL_TAR, str(here.files[VAL_TAR]), settings)
+        if any(_CLASS.match(name) for name in here.folders):
+            return folder_parts(_classes(tree, ""), settings)
+        tar = TRAIN_TAR if self.split == "train" else f"{VAL_TAR} with {DEVKIT}"
+        raise DataError(
+            f"ingest: {root}: expected the folder {self.split}, or {tar}, or class folders like n01440764, "
+            f"found {what_is_there(tree)}"
+        )
+
+    def pages(self, root: Location, part: Part, settings: ReadConfig) -> Iterator[Page]:
+        """The label episodes of the part. Raises DamagedFile for a tar that is cut short or holds something else."""
+        tree = open_tree(root)
+        if part.paths == (TRAIN_TAR,):
+            return _tar_pages(tree, part, settings)
+        if part.paths[1:] == (DEVKIT,):
+            return label_pages(_validation_classes(tree, part.paths[0]), part.start, part.stop, settings)
+        classes = (_folder_class(tree, folder, folder.rpartition("/")[2], pictures_below(tree, folder)) for folder in part.paths)
+        return label_pages(classes, part.start, part.stop, settings)
+
+
+def _classes(tree: Tree, top: str) -> dict[str, dict[str, int]]:
+    """The class folders in `top`, as folder_parts takes them. Raises DataError when there are none, or others."""
+    classes = class_folders(tree, top)
+    wrong = [folder for folder in classes if not _CLASS.match(folder.rpartition("/")[2])]
+    if wrong or not classes:
+        found = wrong[0] if wrong else what_is_there(tree, top)
+        raise DataError(
+            f"ingest: {tree.root / top}: expected class folders like n01440764 with pictures, found {found}; "
+            "folders of other classes are read as imagefolder"
+        )
+    return classes
+
+
+# --- the training pictures: a tar of class tars ---
+
+
+def _tar_parts(tree: Tree, settings: ReadConfig) -> list[Part]:
+    """Parts of some whole class tars each; start and stop are the bytes of the outer tar that hold them.
+
+    From where the outer tar is damaged, if it is, to its end is a part of its own, which `_tar_pages` refuses; its stop is 0: to
+    the end.
+    """
+    size = tree.listing("").files[TRAIN_TAR]
+    tars: list[tarfile.TarInfo] = []
+    ends = [0]
+    damaged = False
+    try:
+        with open_tar(tree, TRAIN_TAR) as stream:
+            for member in tar_members(stream, TRAIN_TAR, 0, size):
+                tars.append(member)
+                ends.append(-(-(member.offset_data + member.size) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE)
+    except DamagedFile as error:
+        if not tars:
+            raise DataError(f"ingest: {tree.root / TRAIN_TAR}: expected a tar of class tars, got {error.detail}") from None
+        damaged = True
+    labels = [_class_of(member) for member in tars]
+    if not labels or len(set(labels)) < len(labels):
+        raise DataError(f"ingest: {tree.root / TRAIN_TAR}: expected class tars, each once, got {'one twice' if labels else 'none'}")
+    step = max(1, settings.pages_per_part // num_label_pages(IMAGES_PER_CLASS, settings))
+    parts = []
+    for first in range(0, len(tars), step):
+        run = tars[first : first + step]
+        mark = fingerprint((member.name, member.size) for member in run)
+        parts.append(Part((TRAIN_TAR,), ends[first], ends[first + len(run)], f"{size}-{mark}"))
+    return [*parts, Part((TRAIN_TAR,), ends[-1], fingerprint=str(size))] if damaged else parts
+
+
+def _tar_pages(tree: Tree, part: Part, settings: ReadConfig) -> Iterator[Page]:
+    """The label episodes of the class tars that lie in the part's bytes of the outer tar."""
+    path = tree.image_ref(TRAIN_TAR).path
+    with open_tar(tree, TRAIN_TAR) as stream:
+        size = tree.listing("").files[TRAIN_TAR]
+        for outer in tar_members(stream, TRAIN_TAR, part.start, part.stop or size, is_slice=part.stop > 0):
+            label = _class_of(outer)
+            inside = list(tar_members(stream, TRAIN_TAR, outer.offset_data, outer.offset_data + outer.size))
+            pictures = tar_pictures(inside, f"{TRAIN_TAR}/{outer.name}")
+            yield from label_pages([_tar_class(path, label, pictures)], 0, len(pictures), settings)
+
+
+def _class_of(member: tarfile.TarInfo) -> str:
+    """The WordNet ID that a member of the outer tar holds the pictures of."""
+    found = _CLASS_TAR.match(member.name)
+    if not found or not member.isfile() or member.issparse():
+        raise DataError(f"ingest: {TRAIN_TAR}: expected class tars like n01440764.tar in it, got {utf8(member.name)[:80]!r}")
+    return found[1]
+
+
+# --- the validation pictures: flat, with the labels in the development kit ---
+
+
+def _validation_parts(tree: Tree, pictures: str, mark: str, settings: ReadConfig) -> list[Part]:
+    """Parts of label episodes, counted from the labels alone; `pictures` is the tar or the folder."""
+    counts = Counter(validation_labels(tree))
+    num_pages = sum(num_label_pages(count, settings) for count in counts.values())
+    mark = f"{mark}-{tree.listing('').files[DEVKIT]}"
+    return [Part((pictures, DEVKIT), start, stop, mark) for start, stop in slices(num_pages, settings)]
+
+
+def _validation_classes(tree: Tree, pictures: str) -> list[LabelClass]:
+    """The classes, in the order of their WordNet IDs. Raises DamagedFile unless there are as many pictures as labels."""
+    labels = validation_labels(tree)
+    members: dict[str, tarfile.TarInfo] = {}
+    if pictures == VAL_TAR:
+        with open_tar(tree, VAL_TAR) as stream:
+            members = tar_pictures(tar_members(stream, VAL_TAR, 0, tree.listing("").files[VAL_TAR]), VAL_TAR)
+    names = sorted(members or pictures_in(tree, pictures))
+    if len(names) != len(labels):
+        raise DamagedFile(pictures, f"expected {len(labels)} pictures, as {DEVKIT} says, got {len(names)}")
+    classes: dict[str, list[str]] = {}
+    for name, label in zip(names, labels, strict=True):
+        classes.setdefault(label, []).append(name)
+    path = tree.image_ref(pictures).path
+    return [
+        _tar_class(path, label, {name: members[name] for name in inside})
+        if members
+        else _folder_class(tree, pictures, label, inside)
+        for label, inside in sorted(classes.items())
+    ]
+
+
+# --- classes; the URL of a picture is LABEL/NAME in every shape ---
+
+
+def _folder_class(tree: Tree, folder: str, label: str, names: Collection[str]) -> LabelClass:
+    """The class whose pictures lie in a folder."""
+    return LabelClass(label, names, lambda name: replace(tree.image_ref(join(folder, name)), url=utf8(f"{label}/{name}")))
+
+
+def _tar_class(path: str, label: str, members: Mapping[str, tarfile.TarInfo]) -> LabelClass:
+    """The class whose pictures are these members of the tar at `path`."""
+    return LabelClass(label, members, lambda name: tar_image(path, utf8(f"{label}/{name}"), members[name]))

@@ -1,0 +1,418 @@
+import gzip
+import io
+import logging
+import tracemalloc
+import zlib
+
+import brotli
+import pytest
+from fastwarc.stream_io import GzipWriter
+from fastwarc.warc import WarcRecord, WarcRecordType
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from upath import UPath
+from warcio.statusandheaders import StatusAndHeaders
+from warcio.warcwriter import WARCWriter
+
+from semantica.episodes.pages import ImageRef, Page, ReadConfig, Source
+from semantica.episodes.quarantine import DamagedFile, Reason
+from semantica.episodes.sources.join import url_key
+from semantica.episodes.sources.warc import WarcSource
+from semantica.errors import DataError
+
+PNG = b"\x89PNG\r\n\x1a\n"
+MISSING = "no record of this URL within the join window of the page"
+
+
+class Archive:
+    """A WARC file in memory, written by warcio."""
+
+    def __init__(self, compress=True):
+        self.stream = io.BytesIO()
+        self.writer = WARCWriter(self.stream, gzip=compress)
+        self.writer.write_record(self.writer.create_warcinfo_record("a.warc", {"software": "test"}))
+
+    def response(self, url, content_type, body, *headers, status="200 OK"):
+        http = StatusAndHeaders(status, [("Content-Type", content_type), *headers], protocol="HTTP/1.1")
+        record = self.writer.create_warc_record(url, "response", payload=io.BytesIO(body), http_headers=http)
+        self.writer.write_record(record)
+        return self
+
+    def page(self, url, *sources, head="", headers=()):
+        images = "".join(f'<img src="{source}">' for source in sources)
+        body = f"<!doctype html><head><meta charset=utf-8>{head}</head><body>{images}</body>".encode()
+        return self.response(url, "text/html; charset=utf-8", body, *headers)
+
+    def picture(self, url, body):
+        return self.response(url, "image/png", body)
+
+    def redirect(self, url, target, status="301 Moved Permanently"):
+        return self.response(url, "text/html", b"moved", ("Location", target), status=status)
+
+    def revisit(self, url, refers_to):
+        http = StatusAndHeaders("200 OK", [("Content-Type", "image/png")], protocol="HTTP/1.1")
+        self.writer.write_record(
+            self.writer.create_revisit_record(url, "sha1:" + "A" * 32, refers_to, "2026-01-01T00:00:00Z", http_headers=http)
+        )
+        return self
+
+    def record(self, url, kind, content_type, body):
+        record = self.writer.create_warc_record(url, kind, payload=io.BytesIO(body), warc_content_type=content_type)
+        self.writer.write_record(record)
+        return self
+
+    @property
+    def data(self):
+        return self.stream.getvalue()
+
+
+def read(root, **options):
+    source, settings = WarcSource(), ReadConfig(**options)
+    assert isinstance(source, Source)
+    return [page for part in source.parts(root, settings) for page in source.pages(root, part, settings)]
+
+
+def pages_of(folder, archive, **options):
+    (folder / "a.warc").write_bytes(archive.data)
+    return read(folder, **options)
+
+
+def pictures(page):
+    return [(image.url, image.data if image.data is not None else image.problem) for image in page.images]
+
+
+@pytest.mark.parametrize("remotely", [False, True])
+@pytest.mark.parametrize("compress", [False, True])
+def test_pages_and_pictures_are_joined_by_url_wherever_the_archives_lie(tmp_path, remotely, compress):
+    root = UPath(f"memory://warc-{compress}") if remotely else tmp_path
+    name = "crawl/00000.warc.gz" if compress else "crawl/00000.warc"
+    (root / "crawl").mkdir(parents=True, exist_ok=True)
+    archive = Archive(compress).picture("http://i.org/before.png", PNG + b"1")
+    archive.page(
+        "http://s.org/dir/ä", "http://i.org/before.png", "../after.png?x=1#part", "/missing.png", "http://i.org/before.png"
+    )
+    archive.picture("http://s.org/after.png?x=1", PNG + b"2").page("http://s.org/none")
+    (root / name).write_bytes(archive.data)
+    first, second = read(root)
+    assert first == Page(
+        "http://s.org/dir/ä",
+        (
+            ImageRef("http://i.org/before.png", data=PNG + b"1"),
+            ImageRef("http://s.org/after.png?x=1", data=PNG + b"2"),
+            ImageRef("http://s.org/missing.png", problem=Reason.NOT_IN_ARCHIVE, detail=MISSING),
+        ),
+        piece=first.piece,
+    )
+    assert second == Page("http://s.org/none", (), piece=second.piece)
+    assert first.piece.startswith(f"{name}@")
+    assert first.piece != second.piece
+    assert read(root) == [first, second]
+    assert [page.images for page in read(root / name)] == [first.images, second.images]
+
+
+def test_an_archive_of_fastwarc_is_read(tmp_path):
+    html = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n<img src=/a.png>"
+    png = b"HTTP/1.1 200 OK\r\nContent-Type: image/png\r\n\r\n" + PNG
+    with (tmp_path / "a.warc.gz").open("wb") as file, GzipWriter(file) as stream:
+        for url, body in (("http://s.org/", html), ("http://s.org/a.png", png)):
+            record = WarcRecord()
+            record.init_headers(WarcRecordType.response)
+            record.headers["WARC-Target-URI"] = url
+            record.headers["Content-Type"] = "application/http; msgtype=response"
+            record.set_bytes_content(body)
+            record.write(stream)
+    (page,) = read(tmp_path)
+    assert pictures(page) == [("http://s.org/a.png", PNG)]
+
+
+def chunked(body, size=7):
+    parts = [body[at : at + size] for at in range(0, len(body), size)]
+    return b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in parts) + b"0\r\n\r\n"
+
+
+HTML = "<meta charset=utf-8><img src='/bild-ü.png'>".encode()
+RAW_DEFLATE = zlib.compressobj(wbits=-15)
+
+
+@pytest.mark.parametrize(
+    ("body", "headers"),
+    [
+        (chunked(gzip.compress(HTML)), {"Transfer-Encoding": "chunked", "Content-Encoding": "gzip"}),
+        (chunked(HTML), {"Transfer-Encoding": "chunked"}),
+        (HTML, {"Transfer-Encoding": "chunked"}),  # decoded by the crawler, under the server's headers
+        (HTML, {"Content-Encoding": "gzip"}),
+        (HTML, {"Content-Encoding": "br"}),
+        (brotli.compress(HTML), {"Content-Encoding": "br"}),
+        (zlib.compress(HTML), {"Content-Encoding": "deflate"}),
+        (RAW_DEFLATE.compress(HTML) + RAW_DEFLATE.flush(), {"Content-Encoding": "deflate"}),
+        (gzip.compress(brotli.compress(HTML)), {"Content-Encoding": "br, gzip"}),
+        (gzip.compress(HTML + b" " * 5000)[:-12], {"Content-Encoding": "GZIP"}),
+        (HTML, {"Content-Encoding": "identity"}),
+    ],
+)
+def test_bodies_are_decoded_and_the_records_after_them_are_read(tmp_path, body, headers):
+    archive = Archive().response("http://s.org/", "text/html", body, *headers.items())
+    archive.picture("http://s.org/bild-%C3%BC.png", PNG)
+    (page,) = pages_of(tmp_path, archive)
+    assert pictures(page) == [("http://s.org/bild-ü.png", PNG)]
+
+
+def test_an_unknown_encoding_is_a_problem_of_the_page_or_the_picture_alone(tmp_path):
+    archive = Archive().response("http://s.org/bad", "text/html", HTML, ("Content-Encoding", "secret"))
+    archive.response("http://s.org/a.png", "image/png", PNG, ("Content-Encoding", "secret")).page("http://s.org/good", "a.png")
+    bad, good = pages_of(tmp_path, archive)
+    assert (bad.problem, "Content-Encoding" in bad.detail) == (Reason.PAGE_UNREADABLE, True)
+    assert pictures(good) == [("http://s.org/a.png", Reason.UNDECODABLE)]
+
+
+def test_the_encoding_of_http_counts_more_than_the_one_of_the_page(tmp_path):
+    for charset, encoding in (("shift_jis", "shift_jis"), ("ISO-8859-1", "cp1252"), ("nonsense", "utf-8"), ("base64", "utf-8")):
+        text = "絵" if charset == "shift_jis" else "é"
+        body = f'<meta charset=utf-8><img src="/{text}.png">'.encode(encoding)
+        (page,) = pages_of(tmp_path, Archive().response("http://s.org/", f'text/html;charset="{charset}"', body))
+        assert [image.url for image in page.images] == [f"http://s.org/{text}.png"], charset
+
+
+def test_the_base_of_a_page_and_its_best_candidate_count(tmp_path):
+    archive = Archive()
+    body = b"""<base href="//cdn.org/dir/"><img src="small.png" srcset="large.png 2000w, middle.png 1000w">
+        <img src="only.png"><img src="data:image/png;base64,AAAA"><img src="http://[">"""
+    archive.response("https://s.org/", "application/xhtml+xml", body)
+    archive.picture("https://cdn.org/dir/middle.png", PNG).picture("https://cdn.org/dir/small.png", PNG)
+    (page,) = pages_of(tmp_path, archive)
+    assert pictures(page) == [
+        ("https://cdn.org/dir/middle.png", PNG),
+        ("https://cdn.org/dir/only.png", Reason.NOT_IN_ARCHIVE),
+        ("data:image/png;base64,AAAA", Reason.DATA_URL),
+        ("http://[", Reason.BAD_URL),
+    ]
+
+
+def test_urls_that_mean_the_same_meet(tmp_path):
+    archive = Archive().page("http://s.org/", "https://I.org:443/%c3%bc.png", "http://ü.org/a b.png", "https://s.org/scheme.png")
+    archive.picture("https://i.org/ü.png", b"1").picture("http://xn--tda.org/a%20b.png", b"2").picture(
+        "<http://s.org/scheme.png>", b"3"
+    )
+    (page,) = pages_of(tmp_path, archive)
+    assert [data for _, data in pictures(page)] == [b"1", b"2", b"3"]
+
+
+@given(st.text(max_size=40))
+@settings(deadline=None, max_examples=300)
+def test_the_key_of_a_key_is_the_key(text):
+    for url in (text, f"http://s.org/{text}", f"https://{text}/"):
+        assert url_key(url_key(url)) == url_key(url)
+
+
+def test_redirects_and_revisits_lead_to_the_picture(tmp_path):
+    archive = Archive().picture("http://i.org/end.png", PNG).redirect("http://s.org/1.png", "/2.png")
+    archive.page("http://s.org/", "1.png", "again.png", "loop.png", "nowhere.png")
+    archive.redirect("http://s.org/2.png", "http://i.org/end.png", "302 Found")
+    archive.revisit("http://s.org/again.png", "http://i.org/end.png")
+    archive.redirect("http://s.org/loop.png", "http://s.org/pool.png").redirect("http://s.org/pool.png", "http://s.org/loop.png")
+    archive.redirect("http://s.org/nowhere.png", "mailto:x")
+    (page,) = pages_of(tmp_path, archive)
+    assert pictures(page) == [
+        ("http://s.org/1.png", PNG),
+        ("http://s.org/again.png", PNG),
+        ("http://s.org/loop.png", Reason.NOT_IN_ARCHIVE),
+        ("http://s.org/nowhere.png", Reason.NOT_IN_ARCHIVE),
+    ]
+
+
+@pytest.mark.parametrize(("hops", "found"), [(5, True), (6, False)])
+def test_at_most_five_redirects_are_followed(tmp_path, hops, found):
+    archive = Archive().page("http://s.org/", "0.png")
+    for hop in range(hops):
+        archive.redirect(f"http://s.org/{hop}.png", f"{hop + 1}.png")
+    (page,) = pages_of(tmp_path, archive.picture(f"http://s.org/{hops}.png", PNG))
+    assert pictures(page) == [("http://s.org/0.png", PNG if found else Reason.NOT_IN_ARCHIVE)]
+
+
+def test_only_whole_answers_of_the_right_types_count(tmp_path):
+    archive = Archive().page("http://s.org/", "404.png", "octet", "text", "none", "resource.png", "twice.png")
+    archive.response("http://s.org/404.png", "image/png", PNG, status="404 Not Found")
+    archive.response("http://s.org/404.html", "text/html", HTML, status="404 Not Found")
+    archive.response("http://s.org/octet", "application/octet-stream", PNG).response("http://s.org/text", "text/plain", PNG)
+    archive.response("http://s.org/none", "", b"\xff\xd8\xff\xe0").response(
+        "http://s.org/script.js", "application/octet-stream", b"x"
+    )
+    archive.record("http://s.org/resource.png", "resource", "image/png", PNG)
+    archive.record("http://s.org/resource.html", "resource", "text/html; charset=utf-8", b"<img src=octet>")
+    archive.record("dns:s.org", "response", "text/dns", b"1.2.3.4").record("http://s.org/", "metadata", "text/plain", b"x")
+    archive.picture("http://s.org/twice.png", b"old").picture("http://s.org/twice.png", b"new")
+    page, resource = pages_of(tmp_path, archive)
+    assert [data for _, data in pictures(page)] == [
+        Reason.NOT_IN_ARCHIVE, PNG, Reason.NOT_IN_ARCHIVE, b"\xff\xd8\xff\xe0", PNG, b"new",
+    ]  # fmt: skip
+    assert pictures(resource) == [("http://s.org/octet", PNG)]
+
+
+def test_what_robots_are_told_is_kept_with_the_page(tmp_path):
+    head = '<meta name="robots" content="NoIndex, noimageai">'
+    headers = [
+        ("X-Robots-Tag", "noai, max-snippet:5"),
+        ("X-Robots-Tag", "otherbot: nofollow, noarchive"),
+        ("X-Robots-Tag", "GPTBot: nosnippet"),
+    ]
+    (page,) = pages_of(tmp_path, Archive().page("http://s.org/", head=head, headers=headers))
+    assert page.opt_out == ("noai", "max-snippet:5", "nosnippet", "noindex", "noimageai")
+
+
+def test_pictures_that_are_too_large_are_not_kept(tmp_path):
+    archive = Archive().page("http://s.org/", "large.png", "bomb.png", "good.png")
+    archive.picture("http://s.org/large.png", bytes(300_000)).picture("http://s.org/good.png", bytes(200_000))
+    archive.response("http://s.org/bomb.png", "image/png", gzip.compress(bytes(50_000_000)), ("Content-Encoding", "gzip"))
+    (page,) = pages_of(tmp_path, archive, max_image_bytes=200_000)
+    assert [data for _, data in pictures(page)] == [Reason.TOO_MANY_BYTES, Reason.TOO_MANY_BYTES, bytes(200_000)]
+    assert page.images[0].detail == "expected at most 200000 bytes, got more"
+
+
+def test_a_picture_that_its_record_says_is_too_large_is_passed_over_unread(tmp_path):
+    archive = Archive(False).page("http://s.org/", "large.png").picture("http://s.org/large.png", bytes(40 << 20))
+    (tmp_path / "a.warc").write_bytes(archive.data)
+    tracemalloc.start()
+    try:
+        (page,) = read(tmp_path, max_image_bytes=1000)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert pictures(page) == [("http://s.org/large.png", Reason.TOO_MANY_BYTES)]
+    assert peak < 4 << 20
+
+
+# --- the window ---
+
+
+def numbered(number):
+    return PNG + number.to_bytes(4) * (25_000)
+
+
+def test_within_the_window_order_does_not_matter_and_beyond_it_pictures_are_not_found(tmp_path, caplog):
+    near = Archive().picture("http://s.org/a.png", PNG)
+    for number in range(5):
+        near.picture(f"http://s.org/{number}.png", numbered(number))
+    near.page("http://s.org/", "a.png", "b.png")
+    for number in range(5):
+        near.picture(f"http://s.org/{number}.png", numbered(number))
+    near.picture("http://s.org/b.png", PNG)
+    far = Archive().picture("http://s.org/a.png", PNG)
+    for number in range(15):
+        far.picture(f"http://s.org/{number}.png", numbered(number))
+    far.page("http://s.org/", "a.png", "b.png", "14.png")
+    for number in range(15, 30):
+        far.picture(f"http://s.org/{number}.png", numbered(number))
+    far.picture("http://s.org/b.png", PNG)
+    (page,) = pages_of(tmp_path, near, join_window_mb=1)
+    assert [data for _, data in pictures(page)] == [PNG, PNG]
+    with caplog.at_level(logging.INFO):
+        (page,) = pages_of(tmp_path, far, join_window_mb=1)
+    assert [data for _, data in pictures(page)] == [Reason.NOT_IN_ARCHIVE, Reason.NOT_IN_ARCHIVE, numbered(14)]
+    assert "1 pages, 1 pictures found, 2 not found within 1 MB" in caplog.text
+    assert pictures(pages_of(tmp_path, far, join_window_mb=512)[0])[:2] == [
+        ("http://s.org/a.png", PNG),
+        ("http://s.org/b.png", PNG),
+    ]
+
+
+def test_a_picture_that_pages_keep_asking_for_stays_in_the_window(tmp_path):
+    archive = Archive().picture("http://s.org/logo.png", PNG).redirect("http://s.org/old.png", "logo.png")
+    for number in range(40):
+        archive.page(f"http://s.org/{number}", "old.png").picture(f"http://s.org/{number}.png", numbered(number))
+    pages = pages_of(tmp_path, archive, join_window_mb=1)
+    assert [page.page_url for page in pages] == [f"http://s.org/{number}" for number in range(40)]
+    assert {data for page in pages for _, data in pictures(page)} == {PNG}
+
+
+def test_a_picture_larger_than_the_window_is_found_by_the_pages_before_it(tmp_path):
+    large = PNG + bytes(2 << 20)
+    archive = Archive().page("http://s.org/1", "a.png").picture("http://s.org/a.png", large).page("http://s.org/2", "a.png")
+    first, second = pages_of(tmp_path, archive, join_window_mb=1)
+    assert pictures(first) == [("http://s.org/a.png", large)]
+    assert pictures(second) == [("http://s.org/a.png", Reason.NOT_IN_ARCHIVE)]
+
+
+def test_memory_is_bounded_by_the_window_not_by_the_archive(tmp_path):
+    archive = Archive()
+    for number in range(600):
+        archive.page(f"http://s.org/{number}", f"{number}.png").picture(f"http://s.org/{number}.png", numbered(number))
+    (tmp_path / "a.warc.gz").write_bytes(archive.data)
+    source, options = WarcSource(), ReadConfig(join_window_mb=4)
+    (part,) = source.parts(tmp_path, options)
+    tracemalloc.start()
+    try:
+        found = sum(image.data is not None for page in source.pages(tmp_path, part, options) for image in page.images)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert found == 600
+    assert 600 * len(numbered(0)) > 60_000_000
+    assert peak < 8 << 20
+
+
+# --- damage ---
+
+
+def whole():
+    return Archive(False).page("http://s.org/", "a.png").picture("http://s.org/a.png", PNG + bytes(3000)).data
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_an_archive_cut_anywhere_inside_a_record_is_one_damaged_file(tmp_path, compress):
+    archive = Archive(compress).page("http://s.org/", "a.png").picture("http://s.org/a.png", PNG + b"x" * 500)
+    data = archive.data
+    last = data.rindex(b"\x1f\x8b\x08") if compress else data.rindex(b"WARC/1")
+    for end in range(last + 12, len(data) - 4, 7):
+        (tmp_path / "a.warc").write_bytes(data[:end])
+        with pytest.raises(DamagedFile, match=r"a\.warc"):
+            read(tmp_path)
+    (tmp_path / "a.warc").write_bytes(data)
+    assert len(read(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("length", [b"1", b"99999", b"-5", b"ten", b"9" * 30, b""])
+def test_a_record_that_lies_about_its_length_is_one_damaged_file(tmp_path, length):
+    head, _, tail = whole().rpartition(b"Content-Length: ")
+    (tmp_path / "a.warc").write_bytes(head + b"Content-Length: " + length + tail[tail.index(b"\r") :])
+    with pytest.raises(DamagedFile, match=r"a\.warc"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"no archive" * 100, b"\x1f\x8b no gzip", gzip.compress(b"no archive" * 100), b"<html>", bytes(9000)]
+)
+def test_another_format_is_a_damaged_file(tmp_path, content):
+    (tmp_path / "a.warc").write_bytes(content)
+    with pytest.raises(DamagedFile, match=r"a\.warc"):
+        read(tmp_path)
+
+
+def test_a_damaged_gzip_member_is_one_damaged_file(tmp_path):
+    data = bytearray(Archive().page("http://s.org/", "a.png").picture("http://s.org/a.png", PNG + bytes(range(256)) * 9).data)
+    data[-100:-90] = bytes(10)
+    (tmp_path / "a.warc.gz").write_bytes(data)
+    with pytest.raises(DamagedFile, match=r"a\.warc\.gz"):
+        read(tmp_path)
+
+
+@given(st.integers(0, 10_000), st.binary(min_size=1, max_size=8))
+@settings(deadline=None, max_examples=300)
+def test_an_archive_with_any_bytes_changed_is_read_or_damaged_but_no_crash(tmp_path_factory, at, new):
+    folder = tmp_path_factory.getbasetemp() / "fuzz"
+    folder.mkdir(exist_ok=True)
+    data = bytearray(whole())
+    at %= len(data)
+    data[at : at + len(new)] = new
+    (folder / "a.warc").write_bytes(data)
+    try:
+        pages = read(folder)
+    except DamagedFile:
+        return
+    assert len(pages) <= 2
+
+
+def test_an_archive_without_pages_has_none_and_no_files_are_refused(tmp_path):
+    with pytest.raises(DataError, match="no WARC files"):
+        read(tmp_path)
+    assert pages_of(tmp_path, Archive()) == []
+    assert pages_of(tmp_path, Archive().picture("http://s.org/a.png", PNG)) == []

@@ -1,0 +1,97 @@
+"""Which held-out pictures there are and where, and conditioning that reads no more row groups than it must."""
+
+import shutil
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from semantica.datasets import StageOutput, read_manifest
+from semantica.errors import DataError
+from semantica.generation.conditions import Conditions, Place, held_out_candidates
+from semantica.generation.generate import Candidate
+from semantica.pairs.loader import decode_at
+
+SIZES = ((2, 1, 3), (1,), (2, 2, 2, 1))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory, make):
+    """Encodings whose shards are all held out: with tokens, and without."""
+    base = tmp_path_factory.mktemp("held-out")
+    return [held_out(make, base, tokens) for tokens in (True, False)]
+
+
+def held_out(make, base, tokens):
+    source = make.encodings(base / f"train-{tokens}", SIZES, tokens=tokens)
+    folder = base / f"held-out-{tokens}"
+    manifest = read_manifest(source, "encodings")
+    stage = StageOutput(folder, "encodings", dict(manifest.config), dict(manifest.inputs))
+    assert stage.open() is None
+    for entry in manifest.shards():
+        stage.write_shard(entry.path.removesuffix(".parquet"), {"held_out": pq.read_table(source / entry.path)}, {}, 2)
+    stage.finish(manifest.counts, manifest.facts)
+    return folder
+
+
+def number(candidate):
+    return int(candidate.image_id.removeprefix("image"))
+
+
+def computed(pictures):
+    pixels = [decode_at(data, 16)[:, 0, 0].int() for data in pictures]
+    return torch.stack([torch.full((3, 8), float(p[0] + 256 * p[1])) for p in pixels])
+
+
+def test_every_held_out_picture_is_a_candidate_at_its_row_group(folders):
+    for folder in folders:
+        found = held_out_candidates(folder)
+        assert sorted(number(c) for c in found) == list(range(14))
+        assert found[Candidate("image0000", "page0000-00")] == Place(0, 0)
+        assert found[Candidate("image0003", "page0000-02")] == Place(0, 1)
+        assert found[Candidate("image0013", "page0007-03")] == Place(2, 1)
+
+
+@pytest.mark.parametrize("order", [(0, 13, 6, 3), (5, 5, 2, 5), (12,)])
+def test_rows_are_those_of_the_wanted_pictures_in_their_order(folders, make, order):
+    for folder, tokens_of in zip(folders, (None, computed), strict=True):
+        places = {number(c): (c, place) for c, place in held_out_candidates(folder).items()}
+        cond = Conditions(folder, tokens_of).read([places[n] for n in order])
+        assert cond.tokens[:, 0, 0].tolist() == list(order)
+        assert cond.tokens.shape == (len(order), 3, 8)
+        expected = [np.random.default_rng([7, n]).standard_normal(8) + 0.6 for n in order]  # as conftest makes them
+        assert np.array_equal(cond.pooled.numpy(), np.array(expected).astype(np.float16).astype(np.float32))
+        assert not cond.is_null.any()
+
+
+def test_no_row_group_is_opened_that_holds_no_wanted_picture(folders, monkeypatch):
+    opened = []
+    original = Conditions._row_group
+    monkeypatch.setattr(Conditions, "_row_group", lambda self, place: opened.append(place) or original(self, place))
+    places = {number(c): (c, place) for c, place in held_out_candidates(folders[0]).items()}
+    Conditions(folders[0], None).read([places[n] for n in (13, 0, 1, 12)])
+    assert sorted((p.file, p.group) for p in opened) == [(0, 0), (2, 1)]
+
+
+def test_a_picture_wanted_twice_is_encoded_once(folders):
+    calls = []
+    places = {number(c): (c, place) for c, place in held_out_candidates(folders[1]).items()}
+    Conditions(folders[1], lambda pictures: calls.append(len(pictures)) or computed(pictures)).read(
+        [places[n] for n in (3, 9, 3, 3)]
+    )
+    assert calls == [2]
+
+
+def test_encodings_without_tokens_need_a_function_that_makes_them(folders):
+    with pytest.raises(DataError, match="holds no tokens; pass tokens_of"):
+        Conditions(folders[1], None)
+
+
+def test_a_shard_that_cannot_be_read_is_refused_by_its_path(folders, tmp_path):
+    folder = shutil.copytree(folders[0], tmp_path / "damaged")
+    places = held_out_candidates(folder)
+    path = folder / "held_out" / "shard-00002.parquet"
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(DataError, match=r"held_out/shard-00002\.parquet is not readable"):
+        Conditions(folder, None).read(list(places.items()))
