@@ -47,6 +47,11 @@ class FileEntry:
     def num_rows(self) -> int:
         return sum(self.row_group_rows)
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> FileEntry:
+        """The entry from plain values, whose tuple JSON has made a list."""
+        return cls(**{**values, "row_group_rows": tuple(values["row_group_rows"])})
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -82,7 +87,7 @@ def read_manifest(folder: Location, kind: str) -> Manifest:
         raise DataError(f"{kind}: {folder} has no {MANIFEST}, so it is not finished; run jobs.{job} again to finish it")
     try:
         values = json.loads(path.read_text())
-        values["files"] = tuple(FileEntry(**{**f, "row_group_rows": tuple(f["row_group_rows"])}) for f in values["files"])
+        values["files"] = tuple(map(FileEntry.from_dict, values["files"]))
         manifest = Manifest(**values)
     except (ValueError, TypeError, KeyError) as error:
         raise DataError(f"{kind}: {path} is damaged ({error}); delete {folder} and run jobs.{job} again") from None
@@ -272,7 +277,7 @@ class StageOutput:
         entries = []
         for path in self._receipt_files():
             for values in json.loads(path.read_text())["files"]:
-                entry = FileEntry(**{**values, "row_group_rows": tuple(values["row_group_rows"])})
+                entry = FileEntry.from_dict(values)
                 if (self.folder / entry.path).stat().st_size != entry.num_bytes:
                     raise DataError(
                         f"{self.kind}: {self.folder / entry.path} is not what its receipt {path} says; delete both, run again"

@@ -94,6 +94,16 @@ def file_sha256(path: Location) -> str:
         return hashlib.file_digest(cast(io.BufferedReader, stream), "sha256").hexdigest()
 
 
+def read_range(path: Location, offset: int, num_bytes: int) -> bytes:
+    """At most num_bytes of a file from the offset, by one request where it is remote."""
+    if not isinstance(path, Path):
+        data: bytes = path.fs.cat_file(path.path, start=offset, end=offset + num_bytes)
+        return data
+    with path.open("rb") as stream:
+        stream.seek(offset)
+        return stream.read(num_bytes)
+
+
 def write_atomically(path: Location, data: bytes) -> None:
     """Write a file so that it is there whole or not at all, also after a crash."""
     if not isinstance(path, Path):

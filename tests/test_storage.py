@@ -10,7 +10,18 @@ from upath import UPath
 
 from semantica.datasets import StageOutput, read_manifest, read_shard
 from semantica.errors import ConfigError, DataError
-from semantica.storage import atomic_file, create, file_sha256, follow, is_local, location, relative, remove_tree, write_atomically
+from semantica.storage import (
+    atomic_file,
+    create,
+    file_sha256,
+    follow,
+    is_local,
+    location,
+    read_range,
+    relative,
+    remove_tree,
+    write_atomically,
+)
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -53,6 +64,14 @@ def test_a_file_is_written_whole_or_not_at_all(folder):
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert sorted(p.name for p in folder.iterdir()) == ["a.json", "sub"]
+
+
+def test_a_range_of_a_file_is_what_is_there_of_it(folder):
+    write_atomically(folder / "x", b"0123456789")
+    assert read_range(folder / "x", 3, 4) == b"3456"
+    assert read_range(folder / "x", 8, 100) == b"89"
+    with pytest.raises(FileNotFoundError):
+        read_range(folder / "y", 0, 1)
 
 
 def test_of_many_creators_at_once_one_wins(folder):

@@ -73,7 +73,7 @@ class _FeatureShard:
         return [Picture(str(i), noise_picture(self.config.seed, i, self.job["resolution_px"])) for i in indices]
 
     def _samples(self, shard: dict[str, Any]) -> list[Picture]:
-        rows = read_shard(self.samples, FileEntry(**shard["entry"])).to_pylist()
+        rows = read_shard(self.samples, FileEntry.from_dict(shard["entry"])).to_pylist()
         side = self.job["resolution_px"]
         return [
             Picture(r["sample_id"], decode_at(r["bytes"], side), r["image_id"], self.conditions[r["image_id"]], r["guidance"])
@@ -85,7 +85,7 @@ class _FeatureShard:
         return [p for entry in manifest.shards(prefix) for p in self._of_entry(entry.__dict__, wanted.__contains__)]
 
     def _of_entry(self, entry: dict[str, Any], wanted: Callable[[str], bool]) -> list[Picture]:
-        column = read_shard(self.encodings, FileEntry(**entry), ["images"])["images"].to_pylist()
+        column = read_shard(self.encodings, FileEntry.from_dict(entry), ["images"])["images"].to_pylist()
         images = {image["image_id"]: image["bytes"] for row in column for image in row if wanted(image["image_id"])}
         return [Picture(name, decode_at(data, self.job["resolution_px"])) for name, data in images.items()]
 

@@ -30,11 +30,14 @@ class _ScoreShard:
         self.mean = np.array(read_manifest(encodings, "encodings").facts["corpus_mean"], np.float32)
 
     def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
-        return score_shard(self.stage, self.encodings, FileEntry(**shard), self.mean, self.settings)
+        return score_shard(self.stage, self.encodings, FileEntry.from_dict(shard), self.mean, self.settings)
 
 
-def score(settings: ScoreConfig, *, encodings: Location, out: Location, runtime: Runtime, parent: Run | None = None) -> Manifest:
+def score(
+    settings: ScoreConfig, *, encodings: str | Location, out: str | Location, runtime: Runtime, parent: Run | None = None
+) -> Manifest:
     """Score all pairs of every episode of `encodings` into `out`. Returns the manifest of the scores."""
+    encodings = location(encodings)
     source = read_manifest(encodings, "encodings")
     stage = StageOutput(location(out), "scores", to_dict(settings), {"encodings": source.hash})
     with stage_session("score", stage, runtime, parent) as session:
@@ -42,7 +45,7 @@ def score(settings: ScoreConfig, *, encodings: Location, out: Location, runtime:
             return session.done
         todo = unscored(stage, source)
         with_meter(
-            in_tasks(_ScoreShard, (location(encodings), stage), [entry.__dict__ for entry in todo]),
+            in_tasks(_ScoreShard, (encodings, stage), [entry.__dict__ for entry in todo]),
             "score",
             sum(entry.num_rows for entry in todo),
             "episodes",
@@ -58,17 +61,18 @@ def score(settings: ScoreConfig, *, encodings: Location, out: Location, runtime:
 def pairs(
     band: BandConfig,
     *,
-    encodings: Location,
-    out: Location,
-    scores: Location | None,
+    encodings: str | Location,
+    out: str | Location,
+    scores: str | Location | None,
     runtime: Runtime,
     parent: Run | None = None,
     settings: ScoreConfig | None = None,
 ) -> Manifest:
     """The selection for `band` in `out`, over `scores` (default: `scores` beside `out`), which are made when they are not there."""
-    scores = location(scores or location(out).parent / "scores")
+    encodings, out = location(encodings), location(out)
+    scores = location(scores or out.parent / "scores")
     score(settings or ScoreConfig(), encodings=encodings, out=scores, runtime=runtime, parent=parent)
-    stage = selection_stage(scores, band, location(out))
+    stage = selection_stage(scores, band, out)
     with stage_session("pairs", stage, runtime, parent) as session:
         if session.done is not None:
             return session.done
@@ -76,7 +80,7 @@ def pairs(
         manifest = select(stage, scores, band, reservoir)
         counts = manifest.counts
         session.run.metrics({**counts, **shares(counts)})
-        _show(session, location(encodings), manifest, reservoir)
+        _show(session, encodings, manifest, reservoir)
         session.summary = (
             f"{counts['num_pairs_kept']} of {counts['num_pairs']} pairs have {band.low} <= {band.score} <= {band.high} "
             f"({counts['num_targets']} of {counts['num_images']} pictures are targets)"

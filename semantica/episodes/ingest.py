@@ -23,7 +23,7 @@ from semantica.episodes.fetch_config import FetchConfig
 from semantica.episodes.images import ImageConfig, NormalisedImage
 from semantica.episodes.pages import ImageRef, Page, ReadConfig
 from semantica.episodes.quarantine import DAMAGE, PAGE_REASONS, DamagedFile, QuarantineRow, Reason, Refused
-from semantica.storage import location
+from semantica.storage import location, read_range
 
 SourceName = Literal[
     "folder", "html", "warc", "obelics", "mmc4", "omnicorpus", "wit", "webdataset",
@@ -256,9 +256,7 @@ def read_image(image: ImageRef, max_bytes: int) -> bytes:
         data = image.data
     else:
         try:
-            with location(image.path).open("rb") as stream:
-                stream.seek(image.offset)
-                data = stream.read(min(image.length or max_bytes + 1, max_bytes + 1))
+            data = read_range(location(image.path), image.offset, min(image.length or max_bytes + 1, max_bytes + 1))
         except OSError as error:
             raise Refused(Reason.UNREADABLE_FILE, f"{type(error).__name__}: {error.strerror or error}") from None
     if len(data) > max_bytes:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -62,9 +63,10 @@ def under_fire(clean: tuple[Path, dict[str, dict[str, Any]]], stage: str, kill: 
     job = {"stage": stage, "kill": kill, "times": times, "settings": settings[stage]}
     job["paths"] = {"input": str(base / INPUTS[stage]), "out": str(out)}
     words = [sys.executable, str(Path(__file__).with_name("data_chaos.py")), json.dumps(job)]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    said = json.loads(done.stdout.splitlines()[-1])
+    said = json.loads(next(line for line in done.stdout.splitlines() if line.startswith('{"killed"')))  # Ray prints there too
     whole = read_manifest(base / FOLDERS[stage], FOLDERS[stage])
     assert len(said["killed"]) == times, said
     assert all(0 < kill["receipts"] < said["shards"] for kill in said["killed"]), said  # in the middle of the work

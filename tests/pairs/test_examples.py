@@ -3,6 +3,7 @@
 import io
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -144,13 +145,25 @@ def test_the_pictures_of_a_pair_stand_on_its_sheet(tmp_path, make):
             assert any(w.shape == drawn.shape and (w == drawn).all() for w in windows)
 
 
-def test_only_the_row_groups_of_the_pairs_shown_are_read(tmp_path, make):
-    encodings, source, selection, reservoir = watched(make, tmp_path)
-    used = {example.file for _, examples in reservoir.chosen() for example in examples}
+def test_only_the_pictures_of_the_row_groups_of_the_pairs_shown_are_read(tmp_path, make):
+    encodings, source, selection, reservoir = watched(make, tmp_path, BandConfig(low=-0.9, high=0.999))
     before = example_pngs(encodings, source, selection, reservoir)
-    assert used == {0, 1}
-    for name in ("manifest.json",):
-        (encodings / name).write_bytes(b"")
+    used = {(e.file, e.row // 2) for _, examples in reservoir.chosen() for e in examples}  # two rows a group
+    spoilt = 0
+    for file, entry in enumerate(source.shards()):
+        data = bytearray((encodings / entry.path).read_bytes())
+        with pq.ParquetFile(encodings / entry.path) as parquet:
+            groups = [parquet.metadata.row_group(g) for g in range(parquet.metadata.num_row_groups)]
+        for index, group in enumerate(groups):
+            for column in map(group.column, range(group.num_columns)):
+                if (file, index) not in used or column.path_in_schema.split(".")[0] not in ("page_url", "images"):
+                    start = column.dictionary_page_offset or column.data_page_offset
+                    data[start : start + column.total_compressed_size] = bytes(column.total_compressed_size)
+                    spoilt += (file, index) not in used
+        (encodings / entry.path).write_bytes(data)
+    assert spoilt
+    with pytest.raises(DataError, match="not readable"):
+        read_shard(encodings, source.shards()[0])
     assert example_pngs(encodings, source, selection, reservoir) == before
 
 

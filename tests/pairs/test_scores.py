@@ -224,9 +224,9 @@ def test_a_damaged_shard_is_quarantined_whole_and_keeps_its_place(tmp_path, make
     empty = read_shard(stage.folder, manifest.shards()[0])
     assert empty.schema == SCORES
     assert empty["num_images"].to_pylist() == [0] * lost.num_rows
-    view = selection_stage(stage.folder, BandConfig(low=-1, high=1), tmp_path / "selection")
+    view = selection_stage(stage.folder, BandConfig(low=-1.0, high=1.0), tmp_path / "selection")
     view.open()
-    draws = select(view, stage.folder, BandConfig(low=-1, high=1)).facts["row_groups"]
+    draws = select(view, stage.folder, BandConfig(low=-1.0, high=1.0)).facts["row_groups"]
     assert all((n == 0) == (file == 0) for file, _, n in draws)
     assert f"{lost.num_rows} of {manifest.counts['num_episodes']} episodes" in damage_note(manifest)
 
