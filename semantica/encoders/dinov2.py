@@ -12,11 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from semantica.encoders.encoder import Encoded as Encoded
-from semantica.encoders.encoder import Encoder as Encoder
-from semantica.encoders.encoder import EncoderConfig as EncoderConfig
-from semantica.encoders.encoder import EncoderIdentity as EncoderIdentity
-from semantica.encoders.encoder import load_encoder as load_encoder
 from semantica.encoders.family import Family, patches_a_side
 
 

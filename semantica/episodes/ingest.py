@@ -180,7 +180,8 @@ def ingest_pages(pages: Iterable[Page], census: Census | None, config: IngestCon
         for picture in accepted:
             held_out = is_held_out(page, picture.image_id, config)
             if held_out and census and config.split_by == "page" and census.in_training(picture.image_id):
-                refused.append(QuarantineRow(page.page_url, picture.url, Reason.IN_TRAINING, f"{picture.image_id} is on a training page too"))
+                detail = f"{picture.image_id} is on a training page too"
+                refused.append(QuarantineRow(page.page_url, picture.url, Reason.IN_TRAINING, detail))
             else:
                 sides[held_out].append(picture)
         if 0 < len(sides[False]) < config.min_images:
@@ -210,14 +211,7 @@ def _read_page(
     similar = NearDuplicates(config.near_duplicate_bits, config.near_duplicate_levels)
     for image in kept:
         try:
-            data = read_image(image, config.image.max_bytes)
-            name = image_id(data)
-            if census and census.is_furniture(name, limit):
-                raise Refused(Reason.FURNITURE, f"{name} is on too many pages")
-            if name in seen:
-                raise Refused(Reason.DUPLICATE, f"the same bytes as {seen[name]}")
-            seen[name] = image.url
-            accepted.append(_decode(image, name, data, similar, config, decode))
+            accepted.append(_accept(image, census, limit, seen, similar, config, decode))
         except Refused as refusal:
             refused.append(QuarantineRow(page.page_url, image.url, refusal.reason, refusal.detail))
     return accepted, refused
@@ -236,8 +230,23 @@ def _sample(page: Page, config: IngestConfig) -> tuple[list[ImageRef], list[Imag
     return split
 
 
-def _decode(image: ImageRef, name: str, data: bytes, similar: NearDuplicates, config: IngestConfig, decode: Decode) -> _Picture:
-    """The picture as it is stored; it is then in `similar`. Raises Refused."""
+def _accept(
+    image: ImageRef,
+    census: Census | None,
+    limit: float | int,
+    seen: dict[str, str],
+    similar: NearDuplicates,
+    config: IngestConfig,
+    decode: Decode,
+) -> _Picture:
+    """The picture as it is stored, which is then in `seen` (id -> URL) and `similar`. Raises Refused."""
+    data = read_image(image, config.image.max_bytes)
+    name = image_id(data)
+    if census and census.is_furniture(name, limit):
+        raise Refused(Reason.FURNITURE, f"{name} is on too many pages")
+    if name in seen:
+        raise Refused(Reason.DUPLICATE, f"the same bytes as {seen[name]}")
+    seen[name] = image.url
     normal = decode(data)
     if config.drop_near_duplicates:
         mark = signature(normal.pixels)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from semantica.metrics.evaluate import Figures
 from semantica.metrics.grids import grid_png, sheet_png
 from semantica.metrics.report import Grid
 from semantica.pairs.loader import decode_at
+from semantica.storage import Location
 from semantica.training.checkpoint import Checkpoint
 
 _GRID_ROWS = 10
@@ -62,7 +62,7 @@ def curves(figures: Figures, checkpoint: Checkpoint, perceptual_name: str) -> li
     return drawn
 
 
-def grids(samples: Path, drawn: Manifest, encodings: Path, source: Manifest) -> list[Grid]:
+def grids(samples: Location, drawn: Manifest, encodings: Location, source: Manifest) -> list[Grid]:
     """Condition and samples over w (as Fig. 4 of the paper), and every sample at one w above every condition."""
     side = drawn.facts["resolution_px"]
     conditions = [image_id for image_id, _ in drawn.facts["conditions"]]
@@ -105,7 +105,7 @@ def _array(data: bytes, side: int) -> np.ndarray:
     return pixels
 
 
-def _pictures(encodings: Path, source: Manifest, wanted: Sequence[str], side: int | None) -> dict[str, np.ndarray]:
+def _pictures(encodings: Location, source: Manifest, wanted: Sequence[str], side: int | None) -> dict[str, np.ndarray]:
     names, found = set(wanted), {}
     for entry in source.shards("held_out"):
         for row in read_shard(encodings, entry, ["images"])["images"].to_pylist():

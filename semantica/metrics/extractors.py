@@ -16,7 +16,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor, nn
 
-from semantica.encoders.dinov2 import Encoder
+from semantica.encoders.encoder import Encoder
 from semantica.metrics.inception import inception_features, load_inception
 from semantica.metrics.perceptual import LPIPS, LPIPS_TRUNK, load_lpips, load_shift_tolerant_lpips, perceptual_distance
 from semantica.metrics.perceptual import ST_LPIPS as ST_LPIPS_NAME

@@ -26,6 +26,7 @@ from semantica.metrics.inception import EXTRACTOR as INCEPTION
 from semantica.metrics.perceptual import LPIPS
 from semantica.metrics.report import Figure, Report, Table
 from semantica.pairs.selection import read_selection
+from semantica.storage import Location
 from semantica.tracking import git_commit
 from semantica.training.checkpoint import Checkpoint
 
@@ -36,8 +37,8 @@ _SMALL_N = 2048  # fewer pictures than this: the bias of a Fréchet distance is 
 class Sources:
     """Folders of earlier stages that make the report fuller, where they are known."""
 
-    episodes: Path | None = None
-    selection: Path | None = None
+    episodes: Location | None = None
+    selection: Location | None = None
     config_yaml: str = ""
     command: str = ""
 
@@ -51,7 +52,7 @@ def build_report(
     *,
     checkpoint: Checkpoint,
     samples: Path,
-    encodings: Path,
+    encodings: Location,
     sources: Sources,
     notes: Sequence[str],
     perceptual_name: str,
@@ -206,7 +207,9 @@ def _protocol(
     }
 
 
-def _tables(figures: Figures, perceptual_name: str, episodes: Manifest | None, folders: Sequence[tuple[str, Path]]) -> list[Table]:
+def _tables(
+    figures: Figures, perceptual_name: str, episodes: Manifest | None, folders: Sequence[tuple[str, Location]]
+) -> list[Table]:
     rows = [
         [round(f.guidance, 6), f.frechet, f.fid, f.perceptual, f.similarity.own, f.similarity.other, f.similarity.standard_error]
         for f in figures.by_guidance
@@ -239,7 +242,7 @@ def _tables(figures: Figures, perceptual_name: str, episodes: Manifest | None, f
     return tables
 
 
-def _stage_folders(sources: Sources, encodings: Path, checkpoint: Checkpoint, samples: Path) -> list[tuple[str, Path]]:
+def _stage_folders(sources: Sources, encodings: Location, checkpoint: Checkpoint, samples: Path) -> list[tuple[str, Location]]:
     folders = {
         "ingest": sources.episodes,
         "encode": encodings,

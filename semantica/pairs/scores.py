@@ -19,32 +19,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float, Int
 
-from semantica.config import config, require
 from semantica.datasets import FileEntry, Manifest, StageOutput
 from semantica.errors import DataError
 from semantica.schemas import SCORES
-from semantica.storage import Location, file_sha256
+from semantica.storage import Location
 
 _BLOCK_VALUES = 2**22  # numbers read at once: 8 MiB of float16
 _WORKING_BYTES = 2**20  # float64 of one batched product, which then stays in the processor's cache
 _LARGE_PAGE = 512  # above it a page's matrix is made by rows
 _PAGE_ROWS = 256
+_COMPRESSION = "none"  # scores are random to a compressor: zstd takes a fifth of the stage's time for a tenth of the bytes
 _MAX_LIST = 2**31 - 1  # Arrow's list offsets are int32
-
-
-@config
-class ScoreConfig:
-    """When a shard of the encodings is damaged, and how much damage is too much.
-
-    verify_sha256: compare each shard's SHA-256 with the manifest, which reads the file once, pictures and tokens too; False
-    compares its size and row groups alone. max_damaged_share: the share (0-1) of episodes in damaged shards that is still accepted.
-    """
-
-    verify_sha256: bool = True
-    max_damaged_share: float = 0.01
-
-    def __post_init__(self) -> None:
-        require(0 <= self.max_damaged_share <= 1, "score.max_damaged_share", "0 to 1", self.max_damaged_share)
 
 
 class UnreadableShardError(DataError):
@@ -165,36 +150,33 @@ def _inverse(length: Float[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
     return inverse
 
 
-def read_blocks(
-    folder: Location, entry: FileEntry, columns: Sequence[str], *, verify_sha256: bool = False
-) -> Iterator[tuple[int, pa.Table]]:
+def read_blocks(folder: Location, entry: FileEntry, columns: Sequence[str]) -> Iterator[tuple[int, pa.Table]]:
     """(first row, rows) of runs of whole row groups of a shard, about 4 million numbers each; only `columns` are read.
+
+    Damage in what is read is found by the checksums of its pages; the SHA-256 would need the pictures and the tokens too.
 
     Raises UnreadableShardError when the file is missing, of another size, content or shape than its manifest says, or not readable.
     """
     try:
-        _check_content(folder, entry, verify_sha256)
-        with (folder / entry.path).open("rb") as stream, pq.ParquetFile(stream) as file:
+        _check_content(folder, entry)
+        with (folder / entry.path).open("rb") as stream, pq.ParquetFile(stream, page_checksum_verification=True) as file:
             _check_layout(folder, entry, file, columns)
             first = 0
             for run in _runs(file.metadata, columns):
-                table = file.read_row_groups(run, columns=list(columns), use_threads=False)
-                yield first, table
-                first += table.num_rows
+                yield first, file.read_row_groups(run, columns=list(columns), use_threads=False)
+                first += sum(entry.row_group_rows[g] for g in run)
     except (UnreadableShardError, pa.ArrowMemoryError):  # too little memory is this machine's trouble, not the file's
         raise
     except (OSError, ValueError, pa.ArrowException) as error:
         raise UnreadableShardError(folder, entry.path, f"not readable ({' '.join(str(error).split())})") from None
 
 
-def _check_content(folder: Location, entry: FileEntry, verify_sha256: bool) -> None:
+def _check_content(folder: Location, entry: FileEntry) -> None:
     path = folder / entry.path
     if not path.exists():
         raise UnreadableShardError(folder, entry.path, "missing")
     if (size := path.stat().st_size) != entry.num_bytes:
         raise UnreadableShardError(folder, entry.path, f"expected {entry.num_bytes} bytes, got {size}")
-    if verify_sha256 and file_sha256(path) != entry.sha256:
-        raise UnreadableShardError(folder, entry.path, "its SHA-256 is not the manifest's")
 
 
 def _check_layout(folder: Location, entry: FileEntry, file: pq.ParquetFile, columns: Sequence[str]) -> None:
@@ -207,7 +189,9 @@ def _check_layout(folder: Location, entry: FileEntry, file: pq.ParquetFile, colu
 
 
 def _runs(metadata: pq.FileMetaData, columns: Sequence[str]) -> Iterator[list[int]]:
-    wanted = [c for c in range(metadata.num_columns) if metadata.schema.column(c).path.partition(".")[0] in columns]
+    # Not metadata.schema, which pyarrow ties to it in a cycle: the metadata of every file would wait for the garbage collector.
+    chunks = [metadata.row_group(0).column(c) for c in range(metadata.num_columns)] if metadata.num_row_groups else []
+    wanted = [c for c, chunk in enumerate(chunks) if chunk.path_in_schema.partition(".")[0] in columns]
     run: list[int] = []
     values = 0
     for index in range(metadata.num_row_groups):
@@ -221,9 +205,7 @@ def _runs(metadata: pq.FileMetaData, columns: Sequence[str]) -> Iterator[list[in
         yield run
 
 
-def score_shard(
-    stage: StageOutput, encodings: Location, entry: FileEntry, corpus_mean: Float[np.ndarray, " d"], settings: ScoreConfig
-) -> dict[str, Any]:
+def score_shard(stage: StageOutput, encodings: Location, entry: FileEntry, corpus_mean: Float[np.ndarray, " d"]) -> dict[str, Any]:
     """Score one shard of the encodings into `stage`. Returns its receipt: num_episodes, num_pairs, and `damaged`, why, or ""."""
     rows_per_group = max(entry.row_group_rows, default=1)
     full, rest = divmod(entry.num_rows, rows_per_group)
@@ -231,17 +213,17 @@ def score_shard(
         raise DataError(f"pairs: {entry.path} of {encodings} has row groups of uneven sizes; run jobs.encode again")
     name = PurePosixPath(entry.path).stem
     try:
-        with stage.shard_writer(name, rows_per_group) as writer:
+        with stage.shard_writer(name, rows_per_group, _COMPRESSION) as writer:
             writer.write("", SCORES.empty_table())
             num_pairs = 0
-            for _, block in read_blocks(encodings, entry, ["episode_id", "pooled"], verify_sha256=settings.verify_sha256):
+            for _, block in read_blocks(encodings, entry, ["episode_id", "pooled"]):
                 _check_pooled(encodings, entry, block, len(corpus_mean))
                 scores = score_table(block, corpus_mean)
                 num_pairs += len(scores["cosine"].combine_chunks().flatten())
                 writer.write("", scores)
             writer.stats = {"num_episodes": entry.num_rows, "num_pairs": num_pairs, "damaged": ""}
     except UnreadableShardError as error:
-        with stage.shard_writer(name, rows_per_group) as writer:
+        with stage.shard_writer(name, rows_per_group, _COMPRESSION) as writer:
             writer.write("", _no_scores(entry.num_rows))
             writer.stats = {"num_episodes": entry.num_rows, "num_pairs": 0, "damaged": error.damage}
     return dict(writer.stats)
@@ -268,20 +250,18 @@ def unscored(stage: StageOutput, source: Manifest) -> list[FileEntry]:
     return [entry for entry in source.shards() if PurePosixPath(entry.path).stem not in done]
 
 
-def finish_scores(stage: StageOutput, settings: ScoreConfig) -> Manifest:
+def finish_scores(stage: StageOutput, max_damaged_share: float | int) -> Manifest:
     """Write the manifest of the scores. Raises DataError when more than max_damaged_share of the episodes lie in damaged shards."""
     receipts = [stats for _, stats in stage.receipts()]
     damaged = [r for r in receipts if r["damaged"]]
-    counts = {
-        "num_episodes": sum(r["num_episodes"] for r in receipts),
-        "num_pairs": sum(r["num_pairs"] for r in receipts),
+    counts = {name: sum(r[name] for r in receipts) for name in ("num_episodes", "num_pairs")} | {
         "num_damaged_shards": len(damaged),
         "num_damaged_episodes": sum(r["num_episodes"] for r in damaged),
     }
-    if counts["num_damaged_episodes"] > settings.max_damaged_share * counts["num_episodes"]:
+    if counts["num_damaged_episodes"] > max_damaged_share * counts["num_episodes"]:
         raise DataError(
-            f"pairs: {_damage(counts, [r['damaged'] for r in damaged])}, more than score.max_damaged_share = "
-            f"{settings.max_damaged_share:g}; restore them, or run jobs.encode again, then jobs.pairs again"
+            f"pairs: {_damage(counts, [r['damaged'] for r in damaged])}, more than max_damaged_share = "
+            f"{max_damaged_share:g} allows; restore them, run jobs.encode again or pass --max-damaged-share"
         )
     return stage.finish(counts, {"damaged": [r["damaged"] for r in damaged]})
 
@@ -289,7 +269,11 @@ def finish_scores(stage: StageOutput, settings: ScoreConfig) -> Manifest:
 def damage_note(scores: Manifest) -> str:
     """One line that says what was lost in damaged shards and what to do; "" when nothing was."""
     damaged = scores.facts["damaged"]
-    return f"{_damage(scores.counts, damaged)}; restore them, then run jobs.pairs --fresh" if damaged else ""
+    return (
+        f"{_damage(scores.counts, damaged)}; restore them, delete the manifest of the scores and run jobs.pairs again"
+        if damaged
+        else ""
+    )
 
 
 def _damage(counts: Mapping[str, int], damaged: Sequence[str]) -> str:

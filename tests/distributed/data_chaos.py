@@ -23,7 +23,6 @@ from semantica.distributed.ingest import ingest
 from semantica.distributed.pairs import score
 from semantica.encoders.encode import EncodeConfig
 from semantica.episodes.ingest import IngestConfig
-from semantica.pairs.scores import ScoreConfig
 from semantica.runtime import ClusterConfig, Runtime
 from semantica.tracking import TrackingConfig
 
@@ -68,7 +67,7 @@ def run_stage(stage: str, settings: dict[str, Any], paths: dict[str, str], runti
         return ingest(from_dict(IngestConfig, settings), root=paths["input"], out=out, runtime=runtime)
     if stage == "encode":
         return encode(from_dict(EncodeConfig, settings), episodes=Path(paths["input"]), out=out, runtime=runtime)
-    return score(ScoreConfig(), encodings=Path(paths["input"]), out=out, runtime=runtime)
+    return score(encodings=Path(paths["input"]), out=out, runtime=runtime)
 
 
 def main() -> None:
@@ -81,7 +80,11 @@ def main() -> None:
     killer.start()
     runtime = Runtime(cluster=ClusterConfig(num_actors=2, cpus_per_actor=1.0), tracking=TrackingConfig(uri="off"))
     manifest = run_stage(job["stage"], job["settings"], job["paths"], runtime)
-    print(json.dumps({"killed": killer.killed, "hash": manifest.hash, "shards": len(list(Path(job["paths"]["out"]).glob("_shards/*")))}))
+    print(
+        json.dumps(
+            {"killed": killer.killed, "hash": manifest.hash, "shards": len(list(Path(job["paths"]["out"]).glob("_shards/*")))}
+        )
+    )
     sys.stdout.flush()
     ray.shutdown()
     cluster.shutdown()

@@ -1,10 +1,14 @@
 """Loading: identity, what each file may say, and which folders are refused, in one line that names them."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import Dinov2Model
 
 from semantica.encoders.encoder import EncoderConfig, EncoderIdentity, load_encoder
@@ -60,18 +64,12 @@ def test_weights_in_several_files_have_the_tokens_of_those_in_one_and_a_hash_of_
     assert torch.equal(load(path)(images).tokens, load(folder)(images).tokens)
     first = load(path).identity.weights_sha256
     last = sorted(path.glob("*.safetensors"))[-1]
-    from safetensors.torch import load_file, save_file
-
     save_file({name: value + 1 for name, value in load_file(last).items()}, last, metadata={"format": "pt"})
     assert load(path).identity.weights_sha256 != first
 
 
 def test_a_hub_name_is_read_from_the_hubs_cache_with_its_own_preprocessing(vision, folder, tmp_path):
     """The layout that a download leaves; a process of its own, since the hub's client reads its settings when it is imported."""
-    import os
-    import subprocess
-    import sys
-
     edited = vision.edited(folder, tmp_path / "edited", {"size": {"shortest_edge": 72}, "image_std": [0.3, 0.3, 0.3]})
     repository = tmp_path / "hub" / "models--someone--their-dinov2"
     (repository / "refs").mkdir(parents=True)

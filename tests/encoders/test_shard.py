@@ -1,5 +1,6 @@
 """Shards of episodes on a disk: what comes out of whole ones, and what is said of damaged ones. Every picture is accounted for."""
 
+import re
 import shutil
 from dataclasses import replace
 
@@ -118,8 +119,6 @@ def test_a_damaged_shard_is_left_out_whole_and_its_pictures_are_counted(episodes
     assert num_pictures(manifest.counts) == TOTAL
     (damaged,) = manifest.facts["damaged"]
     assert (damaged["path"], damaged["num_images"]) == ("part-00001.parquet", 6)
-    import re
-
     assert re.search(DAMAGE[damage], damaged["reason"])
     assert rows(tmp_path / "out", manifest, "quarantine").to_pylist() == [
         {"page_url": "part-00001.parquet", "url": "", "reason": "damaged_file", "detail": damaged["reason"]}

@@ -39,7 +39,9 @@ class Result:
 def ingest(pages, config, census=None):
     ingested = list(ingest_pages(pages, census, config, lambda data: normalise(data, config.image)))
     stats = sum((page.counts() for page in ingested), Counter())
-    tables = [pa.Table.from_pylist([row for p in ingested if (row := getattr(p, side))], EPISODES) for side in ("train", "held_out")]
+    tables = [
+        pa.Table.from_pylist([row for p in ingested if (row := getattr(p, side))], EPISODES) for side in ("train", "held_out")
+    ]
     return Result(*tables, quarantine_table([row for p in ingested for row in p.refused]), stats)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import Dinov2Config, Dinov2Model
 
-from semantica.encoders.dinov2 import Encoder, EncoderIdentity
+from semantica.encoders.encoder import Encoder, EncoderIdentity
 from semantica.errors import ConfigError, DataError
 from semantica.metrics.evaluate import EvaluateConfig, compute_figures, noise_picture
 from semantica.metrics.extractors import Extractors, MetricWeights, Picture

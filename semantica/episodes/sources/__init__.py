@@ -36,3 +36,5 @@ SOURCES: Mapping[str, Source] = {
     "lsun": LsunSource(),
     "sun397": Sun397Source(),
 }
+
+LABEL_SOURCES = frozenset({"imagefolder", "imagenet-train", "imagenet-val", "lsun", "sun397"})
