@@ -1,11 +1,11 @@
 """python -m benchmarks.memory: the peak memory of ingest, encode and pairs when the pages of a crawl grow tenfold.
 
-Two ways to grow. *More shards*: a folder tree in parts of PAGES_A_SHARD pages. *One long shard*: a single tar, which is one part and
-so one shard of every stage, all of it the work of one process. Every stage runs alone, with a Ray of its own, on 2 CPUs.
+Two ways to grow. *More shards*: a folder tree in parts of PAGES_A_SHARD pages. *One long shard*: a single tar, which is one part
+and so one shard of every stage, all of it the work of one process. Every stage runs alone, with a Ray of its own, on 2 CPUs.
 
-The figure of a process is the largest value of RssAnon + RssFile in /proc/PID/status, read every 20 ms: what it allocated and the files
-it maps, libraries included, without the shared memory of Ray's object store (RssShmem). The figure of a role is that of its largest process:
-the driver, Ray's workers, and the children of the workers that decode pictures. Ray's own processes are not counted.
+The figure of a process is the largest value of RssAnon + RssFile in /proc/PID/status, read every 20 ms: what it allocated and the
+files it maps, libraries included, without the shared memory of Ray's object store (RssShmem). The figure of a role is that of its
+largest process: the driver, Ray's workers, and the children of the workers that decode pictures. Ray's own are not counted.
 """
 
 from __future__ import annotations

@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from semantica.config import fail, from_args, take_flag
-from semantica.errors import SemanticaError
+from semantica.errors import DataError, SemanticaError
 from semantica.presets import PRESETS, PipelineConfig, preset
+from semantica.storage import explained, is_storage_error
 
 T = TypeVar("T")
 
@@ -34,6 +35,10 @@ def run(
         call(from_args(cls, words, prog=f"python -m {prog}", description=text, defaults=defaults))
     except SemanticaError as error:
         return fail(error)
+    except Exception as error:
+        if is_storage_error(error):  # a full disk, a bucket that is not ours
+            return fail(DataError(f"storage: {explained(error)}; run the same command to go on"))
+        raise
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where it stopped", file=sys.stderr)
         return 130

@@ -31,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         IngestJob,
         lambda job: ingest(job.ingest, root=job.root, out=job.out, runtime=job.runtime),
         prog="jobs.ingest",
-        description="Turn pages with pictures into episodes: decode, clean, resize, split. What is refused goes to quarantine/.",
+        description="Turn pages with pictures into episodes: decode, clean, resize, split. What is refused goes to quarantine/. "
+        "The preset tiny is the demo's, with 64 px pictures; for a crawl take base. The formats: docs/data.md.",
         sections=lambda p: {"ingest": p.ingest},
         argv=argv,
     )

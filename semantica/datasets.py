@@ -11,10 +11,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
-from pathlib import PurePosixPath
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,7 +24,7 @@ from semantica import lease
 from semantica.errors import DataError
 from semantica.schemas import SCHEMA_VERSION
 from semantica.shard_writer import FileEntry, ShardWriter
-from semantica.storage import Location, file_sha256, remove_tree, write_atomically
+from semantica.storage import Location, explained, file_sha256, is_storage_error, remove_tree, write_atomically
 
 MANIFEST = "manifest.json"
 TIMING = "_timing.json"
@@ -107,18 +108,27 @@ class StageOutput:
     @contextmanager
     def held(self) -> Iterator[None]:
         """A block in which no other process may fill this folder. Raises DataError when another one does."""
+        if not self.folder.name:
+            raise DataError(f"{self.kind}: {self.folder} is the root of a bucket; name a folder in it")
         with ExitStack() as stack:
             try:
                 stack.enter_context(lease.held(self.folder, self.kind))
-            except OSError as error:
-                raise self._cannot_write(error) from None
+            except Exception as error:
+                if is_storage_error(error):
+                    raise self._cannot_write(error) from None
+                raise
             yield
 
     def finished(self) -> Manifest | None:
         """The manifest when this same work is already done; touches nothing."""
         plan = self.folder / _PLAN
-        if not plan.exists() or not (self.folder / MANIFEST).exists() or self._difference(plan, self._plan()):
-            return None
+        try:
+            if not plan.exists() or not (self.folder / MANIFEST).exists() or self._difference(plan, self._plan()):
+                return None
+        except Exception as error:
+            if is_storage_error(error):
+                raise DataError(f"{self.kind}: cannot look at {self.folder} ({explained(error)})") from None
+            raise
         return read_manifest(self.folder, self.kind)
 
     def open(self, *, fresh: bool = False) -> Manifest | None:
@@ -129,29 +139,45 @@ class StageOutput:
         """
         try:
             return self._open(fresh)
-        except OSError as error:
-            raise self._cannot_write(error) from None
+        except Exception as error:
+            if is_storage_error(error):
+                raise self._cannot_write(error) from None
+            raise
 
-    def _cannot_write(self, error: OSError) -> DataError:
-        return DataError(f"{self.kind}: cannot write to {self.folder} ({error.strerror or error}); choose another folder")
+    def _cannot_write(self, error: Exception) -> DataError:
+        return DataError(f"{self.kind}: cannot write to {self.folder} ({explained(error)}); choose another folder")
 
     def _open(self, fresh: bool) -> Manifest | None:
         plan = self._plan()
         path = self.folder / _PLAN
         difference = self._difference(path, plan) if path.exists() else ""
         if difference and fresh:
-            remove_tree(self.folder)
+            self._clear()
         elif difference:
             raise DataError(f"{self.kind}: {self.folder} {difference}; pass --fresh to replace it, or another output folder")
         if path.exists():
             pass
-        elif self.folder.exists() and any(self.folder.iterdir()):
+        elif self.folder.exists() and any(not p.name.endswith(".partial") for p in self.folder.iterdir()):
             raise DataError(f"{self.kind}: {self.folder} is not empty and was not made by this stage; choose another folder")
         else:
             write_atomically(path, json.dumps(plan, indent=1).encode())
         if (self.folder / MANIFEST).exists():
             return read_manifest(self.folder, self.kind)
         return None
+
+    def _clear(self) -> None:
+        """Delete the output of another configuration, in an order that a kill in the middle leaves as "not finished" at worst."""
+        (self.folder / MANIFEST).unlink(missing_ok=True)
+        if (self.folder / _RECEIPTS).exists():
+            remove_tree(self.folder / _RECEIPTS)
+        for path in cast("list[Location]", list(self.folder.iterdir())):
+            if path.name == _PLAN:
+                continue
+            if path.is_dir():
+                remove_tree(path)
+            else:
+                path.unlink(missing_ok=True)
+        (self.folder / _PLAN).unlink()
 
     def _plan(self) -> dict[str, Any]:
         plan = {"kind": self.kind, "config": self.config, "inputs": self.inputs, "schema_version": SCHEMA_VERSION}
@@ -166,13 +192,21 @@ class StageOutput:
         found = _first_difference(earlier, plan)
         return f"was made with another configuration ({found})" if found else ""
 
+    @property
+    def _suffix(self) -> str:
+        """How the receipts of this work end: those of another configuration, from a worker that outlived its driver, are not ours."""
+        return f".{hashlib.sha256(json.dumps(self._plan(), sort_keys=True).encode()).hexdigest()[:12]}.json"
+
+    def _receipt(self, name: str) -> Location:
+        return self.folder / _RECEIPTS / f"{name}{self._suffix}"
+
     def has_shard(self, name: str) -> bool:
         """True when the shard was written whole."""
-        return (self.folder / _RECEIPTS / f"{name}.json").exists()
+        return self._receipt(name).exists()
 
     def shard_names(self) -> frozenset[str]:
         """The shards that were written whole; one listing, where `has_shard` is a request each."""
-        return frozenset(path.stem for path in self._receipt_files())
+        return frozenset(path.name.removesuffix(self._suffix) for path in self._receipt_files())
 
     @contextmanager
     def shard_writer(self, name: str, rows_per_group: int, compression: str = "zstd") -> Iterator[ShardWriter]:
@@ -185,8 +219,15 @@ class StageOutput:
                 writer.abandon()
                 raise
             entries = writer.close()
+            self._check_ours(name)
         receipt = {"files": [asdict(entry) for entry in entries], "stats": dict(writer.stats)}
-        write_atomically(self.folder / _RECEIPTS / f"{name}.json", json.dumps(receipt).encode())
+        write_atomically(self._receipt(name), json.dumps(receipt).encode())
+
+    def _check_ours(self, name: str) -> None:
+        """Raise DataError when the folder was given to another configuration since: a worker must not write into its data."""
+        path = self.folder / _PLAN
+        if not path.exists() or self._difference(path, self._plan()):
+            raise DataError(f"{self.kind}: {self.folder} was replaced by another run while {name} was made; nothing of it is kept")
 
     def write_shard(self, name: str, tables: Mapping[str, pa.Table], stats: Mapping[str, Any], rows_per_group: int = 256) -> None:
         """Write {sub-folder ("" for the folder itself): table} as NAME.parquet each, then the receipt with `stats` (plain data)."""
@@ -197,20 +238,29 @@ class StageOutput:
 
     def receipts(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """(shard name, stats) of every shard written so far, in order of name."""
-        for path in self._receipt_files():
-            yield path.stem, json.loads(path.read_text())["stats"]
+        for path, receipt in self._read_receipts():
+            yield path.name.removesuffix(self._suffix), receipt["stats"]
+
+    def _read_receipts(self) -> Iterator[tuple[Location, dict[str, Any]]]:
+        with ThreadPoolExecutor(16) as threads:  # a request each, on an object store
+            files = self._receipt_files()
+            yield from zip(files, threads.map(_read_json, files), strict=True)
 
     def _receipt_files(self) -> list[Location]:
         folder = self.folder / _RECEIPTS
-        return sorted(folder.glob("*.json"), key=lambda path: path.name) if folder.exists() else []
+        return sorted(folder.glob(f"*{self._suffix}"), key=lambda path: path.name) if folder.exists() else []
 
     def finish(self, counts: Mapping[str, int], facts: Mapping[str, Any], extra_files: Sequence[str] = ()) -> Manifest:
-        """Write the manifest over all shards and `extra_files` (paths inside the folder); the dataset is whole from here on."""
+        """Write the manifest over all shards and `extra_files` (paths inside the folder); the dataset is whole from here on.
+
+        Raises DataError when a file is not what its receipt says, or when the output was taken over by another process.
+        """
+        lease.check(self.folder, self.kind)
         entries = []
-        for path in self._receipt_files():
-            for values in json.loads(path.read_text())["files"]:
+        for path, receipt in self._read_receipts():
+            for values in receipt["files"]:
                 entry = FileEntry.from_dict(values)
-                if (self.folder / entry.path).stat().st_size != entry.num_bytes:
+                if not _has_size(self.folder / entry.path, entry.num_bytes):
                     raise DataError(
                         f"{self.kind}: {self.folder / entry.path} is not what its receipt {path} says; delete both, run again"
                     )
@@ -221,8 +271,23 @@ class StageOutput:
         manifest = Manifest(
             self.kind, dict(self.config), dict(self.inputs), dict(counts), dict(facts), tuple(sorted(entries, key=lambda e: e.path))
         )
+        if isinstance(self.folder, Path):  # what killed workers were writing
+            for partial in self.folder.rglob(".*.partial"):
+                partial.unlink(missing_ok=True)
         write_atomically(self.folder / MANIFEST, json.dumps(asdict(manifest), indent=1).encode())
         return read_manifest(self.folder, self.kind)
+
+
+def _read_json(path: Location) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(path.read_text())
+    return values
+
+
+def _has_size(path: Location, num_bytes: int) -> bool:
+    try:
+        return bool(path.stat().st_size == num_bytes)
+    except FileNotFoundError:
+        return False
 
 
 def _first_difference(old: Any, new: Any, path: str = "") -> str:

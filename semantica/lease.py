@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import cast
 
 import psutil
@@ -24,6 +25,8 @@ from semantica.errors import DataError
 from semantica.storage import Location, create, write_atomically
 
 log = logging.getLogger(__name__)
+
+_LOST: set[str] = set()  # outputs of this process that another one has taken over
 
 RENEW_S = 15.0
 LEASE_S = 90.0  # five renewals may fail, and clocks of two machines may differ by some seconds
@@ -41,18 +44,32 @@ class Owner:
     @classmethod
     def this_process(cls) -> Owner:
         """The owner that the caller is, now."""
-        return cls(socket.gethostname(), os.getpid(), psutil.Process().create_time(), time.time())
+        return cls(_host(), os.getpid(), psutil.Process().create_time(), time.time())
 
     def is_gone(self) -> bool:
-        """True when the owner is seen to be dead, or has not said for too long that it is not."""
-        if time.time() - self.renewed > LEASE_S:
-            return True
-        if self.host != socket.gethostname():
-            return False
+        """True when the owner is seen to be dead, or, on another machine, has not said for too long that it is not."""
+        if self.host != _host():
+            return time.time() - self.renewed > LEASE_S
         try:
             return bool(abs(psutil.Process(self.pid).create_time() - self.started) > 1.0)
         except psutil.NoSuchProcess:
             return True
+
+
+def _host() -> str:
+    """This machine, this boot and this space of process numbers: containers may share a name and not their processes."""
+    marks = [Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")]
+    boot = marks[0].read_text().strip()[:8] if marks[0].exists() else ""
+    space = os.readlink(marks[1]) if marks[1].exists() else ""
+    return " ".join(part for part in (socket.gethostname(), boot, space) if part)
+
+
+def check(folder: Location, what: str) -> None:
+    """Raise DataError when this process held `folder` and another process has taken it over."""
+    if str(folder) in _LOST:
+        raise DataError(
+            f"{what}: {folder} was taken over by another process, because this one seemed to be gone; end one of the two"
+        )
 
 
 @contextmanager
@@ -60,7 +77,8 @@ def held(folder: Location, what: str) -> Iterator[None]:
     """Hold the output `folder` for the block. Raises DataError, naming the owner, when another process holds it."""
     path = _acquire(folder, what)
     stop = threading.Event()
-    thread = threading.Thread(target=_renew, args=(path, stop), name="lease", daemon=True)
+    _LOST.discard(str(folder))
+    thread = threading.Thread(target=_renew, args=(path, str(folder), stop), name="lease", daemon=True)
     thread.start()
     try:
         yield
@@ -75,17 +93,28 @@ def _acquire(folder: Location, what: str) -> Location:
     number = 0
     for path in _leases(folder, prefix):
         number = int(path.name.removeprefix(prefix)) + 1
-        owner = _read(path)
-        if owner is not None and not owner.is_gone():
-            raise DataError(
-                f"{what}: {folder} is being written by process {owner.pid} on {owner.host}; wait for it, or choose another folder "
-                f"(a lease without a living owner ends after {LEASE_S:.0f} s)"
-            )
+        _refuse_living(path, folder, what)
         path.unlink(missing_ok=True)
-    path = folder.parent / f"{prefix}{number:06d}"
-    if not create(path, json.dumps(asdict(Owner.this_process())).encode()):
+    own = folder.parent / f"{prefix}{number:06d}"
+    if not create(own, json.dumps(asdict(Owner.this_process())).encode()):
         raise DataError(f"{what}: another process began to write {folder} at this moment; wait for it, or choose another folder")
-    return path
+    try:
+        for path in _leases(folder, prefix):  # again: somebody may have begun at another number, after a release
+            if path.name != own.name:
+                _refuse_living(path, folder, what)
+    except DataError:
+        own.unlink(missing_ok=True)
+        raise
+    return own
+
+
+def _refuse_living(path: Location, folder: Location, what: str) -> None:
+    owner = _read(path)
+    if owner is not None and not owner.is_gone():
+        raise DataError(
+            f"{what}: {folder} is being written by process {owner.pid} on {owner.host.partition(' ')[0]}; wait for it, or choose "
+            f"another folder (a lease without a living owner ends after {LEASE_S:.0f} s)"
+        )
 
 
 def _leases(folder: Location, prefix: str) -> list[Location]:
@@ -103,15 +132,16 @@ def _read(path: Location) -> Owner | None:
         return None
     except (ValueError, TypeError):
         # Being written at this moment, or damaged: held, until its age says otherwise.
-        return Owner("an unknown machine", 0, 0.0, path.stat().st_mtime)
+        return Owner("unknown", 0, 0.0, path.stat().st_mtime)
 
 
-def _renew(path: Location, stop: threading.Event) -> None:
+def _renew(path: Location, folder: str, stop: threading.Event) -> None:
     while not stop.wait(RENEW_S):
         try:
             if not path.exists():
+                _LOST.add(folder)
                 log.error("lease: %s is gone: another process has taken this output over; stop one of the two", path)
                 return
             write_atomically(path, json.dumps(asdict(Owner.this_process())).encode())
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001 - the clouds' libraries raise their own kinds; the next renewal may succeed
             log.warning("lease: %s could not be renewed (%s)", path, error)

@@ -122,6 +122,12 @@ def plan_data(settings: PipelineConfig, plan: PlanConfig, episodes: Manifest | N
     image_px = settings.encode.encoder.image_px
     per_page = plan.images_per_page
     if episodes is not None:
+        made, planned = episodes.config["image"]["image_px"], settings.ingest.image.image_px
+        if made != planned:
+            raise ConfigError(
+                f"episodes: the sample's pictures have {made} px, the plan's {planned}; pass the preset the sample was made with, "
+                f"or --ingest.image.image-px {made}"
+            )
         num = episodes.counts["num_train_images"] + episodes.counts["num_held_out_images"]
         picture = sum(f.num_bytes for prefix in ("", "held_out") for f in episodes.shards(prefix)) / num
         per_page = num / max(1, episodes.counts.get("num_train_episodes", 0) + episodes.counts.get("num_held_out_episodes", 0))

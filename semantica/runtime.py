@@ -39,9 +39,7 @@ class Runtime:
     cluster: ClusterConfig = ClusterConfig()
     tracking: TrackingConfig = TrackingConfig()
     fresh: bool = False  # replace an output that another configuration made
-    # Above this share of broken rows a stage of the data plane fails instead of going on with what is left. 0.2 for a crawl, where
-    # broken files are everyday; a dataset made here has none, unless a disk lied.
-    max_damaged_share: float = 0.2
+    max_damaged_share: float = 0.2  # a stage fails when more of its input (pictures, files, episodes) is broken
 
     def __post_init__(self) -> None:
         require(0 <= self.max_damaged_share <= 1, "max_damaged_share", "in 0..1", self.max_damaged_share)

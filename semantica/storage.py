@@ -28,6 +28,7 @@ Where: TypeAlias = str | Path | UPath  # what a user may name a location by
 _REMOTE = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "az": "adlfs", "memory": ""}
 _URI = re.compile(r"\A([A-Za-z][A-Za-z0-9+.-]*)://")
 # Listings are not cached: another process may have written since.
+_CLIENTS = frozenset({"aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "azure", "s3fs"})
 _UNCACHED = frozenset({"s3", "gs", "gcs"})
 
 
@@ -40,6 +41,8 @@ def location(where: Where) -> Location:
         return where.absolute()
     if isinstance(where, UPath):
         return where
+    if not where:
+        raise ConfigError("expected a path, s3://BUCKET/... or gs://BUCKET/..., got an empty text")
     found = _URI.match(where)
     if not found:
         return Path(where).expanduser().absolute()
@@ -97,7 +100,12 @@ def file_sha256(path: Location) -> str:
 def read_range(path: Location, offset: int, num_bytes: int) -> bytes:
     """At most num_bytes of a file from the offset, by one request where it is remote."""
     if not isinstance(path, Path):
-        data: bytes = path.fs.cat_file(path.path, start=offset, end=offset + num_bytes)
+        try:
+            data: bytes = path.fs.cat_file(path.path, start=offset, end=offset + num_bytes)
+        except Exception:
+            if path.stat().st_size <= offset:  # stores refuse a range that is beyond the end, also of an empty file
+                return b""
+            raise
         return data
     with path.open("rb") as stream:
         stream.seek(offset)
@@ -156,6 +164,17 @@ def create(path: Location, data: bytes) -> bool:
     except FileExistsError:
         return False
     return True
+
+
+def is_storage_error(error: BaseException) -> bool:
+    """True for what a disk or an object store raises: OSError, and the clouds' libraries' own errors, which are no OSError."""
+    return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in _CLIENTS
+
+
+def explained(error: BaseException) -> str:
+    """A storage error as part of one sentence."""
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    return " ".join(text.split())[:300]
 
 
 def remove_tree(folder: Location) -> None:

@@ -125,17 +125,16 @@ def encodings(folder, sizes=((4, 3, 2, 5, 3, 4), (2, 4, 1, 3, 5, 3)), *, rows_pe
 
 def scores(folder, of):
     """The scores of an encodings folder, as distributed.pairs writes them."""
-    from semantica.datasets import StageOutput, read_manifest, read_shard
-    from semantica.pairs.scores import score_table
+    from semantica.datasets import StageOutput, read_manifest
+    from semantica.pairs.scores import finish_scores, score_shard
 
     source = read_manifest(of, "encodings")
     stage = StageOutput(folder, "scores", {}, {"encodings": source.hash})
     assert stage.open() is None
     mean = np.array(source.facts["corpus_mean"], np.float32)
     for entry in source.shards():
-        table = score_table(read_shard(of, entry, ["episode_id", "pooled"]), mean)
-        stage.write_shard(entry.path.removesuffix(".parquet"), {"": table}, {}, source.config["rows_per_group"])
-    stage.finish({"num_episodes": source.counts["num_episodes"]}, {})
+        score_shard(stage, of, entry, mean)
+    finish_scores(stage, 0.0)
     return folder
 
 

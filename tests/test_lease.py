@@ -93,3 +93,40 @@ def test_a_lease_that_is_being_written_is_held(folder):
     write_atomically(folder.parent / ".out.lease-000000", b"")
     with pytest.raises(DataError, match="being written"), held(folder, "encode"):
         pass
+
+
+def test_an_output_that_was_taken_over_is_not_finished_by_the_one_who_lost_it(folder, monkeypatch):
+    from semantica import lease
+    from semantica.datasets import StageOutput
+
+    monkeypatch.setattr(lease, "RENEW_S", 0.02)
+    stage = StageOutput(folder, "scores", {})
+    with held(folder, "encode"):
+        stage.open()
+        leases(folder)[0].unlink()  # as one does who thinks the owner dead
+        deadline = time.monotonic() + 10
+        while str(folder) not in lease._LOST:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        with pytest.raises(DataError, match="was taken over by another process"):
+            stage.finish({}, {})
+    with held(folder, "encode"):
+        stage.finish({}, {})
+
+
+def test_a_living_process_of_this_machine_keeps_its_lease_however_old(folder, other):
+    path = leases(folder)[0]
+    owner = json.loads(path.read_bytes())
+    write_atomically(path, json.dumps({**owner, "renewed": 0.0}).encode())  # a laptop that slept, a clock that jumped
+    with pytest.raises(DataError, match="being written by process"), held(folder, "encode"):
+        pass
+
+
+def test_a_holder_that_began_at_another_number_is_seen(folder, other):
+    path = leases(folder)[0]
+    write_atomically(folder.parent / ".out.lease-000009", path.read_bytes())
+    dead = {**json.loads(path.read_bytes()), "started": 0.0}
+    write_atomically(path, json.dumps(dead).encode())  # 0 is dead, 9 lives
+    with pytest.raises(DataError, match="being written by process"), held(folder, "encode"):
+        pass
+    assert [p.name for p in leases(folder)] == [".out.lease-000009"]

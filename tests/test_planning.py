@@ -34,7 +34,7 @@ def test_the_paper_at_a_billion_pictures_has_the_designs_figures():
 
 
 def test_bytes_of_a_finished_stage_are_used_where_there_is_one(make, tmp_path):
-    stage = StageOutput(tmp_path / "episodes", "episodes", {})
+    stage = StageOutput(tmp_path / "episodes", "episodes", {"image": {"image_px": 64}})
     stage.open()
     stage.write_shard("part-0", {"": make.episodes([3, 4, 5])}, {})
     manifest = stage.finish({"num_train_images": 12, "num_held_out_images": 0, "num_train_episodes": 3}, {})
@@ -42,6 +42,8 @@ def test_bytes_of_a_finished_stage_are_used_where_there_is_one(make, tmp_path):
     on_disk = (tmp_path / "episodes" / "part-0.parquet").stat().st_size
     assert plan.episodes_bytes == pytest.approx(100 * on_disk)
     assert plan.measured
+    with pytest.raises(ConfigError, match="64 px, the plan's 256"):
+        plan_data(preset("base"), PlanConfig(), manifest)
 
 
 def test_a_local_checkpoint_is_read_and_an_unknown_name_is_refused(tmp_path):

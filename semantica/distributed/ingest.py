@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import lru_cache
 from typing import Any
 
@@ -18,7 +18,7 @@ import pyarrow as pa
 from semantica.config import to_dict
 from semantica.datasets import Manifest, ShardWriter, StageOutput
 from semantica.distributed.encode import HELD_OUT
-from semantica.distributed.session import StageSession, stage_session
+from semantica.distributed.session import StageSession, say, stage_session
 from semantica.distributed.shards import in_tasks, with_meter
 from semantica.episodes.census import Census, PageIds
 from semantica.episodes.decoder import PictureDecoder, open_decoder
@@ -26,19 +26,19 @@ from semantica.episodes.fetch import Fetcher
 from semantica.episodes.fetch_config import FetchConfig, shared_by
 from semantica.episodes.fetch_store import FetchedPictures, fetch_into, fetchable, resolve
 from semantica.episodes.images import ImageConfig
-from semantica.episodes.ingest import IngestConfig, IngestedPage, count_pictures, ingest_pages, num_damaged
+from semantica.episodes.ingest import IngestConfig, IngestedPage, count_pictures, ingest_pages, num_damaged, sample
 from semantica.episodes.pages import Page, Part
 from semantica.episodes.quarantine import DamagedFile, QuarantineRow, Reason, quarantine_table
 from semantica.episodes.sources import LABEL_SOURCES, SOURCES
 from semantica.errors import DataError
 from semantica.runtime import Runtime
 from semantica.schemas import EPISODES
-from semantica.storage import Location, Where, location, remove_tree, write_atomically
+from semantica.storage import Location, Where, file_sha256, location, remove_tree, write_atomically
 from semantica.tracking import Run
 
 QUARANTINE_FOLDER = "quarantine"
 _FETCHED, _CENSUS = "_fetched", "_census"
-_PAGES_AT_ONCE = 16  # turned into Arrow rows together
+_PAGES_AT_ONCE, _BYTES_AT_ONCE = 16, 2**25  # turned into Arrow rows together
 
 
 def ingest(
@@ -65,48 +65,54 @@ def ingest(
         todo = [shard for shard in shards if shard["name"] not in done]
         arguments = (config, root, stage)
         if config.fetch_urls:
+            if not config.fetch.contact:
+                say(f"{'fetch':<9} --fetch.contact is empty; set an address where the owners of servers find you")
             width = runtime.cluster.num_fetchers
             fetching = in_tasks(_FetchPart, (*arguments, shared_by(config.fetch, width)), todo, width=width)
             with_meter(fetching, "fetch", len(todo), "parts", lambda _: 1)
-        if todo and config.census_mb:
-            _take_census(arguments, shards, session)
-        with_meter(in_tasks(_IngestPart, arguments, todo), "ingest", len(todo), "parts", lambda _: 1)
+        digest = _take_census(arguments, shards, session) if todo and config.census_mb else ""
+        with_meter(in_tasks(_IngestPart, (*arguments, digest), todo), "ingest", len(todo), "parts", lambda _: 1)
         counts: Counter[str] = Counter()
         for _, stats in stage.receipts():
             counts.update(stats)
-        _check(counts, len(parts), root, runtime)
+        _check(counts, len(parts), root, stage, config, runtime)
         session.run.metrics(counts)
         session.summary = (
             f"{counts['num_train_images']} pictures of {counts['num_train_episodes']} pages, "
             f"{counts['num_held_out_images']} held out, {counts['num_quarantined']} of {counts['num_images_in']} quarantined"
         )
         session.notes += _notes(counts, config)
-        manifest = stage.finish(counts, {"pictures": [list(p) for p in pictures]})
-        for name in (_FETCHED, _CENSUS):  # what only a restart would have read
+        for name in (_FETCHED, _CENSUS):  # what only a restart with parts left to do would have read
             if (stage.folder / name).exists():
                 remove_tree(stage.folder / name)
-        return manifest
+        return stage.finish(counts, {"pictures": [list(p) for p in pictures]})
 
 
-def _check(counts: Counter[str], num_parts: int, root: Location, runtime: Runtime) -> None:
+def _check(
+    counts: Counter[str], num_parts: int, root: Location, stage: StageOutput, config: IngestConfig, runtime: Runtime
+) -> None:
     """Raise DataError when nothing can be used, or when more is broken than the user allows."""
     reasons = ", ".join(f"{n} {name}" for name, n in _reasons(counts)) or "there are none"
-    if not counts["num_train_images"] + counts["num_held_out_images"]:
-        remedy = "; --fetch-urls gets pictures that are only named by URL" if counts["num_quarantined_remote_url"] else ""
-        raise DataError(f"ingest: none of {counts['num_images_in']} pictures under {root} can be used: {reasons}{remedy}")
+    where = f"each has a row in {stage.folder / QUARANTINE_FOLDER}"
+    usable = counts["num_train_images"] + (counts["num_held_out_images"] if config.held_out_share == 1 else 0)
+    if not usable:
+        what = "used" if config.held_out_share == 1 else "trained on"
+        hints = "".join(f"; {note}" for note in _notes(counts, config))
+        raise DataError(f"ingest: none of {counts['num_images_in']} pictures under {root} can be {what}: {reasons}; {where}{hints}")
     most = runtime.max_damaged_share
-    for what, damaged, total in (
+    for kind, damaged, total in (
         ("pictures and pages", num_damaged(counts), counts["num_images_in"]),
-        ("files of the crawl", counts["num_quarantined_damaged_file"], num_parts),
+        ("parts of the crawl", counts["num_quarantined_damaged_file"], num_parts),
     ):
         if damaged > most * total:
             raise DataError(
-                f"ingest: {damaged} of {total} {what} under {root} are damaged, more than max_damaged_share = {most:g} allows "
-                f"({reasons}); look at {QUARANTINE_FOLDER}/ in the output, mend the crawl or pass a larger --max-damaged-share"
+                f"ingest: {damaged} of {total} {kind} under {root} are damaged, more than max_damaged_share = {most:g} allows "
+                f"({reasons}); {where}; mend the crawl and delete the output, or pass a larger --max-damaged-share"
             )
 
 
 def _notes(counts: Counter[str], config: IngestConfig) -> list[str]:
+    """What a person should know although the stage went well."""
     notes = []
     if config.source in LABEL_SOURCES and config.split_by == "page" and 0 < config.held_out_share < 1:
         notes.append("the pages of this source are classes, and whole classes are held out; --split-by image holds out pictures")
@@ -119,8 +125,12 @@ def _notes(counts: Counter[str], config: IngestConfig) -> list[str]:
         notes.append(f"{counts['num_quarantined_not_in_archive']} pictures of pages were not found in their archive")
     if counts["num_quarantined_remote_url"]:
         notes.append(f"{counts['num_quarantined_remote_url']} pictures are only named by URL; --fetch-urls gets them from the web")
+    if config.fetch_urls and counts["num_quarantined_fetch_failed"] + counts["num_quarantined_fetch_timeout"]:
+        notes.append("what could not be fetched is not asked for again in this output; another --out asks again")
     if counts["num_quarantined_damaged_file"]:
-        notes.append(f"{counts['num_quarantined_damaged_file']} files of the crawl are damaged and quarantined whole")
+        notes.append(f"{counts['num_quarantined_damaged_file']} parts of the crawl are damaged and quarantined whole")
+    if counts["num_train_images"] and config.held_out_share and not counts["num_held_out_images"]:
+        notes.append(f"nothing is held out: there are too few pages for a share of {config.held_out_share:g}")
     return notes
 
 
@@ -172,12 +182,16 @@ class _FetchPart(_Part):
         self.fetch = fetch
 
     def __call__(self, shard: dict[str, Any]) -> dict[str, int]:
+        fetcher = _fetcher(self.fetch)
+        return fetch_into(self.stage.folder / _FETCHED, shard["name"], self._urls(shard), fetcher, self.fetch.batch_size)
+
+    def _urls(self, shard: dict[str, Any]) -> Iterator[str]:
         try:
-            pages = list(self.found(shard))
+            for page in self.found(shard):
+                looked_at, _ = sample(page, self.config)
+                yield from fetchable(replace(page, images=tuple(looked_at)), respect_opt_out=self.fetch.respect_opt_out)
         except DamagedFile:  # refused whole when it is ingested
-            return {}
-        urls = (url for page in pages for url in fetchable(page, respect_opt_out=self.fetch.respect_opt_out))
-        return fetch_into(self.stage.folder / _FETCHED, shard["name"], urls, _fetcher(self.fetch), self.fetch.batch_size)
+            return
 
 
 class _CountPart(_Part):
@@ -190,14 +204,12 @@ class _CountPart(_Part):
         return {"name": path.name}
 
 
-def _take_census(
-    arguments: tuple[IngestConfig, Location, StageOutput], shards: list[dict[str, Any]], session: StageSession
-) -> None:
-    """Write the census of all parts, unless it is there."""
+def _take_census(arguments: tuple[IngestConfig, Location, StageOutput], shards: list[dict[str, Any]], session: StageSession) -> str:
+    """Write the census of all parts, unless it is there. Returns its SHA-256."""
     config, _, stage = arguments
     path = stage.folder / _CENSUS / "all.npz"
     if path.exists():
-        return
+        return file_sha256(path)
     census = Census(config.census_mb)
     for counted in in_tasks(_CountPart, arguments, shards):
         census.add(PageIds.from_bytes((stage.folder / _CENSUS / counted["name"]).read_bytes()))
@@ -207,11 +219,12 @@ def _take_census(
             f"refused as furniture or in_training by error; {census.megabytes_wanted} would do"
         )
     write_atomically(path, census.to_bytes())
+    return file_sha256(path)
 
 
 @lru_cache(maxsize=1)
-def _read_census(path: Location) -> Census:
-    """Once a worker process, which ingests many parts."""
+def _read_census(path: Location, digest: str) -> Census:
+    """Once a worker process, which ingests many parts; `digest` tells the census of another run in the same folder apart."""
     return Census.from_bytes(path.read_bytes())
 
 
@@ -224,8 +237,12 @@ def _decoder(settings: ImageConfig) -> PictureDecoder:
 class _IngestPart(_Part):
     """The episodes and the quarantine of a part, written row group by row group."""
 
+    def __init__(self, config: IngestConfig, root: Location, stage: StageOutput, census: str) -> None:
+        super().__init__(config, root, stage)
+        self.census = census  # its SHA-256, or "" without one
+
     def __call__(self, shard: dict[str, Any]) -> dict[str, int]:
-        census = _read_census(self.stage.folder / _CENSUS / "all.npz") if self.config.census_mb else None
+        census = _read_census(self.stage.folder / _CENSUS / "all.npz", self.census) if self.census else None
         decode = _decoder(self.config.image)
         try:
             counts = self._write(shard, ingest_pages(self.pages(shard), census, self.config, decode))
@@ -237,13 +254,16 @@ class _IngestPart(_Part):
     def _write(self, shard: dict[str, Any], ingested: Iterator[IngestedPage]) -> Counter[str]:
         counts: Counter[str] = Counter()
         waiting: list[IngestedPage] = []
+        held_bytes = 0
         with self.stage.shard_writer(shard["name"], self.config.rows_per_group) as writer:
             _flush(waiting, writer)  # also a part without pages has all three files
             for page in ingested:
                 counts.update(page.counts())
                 waiting.append(page)
-                if len(waiting) == _PAGES_AT_ONCE:
+                held_bytes += page.num_bytes
+                if len(waiting) == _PAGES_AT_ONCE or held_bytes > _BYTES_AT_ONCE:
                     _flush(waiting, writer)
+                    held_bytes = 0
             _flush(waiting, writer)
             writer.stats = dict(sorted(counts.items()))
         return counts

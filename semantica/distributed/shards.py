@@ -12,12 +12,14 @@ from typing import Any
 
 import ray
 from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 
 from semantica import errors
 from semantica.distributed.session import check_resources
-from semantica.errors import SemanticaError
+from semantica.errors import DataError, SemanticaError
 from semantica.progress import Meter
 from semantica.runtime import ClusterConfig
+from semantica.storage import explained, is_storage_error
 
 
 def _dataset(shards: Sequence[dict[str, Any]]) -> ray.data.Dataset:
@@ -27,6 +29,16 @@ def _dataset(shards: Sequence[dict[str, Any]]) -> ray.data.Dataset:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     rows = [{"shard": json.dumps(shard)} for shard in shards]
     return ray.data.from_items(rows, override_num_blocks=len(rows))
+
+
+def _may_pass(error: BaseException) -> bool:
+    return is_storage_error(error) and not isinstance(error, (FileNotFoundError, PermissionError))
+
+
+def _steadily(work: Callable[[dict[str, Any]], Any], shard: dict[str, Any]) -> Any:
+    """work(shard), tried again when storage fails: a store that is busy for a moment must not end a job of hours."""
+    patience = wait_exponential(1, max=20)
+    return Retrying(stop=stop_after_attempt(4), wait=patience, retry=retry_if_exception(_may_pass), reraise=True)(work, shard)
 
 
 class _Unpack:
@@ -47,9 +59,13 @@ class _Unpack:
         if self.error:
             return {"result": "", "error": self.error}
         try:
-            return {"result": json.dumps(self.work(json.loads(row["shard"]))), "error": ""}
+            return {"result": json.dumps(_steadily(self.work, json.loads(row["shard"]))), "error": ""}
         except SemanticaError as error:
             return {"result": "", "error": _packed(error)}
+        except Exception as error:
+            if is_storage_error(error):
+                return {"result": "", "error": _packed(DataError(f"storage: {explained(error)}; run the same command to go on"))}
+            raise
 
 
 def _packed(error: SemanticaError) -> str:
@@ -99,15 +115,13 @@ def in_tasks(
     if not shards:
         return
     unpacked = _Unpack(make, arguments)
+    size = min(width, len(shards)) if width else None  # Ray warns of more than there is work for
     # Ray Data wants a function or a class, and `unpacked` is an instance.
-    yield from _results(_dataset(shards).map(lambda row: unpacked(row), num_cpus=1, compute=TaskPoolStrategy(size=width)))
+    yield from _results(_dataset(shards).map(lambda row: unpacked(row), num_cpus=1, compute=TaskPoolStrategy(size=size)))
 
 
-def with_meter(results: Iterator[Any], name: str, total: int, unit: str, amount: Callable[[Any], int]) -> list[Any]:
-    """All results, with a bar that advances by `amount(result)`."""
-    collected = []
+def with_meter(results: Iterator[Any], name: str, total: int, unit: str, amount: Callable[[Any], int]) -> None:
+    """Take all results, with a bar that advances by `amount(result)`."""
     with Meter(name, total, unit) as meter:
         for result in results:
-            collected.append(result)
             meter.advance(amount(result))
-    return collected

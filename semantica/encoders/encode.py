@@ -1,10 +1,10 @@
 """Episodes -> encodings: every picture of a stream of episodes gets its pooled embedding and, when asked for, its tokens.
 
-In: EPISODES tables, one after the other (the row groups of a shard). Out: for each of them, in order, the same rows plus `pooled`
+In: EPISODES tables, one after the other (a few MiB of a shard each). Out: for each of them, in order, the same rows plus `pooled`
 (and `tokens`), float16, the quarantine rows of pictures that do not decode, and the mergeable sum of the pooled embeddings (the
 corpus mean that a mean-centred score subtracts). Pictures of all episodes and row groups are one stream of full batches; the
 next batch is decoded in a thread while the encoder works; a table goes out when its last picture is encoded, so memory holds a
-few row groups, whatever the length of the stream. Every batch has the same shape (`on_the_fly.py` says why).
+few tables, whatever the length of the stream. Every batch has the same shape (`on_the_fly.py` says why).
 """
 
 from __future__ import annotations
@@ -115,8 +115,11 @@ def encode_stream(episodes: Iterable[pa.Table], encoder: Encoder, settings: Enco
                     group.pooled[place] = pooled[row]
                     if tokens is not None and group.tokens is not None:
                         group.tokens[place] = tokens[row]
-            for group in batch.finished:
-                yield group.encoded()
+                del encoded, pooled, tokens, group
+            batch.pictures.clear()  # not in memory while the next batch is waited for
+            batch.places.clear()
+            while batch.finished:
+                yield batch.finished.pop(0).encoded()
 
 
 def encoded_schema(identity: EncoderIdentity, settings: EncodeConfig) -> pa.Schema:

@@ -25,11 +25,13 @@ from semantica.datasets import FileEntry, StageOutput
 from semantica.encoders.encode import EncodeConfig, EncodedEpisodes, encode_stream, encoded_schema
 from semantica.encoders.encoder import Encoder
 from semantica.schemas import EPISODES, QUARANTINE
+from semantica.shard_writer import row_bytes
 from semantica.storage import Location
 
 QUARANTINE_FOLDER = "quarantine"
 _DAMAGED_FILE = "damaged_file"  # the code that ingest gives a damaged file of a crawl
 _CHUNK_BYTES = 2**20
+_TABLE_BYTES = 2**24  # of a table on its way, pictures and encodings: a few are in memory at once
 
 
 class DamagedEpisodes(Exception):
@@ -83,7 +85,7 @@ def _write(
             writer.write(prefix, encoded_schema(encoder.identity, settings).empty_table())
         writer.write(QUARANTINE_FOLDER, _damaged_rows(shard, damaged))
         order: deque[str] = deque()
-        for encoded in encode_stream(_tables(paths, settings.rows_per_group, order), encoder, settings):
+        for encoded in encode_stream(_tables(paths, settings.rows_per_group, _image_bytes(encoder, settings), order), encoder, settings):
             prefix = order.popleft()
             writer.write(prefix, encoded.table)
             writer.write(QUARANTINE_FOLDER, encoded.quarantine)
@@ -148,17 +150,46 @@ def _verified(path: Location, prefix: str, entry: FileEntry) -> Iterator[Path]:
             yield Path(copy.name)
 
 
-def _tables(paths: Mapping[str, Path], rows: int, order: deque[str]) -> Iterator[pa.Table]:
-    """The episodes of all files, `rows` at a time; the sub-folder of each table is put into `order`."""
+def _image_bytes(encoder: Encoder, settings: EncodeConfig) -> int:
+    """The bytes of the encodings of one picture."""
+    identity = encoder.identity
+    tokens = identity.num_tokens * identity.token_dim if settings.store_tokens else 0
+    return np.dtype(np.float16).itemsize * (identity.pooled_dim + tokens)
+
+
+def _tables(paths: Mapping[str, Path], rows: int, image_bytes: int, order: deque[str]) -> Iterator[pa.Table]:
+    """The episodes of all files in tables of up to `rows` pages and about 16 MiB, with what the encoder adds, or of one page.
+
+    The sub-folder of each table is put into `order`. Pages are read one by one: Arrow reads no nested column of 2 GiB at once.
+    """
     for prefix, path in paths.items():
         try:
             with path.open("rb") as stream, pq.ParquetFile(stream) as file:
-                for batch in file.iter_batches(batch_size=rows, use_threads=False):
-                    table = pa.Table.from_batches([batch]).select(EPISODES.names).cast(EPISODES)
+                _check_schema(file.schema_arrow)
+                pages, size = list[pa.Table](), 0
+                for batch in file.iter_batches(batch_size=1, columns=EPISODES.names, use_threads=False):
+                    page = pa.Table.from_batches([batch]).select(EPISODES.names).cast(EPISODES)
+                    pages.append(page)
+                    size += int(row_bytes(page)[0]) + len(page["images"][0]) * image_bytes
+                    if len(pages) == rows or size >= _TABLE_BYTES:
+                        order.append(prefix)
+                        yield pa.concat_tables(pages).combine_chunks()
+                        pages, size = [], 0
+                if pages:
                     order.append(prefix)
-                    yield table
+                    yield pa.concat_tables(pages).combine_chunks()
+        except (pa.ArrowMemoryError, pa.ArrowNotImplementedError):  # this machine's and Arrow's limits: the file may be sound
+            raise
         except (OSError, ValueError, KeyError, pa.ArrowException) as error:
             raise DamagedEpisodes(prefix, f"not a Parquet file of episodes ({' '.join(str(error).split())[:200]})") from None
+
+
+def _check_schema(schema: pa.Schema) -> None:
+    """Raise ValueError or KeyError when a table of this schema cannot be one of episodes."""
+    try:
+        schema.empty_table().select(EPISODES.names).cast(EPISODES)
+    except pa.ArrowNotImplementedError as error:  # a cast that does not exist
+        raise ValueError(str(error)) from None
 
 
 def _damaged_rows(shard: EpisodesShard, damaged: Mapping[str, str]) -> pa.Table:

@@ -23,7 +23,7 @@ from semantica.episodes.fetch_config import FetchConfig
 from semantica.episodes.images import ImageConfig, NormalisedImage
 from semantica.episodes.pages import ImageRef, Page, ReadConfig
 from semantica.episodes.quarantine import DAMAGE, PAGE_REASONS, DamagedFile, QuarantineRow, Reason, Refused
-from semantica.storage import location, read_range
+from semantica.storage import is_local, location, read_range
 
 SourceName = Literal[
     "folder", "html", "warc", "obelics", "mmc4", "omnicorpus", "wit", "webdataset",
@@ -100,7 +100,7 @@ def count_pictures(pages: Iterable[Page], config: IngestConfig) -> PageIds:
 
 def _picture_ids(pages: Iterable[Page], config: IngestConfig) -> Iterator[tuple[bool, list[str]]]:
     for page in pages:
-        kept, _ = _sample(page, config)
+        kept, _ = sample(page, config)
         # By image a page has no side and nothing can be on both; all is counted as training.
         held_out = config.split_by == "page" and is_held_out(page, "", config)
         yield held_out, [name for name in (_file_id(image, config.image.max_bytes) for image in kept) if name]
@@ -122,6 +122,11 @@ class IngestedPage:
     held_out: dict[str, Any] | None
     refused: list[QuarantineRow]
     has_url: bool = True
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the pictures that are kept."""
+        return sum(len(image["bytes"]) for row in (self.train, self.held_out) if row for image in row["images"])
 
     def counts(self) -> Counter[str]:
         """Counts that may be added over pages. Raises AssertionError unless every picture that came in is in exactly one place.
@@ -200,7 +205,7 @@ def _read_page(
         return [], [QuarantineRow(page.page_url, "", Reason(page.problem), page.detail)]
     if not page.images:
         return [], [QuarantineRow(page.page_url, "", Reason.PAGE_WITHOUT_IMAGES, "the page shows no picture")]
-    kept, over = _sample(page, config)
+    kept, over = sample(page, config)
     detail = f"the page has {len(page.images)} pictures, a sample of {config.max_images_per_page} is kept"
     refused = [QuarantineRow(page.page_url, image.url, Reason.PAGE_CAP, detail) for image in over]
     if directives := _NO_TRAINING.intersection(page.opt_out):
@@ -217,7 +222,7 @@ def _read_page(
     return accepted, refused
 
 
-def _sample(page: Page, config: IngestConfig) -> tuple[list[ImageRef], list[ImageRef]]:
+def sample(page: Page, config: IngestConfig) -> tuple[list[ImageRef], list[ImageRef]]:
     """(the references that are looked at, those over the page's cap), both in the order of the page."""
     if len(page.images) <= config.max_images_per_page:
         return list(page.images), []
@@ -264,9 +269,12 @@ def read_image(image: ImageRef, max_bytes: int) -> bytes:
     if image.data is not None:
         data = image.data
     else:
+        path = location(image.path)
         try:
-            data = read_range(location(image.path), image.offset, min(image.length or max_bytes + 1, max_bytes + 1))
+            data = read_range(path, image.offset, min(image.length or max_bytes + 1, max_bytes + 1))
         except OSError as error:
+            if not is_local(path) and not isinstance(error, (FileNotFoundError, PermissionError)):
+                raise  # the network's trouble, not the picture's: the part is tried again
             raise Refused(Reason.UNREADABLE_FILE, f"{type(error).__name__}: {error.strerror or error}") from None
     if len(data) > max_bytes:
         raise Refused(Reason.TOO_MANY_BYTES, f"expected at most {max_bytes} bytes, got more")

@@ -13,14 +13,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from jaxtyping import UInt64
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 from semantica.datasets import Manifest
 from semantica.errors import DataError
+from semantica.pairs.row_groups import RowGroupReader
 from semantica.pairs.selection import BandConfig, ScoredPairs
 from semantica.storage import Location
 
@@ -138,6 +137,7 @@ def example_pngs(encodings: Location, source: Manifest, selection: Manifest, res
     Raises DataError when a picture cannot be read.
     """
     band = selection.config
+    reader = RowGroupReader(encodings, ["page_url", "images"], stage="pairs", made_by="encode")
     pngs = {"scores": histogram_png(selection)}
     titles = {
         TOO_FAR: f"Refused, too far: {band['score']} < {band['low']:g}",
@@ -145,22 +145,17 @@ def example_pngs(encodings: Location, source: Manifest, selection: Manifest, res
         TOO_NEAR: f"Refused, too near: {band['score']} > {band['high']:g}",
     }
     for kind, title in titles.items():
-        rows = [(p.title, [_shown(encodings, source, e) for e in examples]) for p, examples in reservoir.chosen() if p.kind == kind]
+        rows = [(p.title, [_shown(reader, source, e) for e in examples]) for p, examples in reservoir.chosen() if p.kind == kind]
         if rows:
             pngs[f"pairs-{kind}"] = sheet_png(title, rows)
     return pngs
 
 
-def _shown(encodings: Location, source: Manifest, example: Example) -> Shown:
+def _shown(reader: RowGroupReader, source: Manifest, example: Example) -> Shown:
     entry = source.shards()[example.file]
-    path = encodings / entry.path
     starts = np.cumsum([0, *entry.row_group_rows])
     group = int(np.searchsorted(starts, example.row, side="right")) - 1
-    try:
-        with path.open("rb") as stream, pq.ParquetFile(stream) as file:
-            table = file.read_row_group(group, columns=["page_url", "images"], use_threads=False)
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise DataError(f"pairs: {path} is not readable ({error}); run jobs.encode again") from None
+    table = reader.read(entry, group)
     row = table.slice(example.row - int(starts[group]), 1).to_pylist()[0]
     first, second = row["images"][example.first]["bytes"], row["images"][example.second]["bytes"]
     return Shown(example.score, (first, second), row["page_url"])

@@ -1,7 +1,7 @@
 """Encodings + selection -> training batches: target pictures with the tokens and pooled embedding of their conditioning images.
 
 The training loader is the project's own because Ray Data 2.60 cannot resume inside an epoch (see docs/decisions/0002). It opens row
-groups as the draws ask for them and keeps the last few, decoded, in memory; which pair stands where is `draw.PairStream`'s. Tokens
+groups as the draws ask for them and keeps the last used, decoded, up to a number of bytes; which pair stands where is `draw.PairStream`'s. Tokens
 are read from the encodings, or, when these hold none, computed from the stored pictures by a function that is passed in; both give
 the same batches.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,6 @@ from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
@@ -29,9 +29,12 @@ from semantica.config import to_dict
 from semantica.datasets import Manifest, read_manifest
 from semantica.errors import DataError
 from semantica.pairs.draw import Draw, PairStream
+from semantica.pairs.row_groups import RowGroupReader
 from semantica.pairs.scores import pooled_rows
 from semantica.pairs.selection import BandConfig, RowGroup, Selection, partners, read_selection, score_rows
 from semantica.storage import Location
+
+logger = logging.getLogger(__name__)
 
 # Stored pictures -> tokens (M, N, D), float32, with the values that the encodings would hold.
 TokensOf: TypeAlias = Callable[[Sequence[bytes]], Tensor]
@@ -79,11 +82,14 @@ class _OpenGroup:
         self.partners = [partners(upper, n, selection.band) for n, upper in score_rows(scores, selection.band.score)]
         self.targets = [(row, int(t)) for row, allowed in enumerate(self.partners) for t in np.flatnonzero(allowed.any(1))]
         self._pixels: dict[tuple[int, int], Tensor] = {}
+        self.num_bytes = sum(len(image["bytes"]) for row in self.images for image in row)  # grows with what is decoded
+        self.num_bytes += sum(array.nbytes for held in (self.pooled, self._stored or [], self.partners) for array in held)
 
     def pixels(self, row: int, image: int) -> Tensor:
         key = (row, image)
         if key not in self._pixels:
             self._pixels[key] = decode_at(self.images[row][image]["bytes"], self.resolution_px)
+            self.num_bytes += self._pixels[key].nbytes
         return self._pixels[key]
 
     def lacks_tokens(self, row: int, image: int) -> bool:
@@ -91,6 +97,7 @@ class _OpenGroup:
 
     def keep_tokens(self, row: int, image: int, tokens: Float[Tensor, "n d"]) -> None:
         self._computed[row, image] = tokens.half()
+        self.num_bytes += self._computed[row, image].nbytes
 
     def tokens(self, row: int, image: int) -> Float[Tensor, "n d"]:
         if self._stored is None:
@@ -113,14 +120,19 @@ class PairLoader:
         rank: int = 0,
         world: int = 1,
         window_groups: int = 16,
+        max_open_bytes: int = 2**31,
         tokens_of: TokensOf | None = None,
     ) -> None:
-        """tokens_of: needed when the encodings hold no tokens; asked once for a conditioning image while its row group is open."""
+        """max_open_bytes: of row groups kept in memory; those of one batch are kept whatever their size. No draw depends on it.
+
+        tokens_of: needed when the encodings hold no tokens; asked once for a conditioning image while its row group is open.
+        """
         self.encodings, self.resolution_px = encodings, resolution_px
         self.manifest = read_manifest(encodings, "encodings")
         self.selection = read_selection(selection)
         _check_same_encodings(self.manifest, self.selection)
-        self._columns = ["images", "pooled", *(["tokens"] if self.manifest.config["store_tokens"] else [])]
+        columns = ["images", "pooled", *(["tokens"] if self.manifest.config["store_tokens"] else [])]
+        self._reader = RowGroupReader(encodings, columns, stage="train", made_by="encode")
         if not self.manifest.config["store_tokens"] and tokens_of is None:
             raise DataError(f"train: {encodings} holds no tokens; pass tokens_of, or run jobs.encode with --store-tokens")
         self._tokens_of = tokens_of
@@ -129,6 +141,8 @@ class PairLoader:
         self._files = self.manifest.shards()
         scores = read_manifest(self.selection.scores, "scores")
         self._score_files = scores.shards()
+        score_columns = ["num_images", self.selection.band.score]
+        self._score_reader = RowGroupReader(self.selection.scores, score_columns, stage="train", made_by="pairs")
         self.stream = PairStream(
             self.selection.row_groups,
             stream_key(self.selection.band, scores),
@@ -139,11 +153,13 @@ class PairLoader:
         )
         self.slots = self.stream.slots(rank, world)
         self._open: OrderedDict[RowGroup, _OpenGroup] = OrderedDict()
-        lanes_here = len({slot % num_lanes for slot in self.slots})
-        self._max_open = 2 * lanes_here * window_groups
+        self._in_batch: set[RowGroup] = set()
+        self.max_open_bytes = max_open_bytes
+        self._warn_of_windows(len({slot % num_lanes for slot in self.slots}) * window_groups)
 
     def batch(self, step: int) -> Batch:
         """Targets and conditioning of this worker's slots at `step`."""
+        self._in_batch.clear()
         x, pooled = [], []
         conditions: list[tuple[_OpenGroup, int, int]] = []
         for slot in self.slots:
@@ -156,6 +172,7 @@ class PairLoader:
             conditions.append((group, row, condition))
         self._compute_tokens(conditions)
         tokens = [group.tokens(row, condition) for group, row, condition in conditions]
+        self._close_oldest()
         return Batch(to_unit(torch.stack(x)), Conditioning.of(torch.stack(tokens), torch.stack(pooled)), self.slots)
 
     def _compute_tokens(self, conditions: Sequence[tuple[_OpenGroup, int, int]]) -> None:
@@ -170,15 +187,35 @@ class PairLoader:
 
     def _group(self, draw: Draw) -> _OpenGroup:
         key = draw.group
+        self._in_batch.add(key)
         if key not in self._open:
-            entry, score_entry = self._files[key.file], self._score_files[key.file]
-            table = _row_group(self.encodings / entry.path, key.group, self._columns, "encode")
-            scores = _row_group(self.selection.scores / score_entry.path, key.group, None, "pairs")
+            table = self._reader.read(self._files[key.file], key.group)
+            scores = self._score_reader.read(self._score_files[key.file], key.group)
             self._open[key] = _OpenGroup(table, scores, self.selection, self._token_shape, self.resolution_px)
-            if len(self._open) > self._max_open:
-                self._open.popitem(last=False)
+            self._close_oldest()
         self._open.move_to_end(key)
         return self._open[key]
+
+    def _close_oldest(self) -> None:
+        """Forget the row groups that were used longest ago, until the rest fits or is that of the current batch."""
+        total = sum(group.num_bytes for group in self._open.values())
+        for key in list(self._open):
+            if total <= self.max_open_bytes:
+                return
+            if key not in self._in_batch:
+                total -= self._open.pop(key).num_bytes
+
+    def _warn_of_windows(self, num_open: int) -> None:
+        """Say so when the row groups that the draws go to and fro between do not fit: each is then read many times."""
+        mean = sum(file.num_bytes for file in self._files) / max(1, len(self.selection.row_groups))
+        if min(num_open, len(self.selection.row_groups)) * mean > self.max_open_bytes:
+            logger.warning(
+                "train: the %d row groups of the windows take about %.1f GiB, more than max_open_bytes = %.1f GiB: each is read "
+                "many times; lower train.window_groups, train.num_lanes or encode.rows_per_group",
+                num_open,
+                num_open * mean / 2**30,
+                self.max_open_bytes / 2**30,
+            )
 
 
 def stream_key(band: BandConfig, scores: Manifest) -> str:
@@ -188,14 +225,6 @@ def stream_key(band: BandConfig, scores: Manifest) -> str:
     """
     content = [to_dict(band), [[file.path, file.sha256] for file in scores.files]]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _row_group(path: Location, group: int, columns: list[str] | None, job: str) -> pa.Table:
-    try:
-        with path.open("rb") as stream, pq.ParquetFile(stream) as file:
-            return file.read_row_group(group, columns=columns)
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise DataError(f"train: {path} is not readable ({error}); run jobs.{job} again") from None
 
 
 def _check_same_encodings(encodings: Manifest, selection: Selection) -> None:

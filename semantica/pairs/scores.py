@@ -207,24 +207,26 @@ def _runs(metadata: pq.FileMetaData, columns: Sequence[str]) -> Iterator[list[in
 
 def score_shard(stage: StageOutput, encodings: Location, entry: FileEntry, corpus_mean: Float[np.ndarray, " d"]) -> dict[str, Any]:
     """Score one shard of the encodings into `stage`. Returns its receipt: num_episodes, num_pairs, and `damaged`, why, or ""."""
-    rows_per_group = max(entry.row_group_rows, default=1)
-    full, rest = divmod(entry.num_rows, rows_per_group)
-    if entry.row_group_rows != (rows_per_group,) * full + (rest,) * (rest > 0):
-        raise DataError(f"pairs: {entry.path} of {encodings} has row groups of uneven sizes; run jobs.encode again")
-    name = PurePosixPath(entry.path).stem
+    name, most = PurePosixPath(entry.path).stem, max(entry.row_group_rows, default=1)
     try:
-        with stage.shard_writer(name, rows_per_group, _COMPRESSION) as writer:
+        with stage.shard_writer(name, most, _COMPRESSION) as writer:
             writer.write("", SCORES.empty_table())
-            num_pairs = 0
+            num_pairs, group_rows = 0, iter(entry.row_group_rows)
             for _, block in read_blocks(encodings, entry, ["episode_id", "pooled"]):
                 _check_pooled(encodings, entry, block, len(corpus_mean))
                 scores = score_table(block, corpus_mean)
                 num_pairs += len(scores["cosine"].combine_chunks().flatten())
-                writer.write("", scores)
+                start = 0
+                while start < scores.num_rows:  # a block is a run of whole row groups
+                    num_rows = next(group_rows)
+                    writer.write_group("", scores.slice(start, num_rows))
+                    start += num_rows
             writer.stats = {"num_episodes": entry.num_rows, "num_pairs": num_pairs, "damaged": ""}
     except UnreadableShardError as error:
-        with stage.shard_writer(name, rows_per_group, _COMPRESSION) as writer:
-            writer.write("", _no_scores(entry.num_rows))
+        with stage.shard_writer(name, most, _COMPRESSION) as writer:
+            writer.write("", SCORES.empty_table())
+            for num_rows in entry.row_group_rows:
+                writer.write_group("", _no_scores(num_rows))
             writer.stats = {"num_episodes": entry.num_rows, "num_pairs": 0, "damaged": error.damage}
     return dict(writer.stats)
 

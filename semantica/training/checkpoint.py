@@ -112,6 +112,7 @@ def save_checkpoint(
 def open_checkpoint(folder: Path) -> Checkpoint:
     """The checkpoint in a folder, every file checked against its hash. Raises WeightsError naming what is missing or damaged."""
     manifest = folder / _MANIFEST
+    mend = "use an earlier checkpoint, or delete the output of jobs.train and run it again"
     if not manifest.exists():
         raise WeightsError(f"checkpoint: {folder} has no {_MANIFEST}, so it is no finished checkpoint; run jobs.train")
     try:
@@ -121,12 +122,12 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     if "kind" in expected and (folder / "model" / _MANIFEST).exists():
         raise WeightsError(f"checkpoint: {folder} is the whole output of jobs.train; its checkpoint is {folder / 'model'}")
     if expected.keys() != {_MODEL, _EMA, _OPTIMIZER, _CONFIG}:
-        raise WeightsError(f"checkpoint: {manifest} is damaged; use an earlier checkpoint or run jobs.train --fresh")
+        raise WeightsError(f"checkpoint: {manifest} is damaged; {mend}")
     for name, sha256 in expected.items():
         path = folder / name
         if not path.exists() or file_sha256(path) != sha256:
             what = "is missing" if not path.exists() else "is damaged (its SHA-256 is not the manifest's)"
-            raise WeightsError(f"checkpoint: {path} {what}; use an earlier checkpoint or run jobs.train --fresh")
+            raise WeightsError(f"checkpoint: {path} {what}; {mend}")
     described = json.loads((folder / _CONFIG).read_text())
     if described.get("format") != FORMAT:
         raise WeightsError(f"checkpoint: {folder} has format {described.get('format')}, expected {FORMAT}")

@@ -44,6 +44,7 @@ from semantica.episodes.images import ImageConfig
 from semantica.episodes.ingest import IngestConfig, is_held_out
 from semantica.episodes.pages import Page, ReadConfig
 from semantica.episodes.sources import LABEL_SOURCES, SOURCES
+from semantica.storage import file_sha256
 
 Pages: TypeAlias = Mapping[str, Mapping[str, bytes]]  # page -> name -> bytes of the picture
 Found: TypeAlias = dict[str, list[str]]  # page_url -> the URLs of its pictures
@@ -269,16 +270,16 @@ def port() -> Iterator[int]:
         yield port
 
 
-def settings(source: str, port: int, **values: Any) -> IngestConfig:
-    fetch = FetchConfig(contact="a@b.example", ports=(port,), per_host_per_second=1000.0, max_retries=0)
-    base: dict[str, Any] = {"fetch": fetch, "fetch_urls": port != 80, "image": ImageConfig(image_px=32, min_side_px=16)}
-    base |= {
+def settings(source: str, port: int | None = None, **values: Any) -> IngestConfig:
+    fetch = FetchConfig(contact="a@b.example", ports=(port or 80,), per_host_per_second=1000.0, max_retries=0)
+    base: dict[str, Any] = {"fetch": fetch, "fetch_urls": port is not None, "image": ImageConfig(image_px=32, min_side_px=16)}
+    base |= {  # this seed puts some pages of every source on each side
         "read": ReadConfig(pages_per_part=2),
         "census_mb": 1,
         "min_images": 1,
         "held_out_share": 0.5,
         "seed": 0,
-    }  # of each source some pages
+    }
     return IngestConfig(**(base | {"source": source} | values))
 
 
@@ -297,8 +298,9 @@ def run(config: IngestConfig, root: Path, out: Path, *, backwards: bool = False)
         name = stage_code._CountPart(config, root, stage)(shard)["name"]
         census.add(PageIds.from_bytes((out / stage_code._CENSUS / name).read_bytes()))
     (out / stage_code._CENSUS / "all.npz").write_bytes(census.to_bytes())
+    digest = file_sha256(out / stage_code._CENSUS / "all.npz")
     for shard in shards:
-        stage_code._IngestPart(config, root, stage)(shard)
+        stage_code._IngestPart(config, root, stage, digest)(shard)
     return len(parts)
 
 
@@ -348,7 +350,7 @@ def test_every_picture_of_a_crawl_is_in_exactly_one_table(source: str, port: int
 @pytest.mark.parametrize("source", sorted(LABEL_SOURCES))
 def test_a_class_is_cut_into_label_episodes_that_are_all_on_its_side(source: str, tmp_path: Path) -> None:
     config, root, out = (
-        settings(source, 80, read=ReadConfig(pages_per_part=2, images_per_label=2)),
+        settings(source, read=ReadConfig(pages_per_part=2, images_per_label=2)),
         tmp_path / "crawl",
         tmp_path / "out",
     )
@@ -387,7 +389,7 @@ HARMED = {
     ],
 )
 def test_a_damaged_file_is_one_row_and_the_other_parts_are_what_they_were(source: str, damage: str, tmp_path: Path) -> None:
-    config, root = settings(source, 80), tmp_path / "crawl"
+    config, root = settings(source), tmp_path / "crawl"
     root.mkdir()
     CRAWLS[source](root, "http://pictures.example")
     run(config, root, tmp_path / "whole")
@@ -402,12 +404,12 @@ def test_a_damaged_file_is_one_row_and_the_other_parts_are_what_they_were(source
     assert pq.read_metadata(tmp_path / "out" / f"{part}.parquet").num_rows == 0
     assert pq.read_metadata(tmp_path / "out" / "held_out" / f"{part}.parquet").num_rows == 0
     whole, now = files(tmp_path / "whole"), files(tmp_path / "out")
-    assert {Path(path).stem for path in now if now[path] != whole.get(path)} == {part}
+    assert {Path(path).name.partition(".")[0] for path in now if now[path] != whole.get(path)} == {part}
     assert len(now) == 4 * num_parts
 
 
 def test_a_damaged_validation_tar_is_one_row_for_each_of_its_parts(tmp_path: Path) -> None:
-    config, root, out = settings("imagenet-val", 80), tmp_path / "crawl", tmp_path / "out"
+    config, root, out = settings("imagenet-val"), tmp_path / "crawl", tmp_path / "out"
     root.mkdir()
     imagenet_val(root, "")
     tar = root / "ILSVRC2012_img_val.tar"
@@ -415,3 +417,15 @@ def test_a_damaged_validation_tar_is_one_row_for_each_of_its_parts(tmp_path: Pat
     assert run(config, root, out) == 2
     assert [(row["page_url"], row["reason"]) for row in rows(out / "quarantine")] == [(tar.name, "damaged_file")] * 2
     assert rows(out) + rows(out / "held_out") == []
+
+
+def test_a_folder_that_is_filled_anew_is_cleaned_by_its_own_census(tmp_path: Path) -> None:
+    for page in range(16):
+        (tmp_path / "crawl" / f"{page:02d}").mkdir(parents=True)
+        for name, seed in (("0.png", (page, 0)), ("1.png", (page, 1)), ("shared.png", (1000, page // 2))):
+            (tmp_path / "crawl" / f"{page:02d}" / name).write_bytes(png(*seed))
+    run(settings("folder", seed=0), tmp_path / "crawl", tmp_path / "out")
+    shutil.rmtree(tmp_path / "out")  # as --fresh does; the process is the same
+    run(settings("folder", seed=1), tmp_path / "crawl", tmp_path / "out")
+    run(settings("folder", seed=1), tmp_path / "crawl", tmp_path / "other")
+    assert files(tmp_path / "out") == files(tmp_path / "other")

@@ -5,6 +5,7 @@ import sys
 import threading
 from collections import Counter, defaultdict
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pyarrow.parquet as pq
@@ -200,6 +201,21 @@ def test_a_page_gets_what_was_fetched_and_keeps_the_rest(server, tmp_path):
     fetched = ImageRef(good, data=body_of(good))
     gone = ImageRef(missing, problem=Reason.FETCH_STATUS, detail="status 404")
     assert after.images == (before.images[0], fetched, before.images[2], gone, before.images[4], before.images[5], fetched)
+
+
+def test_a_page_cut_to_a_sample_costs_its_sample_alone(server, tmp_path):
+    whole = Page("http://a.example/", tuple(ImageRef(url, problem=Reason.REMOTE_URL) for url in urls_of(server, 12)))
+    cut = replace(whole, images=whole.images[1:8:3])
+    urls = [image.url for image in cut.images]
+    assert fetchable(cut) == urls
+    counts = fetch_into(tmp_path, "part", fetchable(cut), fetcher(server.server_port), 8)
+    assert sum(num for path, num in server.hits.items() if path != "/robots.txt") == counts["num_urls"] == 3
+    found = FetchedPictures(tmp_path, "part")
+    after = resolve(cut, found)
+    assert [image.url for image in after.images] == urls
+    assert [image.problem or image.data for image in after.images] == [body_of(urls[0]), Reason.FETCH_STATUS, body_of(urls[2])]
+    rest = resolve(whole, found).images  # nothing was asked of the others, so they stay as they were
+    assert [image for image in rest if image.url not in urls] == [image for image in whole.images if image.url not in urls]
 
 
 @pytest.mark.parametrize("directive", ["noai", "noimageai", "noindex", "noimageindex", "none"])

@@ -242,9 +242,22 @@ def test_a_reference_that_leads_to_no_file_of_the_tree_is_kept_with_its_problem(
         '<meta http-equiv="Content-Type" content="text/html; charset=windows-1252"><img src="é.png">'.encode("cp1252"),
         '<?xml version="1.0" encoding="ISO-8859-1"?><html><img src="é.png"/></html>'.encode("latin-1"),
         '<?xml version="1.0" encoding="base64"?><html><img src="é.png"/></html>'.encode(),
+        '<?xml version="1.0" encoding="punycode"?><html><img src="é.png"/></html>'.encode(),
+        '<meta charset=punycode><img src="é.png">'.encode(),
         '<img src="é.png">'.encode("latin-1"),
     ],
-    ids=["utf-8", "utf-8 BOM", "utf-16 BOM", "meta", "http-equiv", "xml", "nonsense", "undeclared"],
+    ids=[
+        "utf-8",
+        "utf-8 BOM",
+        "utf-16 BOM",
+        "meta",
+        "http-equiv",
+        "xml",
+        "nonsense",
+        "xml punycode",
+        "meta punycode",
+        "undeclared",
+    ],
 )
 def test_the_encoding_of_a_page_is_found(tmp_path, data):
     touch(tmp_path, "é.png")

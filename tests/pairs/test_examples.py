@@ -18,6 +18,7 @@ from semantica.pairs.examples import (
     example_pngs,
     parts_of,
 )
+from semantica.pairs.row_groups import RowGroupReader
 from semantica.pairs.selection import BandConfig, ScoredPairs, score_rows, select, selection_stage
 
 BAND = BandConfig(low=0.3, high=0.8)
@@ -32,6 +33,10 @@ def watched(make, folder, band=BAND, key="k"):
     reservoir = Reservoir(band, key)
     selection = select(stage, folder / "scores", band, reservoir)
     return folder / "encodings", read_manifest(folder / "encodings", "encodings"), selection, reservoir
+
+
+def opened(encodings):
+    return RowGroupReader(encodings, ["page_url", "images"], stage="pairs", made_by="encode")
 
 
 def blocks(scores, sizes):
@@ -113,7 +118,7 @@ def test_an_example_is_the_two_pictures_that_have_its_score(tmp_path, make):
             assert upper[i * n - i * (i + 1) // 2 + j - i - 1] == np.float32(example.score)
             table = read_shard(encodings, source.shards()[example.file])
             images = table["images"][example.row].as_py()
-            shown = _shown(encodings, source, example)
+            shown = _shown(opened(encodings), source, example)
             assert shown.pictures == (images[i]["bytes"], images[j]["bytes"])
             assert shown.page_url == table["page_url"][example.row].as_py()
             seen += 1
@@ -136,7 +141,7 @@ def test_the_pictures_of_a_pair_stand_on_its_sheet(tmp_path, make):
     with Image.open(io.BytesIO(example_pngs(encodings, source, selection, reservoir)["pairs-kept"])) as image:
         sheet = np.array(image)
     for part, examples in reservoir.chosen():
-        for data in _shown(encodings, source, examples[0]).pictures if part.kind == KEPT else ():
+        for data in _shown(opened(encodings), source, examples[0]).pictures if part.kind == KEPT else ():
             with Image.open(io.BytesIO(data)) as picture:
                 pixels = np.array(picture.convert("RGB"))
             drawn = pixels.repeat(8, 0).repeat(8, 1)  # 16 px pictures at 128 px
@@ -172,4 +177,17 @@ def test_encodings_that_cannot_be_read_are_named(tmp_path, make):
     for path in encodings.glob("*.parquet"):
         path.write_bytes(b"no Parquet")
     with pytest.raises(DataError, match=r"shard-0000\d\.parquet is not readable .* run jobs\.encode again"):
+        example_pngs(encodings, source, selection, reservoir)
+
+
+def test_a_changed_bit_of_a_picture_is_damage_and_no_other_example(tmp_path, make):
+    encodings, source, selection, reservoir = watched(make, tmp_path)
+    for path in encodings.glob("*.parquet"):
+        data = bytearray(path.read_bytes())
+        metadata = pq.read_metadata(path)
+        for group in map(metadata.row_group, range(metadata.num_row_groups)):
+            column = next(c for c in map(group.column, range(group.num_columns)) if c.path_in_schema.endswith("bytes"))
+            data[column.data_page_offset + column.total_compressed_size - 1] ^= 1
+        path.write_bytes(data)
+    with pytest.raises(DataError, match=r"shard-0000\d\.parquet is not readable .*CRC"):
         example_pngs(encodings, source, selection, reservoir)

@@ -1,9 +1,11 @@
 """Training batches from real files: the right pictures with the right tokens, the same for any number of workers."""
 
+import re
 import shutil
 from dataclasses import replace
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -120,17 +122,82 @@ def test_another_seed_and_another_band_give_other_batches(run, make):
     assert [numbers(loader(run, selection="wider").batch(step)) for step in range(4)] != first
 
 
-def test_memory_holds_no_more_row_groups_than_two_windows_of_each_lane(tmp_path, make):
+@pytest.mark.parametrize("kind", ["run", "lean"])
+def test_a_tiny_bound_of_memory_gives_the_same_batches(request, kind):
+    folder = request.getfixturevalue(kind)
+    settings = {"tokens_of": Numbered(), "window_groups": 4} if kind == "lean" else {"window_groups": 4}
+    roomy, tiny = loader(folder, **settings), loader(folder, max_open_bytes=1, **settings)
+    for step in range(STEPS):
+        assert same(roomy.batch(step), tiny.batch(step))
+        assert set(tiny._open) == tiny._in_batch
+    assert len(tiny._open) < len(roomy._open) == 6
+
+
+def test_the_row_groups_in_memory_stay_within_the_bound_and_the_last_used_stay(tmp_path, make):
     make.encodings(tmp_path / "encodings", rows_per_group=1)
     make.scores(tmp_path / "scores", tmp_path / "encodings")
     make.selection(tmp_path / "selection", tmp_path / "scores", low=0.0)
-    own = loader(tmp_path, batch_size=2, num_lanes=2, rank=0, world=2)
-    drawn, most = set(), 0
+    settings = {"batch_size": 2, "num_lanes": 2, "world": 2, "window_groups": 4}
+    unbounded = loader(tmp_path, **settings)
+    for step in range(40):
+        unbounded.batch(step)
+    bound = sum(group.num_bytes for group in unbounded._open.values()) // 2
+    own, drawn, closed = loader(tmp_path, max_open_bytes=bound, **settings), [], 0
     for step in range(40):
         own.batch(step)
-        drawn |= own._open.keys()
-        most = max(most, len(own._open))
-    assert most == 2 < len(drawn)
+        drawn.append(own.stream.draw(step, own.slots[0]).group)
+        assert sum(group.num_bytes for group in own._open.values()) <= bound
+        last_used = list(dict.fromkeys(reversed(drawn)))
+        assert list(reversed(own._open)) == last_used[: len(own._open)]
+        closed += len(last_used) > len(own._open)
+    assert closed > 20
+
+
+def test_the_bytes_of_a_row_group_are_those_of_its_arrays(lean):
+    own = loader(lean, tokens_of=Numbered(), window_groups=4)
+    for step in range(STEPS):
+        own.batch(step)
+    for group in own._open.values():
+        held = [*group.pooled, *group.partners, *group._pixels.values(), *group._computed.values()]
+        stored = sum(len(image["bytes"]) for row in group.images for image in row)
+        assert group.num_bytes == stored + sum(array.nbytes for array in held)
+        assert group._pixels
+        assert group._computed
+
+
+def test_windows_that_do_not_fit_into_the_bound_are_said(run, caplog):
+    loader(run, max_open_bytes=1000)
+    assert "more than max_open_bytes" in caplog.text
+    assert "lower train.window_groups" in caplog.text
+    caplog.clear()
+    loader(run)
+    assert caplog.text == ""
+
+
+def test_row_groups_of_uneven_sizes_go_through_scores_and_selection_into_batches(tmp_path, make, monkeypatch):
+    """A large page ends its row group early. Every picture has the tokens, embedding and page that it has with even groups."""
+    sizes = ((4, 3, 30, 2, 2, 2, 2, 2), (2, 2, 2, 2, 25, 3))
+    monkeypatch.setattr("semantica.shard_writer.MAX_GROUP_BYTES", 2**14)  # about 18 of these pictures
+    make.encodings(tmp_path / "encodings", sizes, rows_per_group=4)
+    make.scores(tmp_path / "scores", tmp_path / "encodings")
+    make.selection(tmp_path / "selection", tmp_path / "scores", low=-0.9, high=0.99)
+    groups = [entry.row_group_rows for entry in read_manifest(tmp_path / "encodings", "encodings").shards()]
+    assert groups == [(3, 4, 1), (4, 1, 1)]
+    assert [entry.row_group_rows for entry in read_manifest(tmp_path / "scores", "scores").shards()] == groups
+    pictures, own, seen = stored(tmp_path), loader(tmp_path, window_groups=4), set()
+    expected = {}
+    for number, (page, _) in pictures.items():
+        upper = cosine_upper(np.stack([pictures[n][1] for n, (p, _) in pictures.items() if p == page]))
+        if ((upper >= np.float32(-0.9)) & (upper <= np.float32(0.99))).any():
+            expected.setdefault(page, set()).add(number)
+    for step in range(60):
+        batch = own.batch(step)
+        for row, (target, condition) in enumerate(numbers(batch)):
+            assert pictures[target][0] == pictures[condition][0]
+            assert batch.cond.pooled[row].tolist() == pictures[condition][1].tolist()
+            seen.add(target)
+    assert {pictures[n][0] for n in seen} == expected.keys()
+    assert len(seen) == own.stream.num_draws > 70
 
 
 def test_encodings_that_the_selection_was_not_made_from_are_refused(run, make):
@@ -158,7 +225,32 @@ def test_a_damaged_shard_is_refused_by_its_own_path(run, tmp_path, folder, job):
     with pytest.raises(DataError) as caught:
         own.batch(0)
     assert f"{tmp_path / 'run' / folder / 'shard-0000'}" in str(caught.value)
-    assert f"run jobs.{job} again" in str(caught.value)
+    assert re.search(rf"expected \\d+ bytes, got \\d+\\); delete .*{folder} and run jobs\\.{job} again", str(caught.value))
+
+
+@pytest.mark.parametrize(("folder", "column"), [("encodings", "tokens"), ("encodings", "images"), ("scores", "cosine")])
+def test_a_changed_bit_of_a_row_group_is_damage_and_no_other_batch(run, tmp_path, folder, column):
+    shutil.copytree(run, tmp_path / "run")
+    own = loader(tmp_path / "run")
+    for path in (tmp_path / "run" / folder).glob("*.parquet"):
+        data, metadata = bytearray(path.read_bytes()), pq.read_metadata(path)
+        for group in map(metadata.row_group, range(metadata.num_row_groups)):
+            place = [c for c in map(group.column, range(group.num_columns)) if c.path_in_schema.startswith(f"{column}.")][-1]
+            data[place.data_page_offset + place.total_compressed_size - 1] ^= 1
+        path.write_bytes(data)
+    with pytest.raises(DataError, match=rf"{folder}/shard-0000\d\.parquet is not readable .*CRC"):
+        own.batch(0)
+
+
+def test_another_file_of_the_same_size_is_damage(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    own = loader(tmp_path / "run")
+    for path in (tmp_path / "run" / "encodings").glob("*.parquet"):
+        rows, size = pq.read_table(path), path.stat().st_size
+        pq.write_table(rows, path, row_group_size=1, compression="zstd", compression_level=19)
+        path.write_bytes(path.read_bytes().rjust(size, b"P") if path.stat().st_size < size else path.read_bytes()[-size:])
+    with pytest.raises(DataError, match="is not readable"):
+        own.batch(0)
 
 
 def test_a_larger_picture_is_reduced_by_the_mean_of_its_pixels(make):

@@ -23,7 +23,7 @@ from semantica.pairs.scores import (
     unscored,
 )
 from semantica.pairs.selection import BandConfig, select, selection_stage
-from semantica.schemas import SCORES
+from semantica.schemas import SCORES, encodings_schema
 
 
 def vectors(n, d=8, seed=0, dtype=np.float32):
@@ -247,6 +247,39 @@ def test_too_much_damage_fails_with_the_share_and_the_first_shard_and_is_mended_
     manifest = finish_scores(stage, 0.01)
     assert manifest.counts["num_damaged_episodes"] == 0
     assert damage_note(manifest) == ""
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_the_row_groups_of_the_scores_are_those_of_the_encodings_whatever_their_sizes(tmp_path, make, monkeypatch, damaged):
+    from semantica.pairs import scores
+
+    groups = (3, 1, 1, 4, 2)
+    kind = encodings_schema(8, None, None)
+    pages = [vectors(n, d=8, seed=n, dtype=np.float16) for n in (3, 4, 5, 30, 2, 0, 1, 2, 3, 6, 7)]
+    table = make.episodes(map(len, pages)).append_column(
+        kind.field("pooled"), table_of(pages)["pooled"].cast(kind.field("pooled").type)
+    )
+    source = StageOutput(tmp_path / "encodings", "encodings", {})
+    source.open()
+    with source.shard_writer("shard-00000", 100) as writer:
+        for end, rows in zip(np.cumsum(groups).tolist(), groups, strict=True):
+            writer.write("", table.slice(end - rows, rows))
+            writer.end_group("")
+    (entry,) = source.finish({}, {}).shards()
+    assert entry.row_group_rows == groups
+    if damaged:
+        truncated(tmp_path / "encodings" / entry.path)
+    # A row group of scores may be larger than the writer would make it.
+    monkeypatch.setattr("semantica.shard_writer.MAX_GROUP_BYTES", 64)
+    stage = StageOutput(tmp_path / "scores", "scores", {})
+    for block in (1, 50, 2**22):  # numbers at once: one row group, a few, all
+        monkeypatch.setattr(scores, "_BLOCK_VALUES", block)
+        stage.open()
+        score_shard(stage, tmp_path / "encodings", entry, np.ones(8, np.float32))
+        (scored,) = finish_scores(stage, 1.0).shards()
+        assert scored.row_group_rows == groups
+        expected = [0] * 11 if damaged else [len(page) for page in pages]
+        assert read_shard(stage.folder, scored)["num_images"].to_pylist() == expected
 
 
 def test_streamed_scores_are_those_of_the_whole_shard(tmp_path, make, monkeypatch):

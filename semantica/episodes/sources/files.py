@@ -1,8 +1,9 @@
 """Crawls that are files of one format: which files there are, and how one is opened so that its damage has a name.
 
 Used by every source of archives and tables. Comes in: a root (a folder or one file, local or remote). Goes out: one `Part` a
-file, and streams. What is wrong with a file becomes DamagedFile; what is wrong with the storage (a network, a disk) stays the
-error it is, so that a task which meets it is run again and nothing is quarantined for it.
+file, and streams. What is wrong with a file becomes DamagedFile, and that it may not be opened is one such thing; what is
+wrong with the storage (a network, a disk) stays the error it is, so that a task which meets it is run again and nothing is
+quarantined for it.
 """
 
 from __future__ import annotations
@@ -94,6 +95,15 @@ def label_of(root: Location, part: Part) -> str:
     return utf8(part.paths[0] or root.name)
 
 
+@contextmanager
+def permitted(name: str) -> Iterator[None]:
+    """A block that opens a file of the crawl, called `name`. Raises DamagedFile when we have no permission to."""
+    try:
+        yield
+    except PermissionError as error:
+        raise DamagedFile(name, f"cannot be read: {utf8(error.strerror or str(error))}") from None
+
+
 class _Watched(io.RawIOBase):
     """A stream that remembers when the storage, not the content, failed."""
 
@@ -127,7 +137,9 @@ class _Watched(io.RawIOBase):
 @contextmanager
 def opened(root: Location, part: Part) -> Iterator[io.BufferedReader]:
     """The file of a part, open. What the block raises about the file's content leaves it as DamagedFile."""
-    with location_of(root, part).open("rb") as file:
+    with permitted(label_of(root, part)):
+        file = location_of(root, part).open("rb")
+    with file:
         watched = _Watched(file)
         try:
             stream = cast(io.BufferedReader, io.BufferedReader(watched, 1 << 18))

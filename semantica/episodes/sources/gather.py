@@ -1,6 +1,7 @@
 """Rows that come one picture at a time, gathered into pages: the pictures of one page URL that lie near each other in a file.
 
-Used by WIT and webdataset. Memory is bounded: when what waits is more than the window holds, the page that was longest without a
+Used by WIT and webdataset. A URL that is only named is kept once on a page; pictures with bytes are all kept, and so are those
+without a URL. Memory is bounded: when what waits is more than the window holds, the page that was longest without a
 new picture is complete. When it comes back later, that is another page with the same page_url and another piece.
 """
 
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from semantica.episodes.pages import ImageRef, Page
+from semantica.episodes.sources.remote import shared_name
 
 REF_BYTES = 500  # what an ImageRef and its places in a dict take, beside its texts and data
 
@@ -19,7 +21,7 @@ REF_BYTES = 500  # what an ImageRef and its places in a dict take, beside its te
 @dataclass
 class _Waiting:
     piece: str
-    images: dict[str, ImageRef] = field(default_factory=dict)
+    images: dict[object, ImageRef] = field(default_factory=dict)
     num_bytes: int = 2 * REF_BYTES
 
 
@@ -39,9 +41,10 @@ class Gatherer:
             page.num_bytes += sys.getsizeof(page_url)
             self._num_bytes += page.num_bytes
         self._pages.move_to_end(page_url)
-        if image.url not in page.images:
+        name = shared_name(image) or len(page.images)
+        if name not in page.images:
             size = REF_BYTES + sys.getsizeof(image.url) + len(image.data or b"")
-            page.images[image.url] = image
+            page.images[name] = image
             page.num_bytes += size
             self._num_bytes += size
         while self._num_bytes > self.max_bytes:

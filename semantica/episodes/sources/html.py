@@ -18,6 +18,7 @@ from selectolax.lexbor import LexborHTMLParser, LexborNode
 
 from semantica.episodes.pages import ImageRef, Page, Part, ReadConfig
 from semantica.episodes.quarantine import Reason, utf8
+from semantica.episodes.sources.charset import page_text
 from semantica.episodes.sources.srcset import Candidate, parse_srcset
 from semantica.episodes.sources.tree import Tree, fingerprint, join, open_tree
 from semantica.errors import DataError
@@ -30,8 +31,6 @@ LAZY_ATTRIBUTES = ("data-src", "data-original", "data-lazy-src")  # where script
 ROBOTS_NAMES = frozenset({"robots", "googlebot", "googlebot-image", "bingbot", "ccbot", "gptbot"})
 
 _HOST = re.compile(r"([a-z0-9-]+\.)+[a-z]{2,}(:[0-9]+)?\Z")
-_DECLARES_ENCODING = re.compile(rb"(?i)\A(\xef\xbb\xbf|\xfe\xff|\xff\xfe)|charset")
-_XML_ENCODING = re.compile(rb"""\A\s*<\?xml[^>]*?encoding\s*=\s*["']([A-Za-z0-9._-]+)["']""")
 
 
 class HtmlSource:
@@ -80,24 +79,19 @@ def read_page(files: Tree, relative: str) -> Page:
     except Exception as error:  # noqa: BLE001 - a parser's error over untrusted bytes is a fact about the page
         return Page(page_url, (), Reason.PAGE_UNREADABLE, f"{type(error).__name__}: {error}")
     base = _base(tree, posixpath.dirname(relative))
-    images: dict[str, ImageRef] = {}
+    images: dict[tuple[str, str], ImageRef] = {}
     for candidates in picture_candidates(tree):
         key, image = _best(files, base, candidates)
         images.setdefault(key, image)
     return Page(page_url, tuple(images.values()), opt_out=robots_directives(tree))
 
 
-def parse(data: bytes) -> LexborHTMLParser:
-    """The tree of a page in whatever encoding: BOM, then `<meta>`, then the XML declaration, then UTF-8, then windows-1252."""
-    if not _DECLARES_ENCODING.search(data[:1024]):
-        declared = _XML_ENCODING.match(data[:1024])
-        for encoding in ([declared[1].decode()] if declared else []) + ["utf-8"]:
-            try:
-                return LexborHTMLParser(data.decode(encoding))
-            except (LookupError, UnicodeDecodeError):
-                continue  # a name that is no text encoding, or bytes that are not in it: the next guess, as browsers do
-        return LexborHTMLParser(data.decode("windows-1252", "replace"))
-    return LexborHTMLParser(data, encoding=True)  # the HTML Standard's own detection
+def parse(data: bytes, charset: str = "") -> LexborHTMLParser:
+    """The tree of a page in whatever encoding; `charset` is what HTTP declared, if anything.
+
+    The parser's own detection is not used: it takes any codec of Python that the page names.
+    """
+    return LexborHTMLParser(page_text(data, charset))
 
 
 # --- which files a page offers for each picture ---
@@ -175,14 +169,15 @@ def _base(tree: LexborHTMLParser, folder: str) -> _Base:
     return _Base(folder)
 
 
-def _best(files: Tree, base: _Base, candidates: list[Candidate]) -> tuple[str, ImageRef]:
+def _best(files: Tree, base: _Base, candidates: list[Candidate]) -> tuple[tuple[str, str], ImageRef]:
     """(key by which duplicates are found, reference) of the first candidate with a file, else of the first, with its problem.
 
     Mirrors often hold one size of several, so a missing best candidate does not lose the picture.
     """
     resolved = [(candidate.url, _resolve(files, base, candidate.url)) for candidate in candidates]
     url, image = next((found for found in resolved if found[1].path), resolved[0])
-    return (image.url if image.path or image.problem == Reason.REMOTE_URL else url), image
+    # What leads nowhere is told apart as it is written, and from the files: "a.png" may be missing here and be a file elsewhere.
+    return (image.problem, image.url if image.path or image.problem == Reason.REMOTE_URL else url), image
 
 
 def _resolve(files: Tree, base: _Base, url: str) -> ImageRef:

@@ -146,11 +146,14 @@ class Join:
             self._queue.move_to_end(followed)
 
     def _finished(self, waiting: WaitingPage) -> Page:
-        """The page with the pictures that are in the queue, each URL once."""
-        images: dict[str, ImageRef] = {}
+        """The page with the pictures that are in the queue, each URL once; of those that need no search, each that is unlike."""
+        images: dict[str | ImageRef, ImageRef] = {}
         for offered in waiting.wanted:
-            image = offered if isinstance(offered, ImageRef) else self._first(offered)
-            images.setdefault(image.url, image)
+            if isinstance(offered, ImageRef):  # its URL may be cut
+                images.setdefault(offered, offered)
+            else:
+                image = self._first(offered)
+                images.setdefault(image.url, image)
         return replace(waiting.page, images=tuple(images.values()))
 
     def _first(self, urls: tuple[str, ...]) -> ImageRef:

@@ -137,6 +137,8 @@ def _transaction(tree: LocalTree, folder: str) -> Iterator[lmdb.Transaction]:
     file = tree.image_ref(path)  # the same rule as for pictures: never a file outside the root
     if file.problem:
         raise DamagedFile(path, file.detail)
+    if not os.access(file.path, os.R_OK):
+        raise DamagedFile(path, "cannot be read: Permission denied")
     size = os.path.getsize(file.path)
     if size < MIN_BYTES:
         raise DamagedFile(path, f"expected an LMDB file of at least {MIN_BYTES} bytes, got {size}")

@@ -43,7 +43,7 @@ def _cut(root: Location, part: Part, rows: int) -> list[Part]:
             footer = pq.ParquetFile(stream).metadata
             sizes = [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
     except DAMAGED as error:
-        if isinstance(error, OSError) and error.errno is not None:
+        if isinstance(error, OSError) and error.errno is not None and not isinstance(error, PermissionError):
             raise
         return [part]
     parts, start, held = [], 0, 0
@@ -105,7 +105,10 @@ def is_image_list(kind: Any) -> bool:
 
 
 def table_images(values: Sequence[Any], name: str, settings: ReadConfig) -> Iterator[ImageRef]:
-    """The pictures in one cell of `images`, whose None are places of text. `name` is what pictures without a URL are called by."""
+    """The pictures in one cell of `images`; `name` is what pictures without a URL are called by.
+
+    None, and a struct of None, is a place of text and no picture.
+    """
     for number, value in enumerate(values):
         data, url = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
         if isinstance(data, bytes):
@@ -115,5 +118,5 @@ def table_images(values: Sequence[Any], name: str, settings: ReadConfig) -> Iter
             else:
                 detail = f"expected at most {settings.max_image_bytes} bytes, got {len(data)}"
                 yield ImageRef(url, problem=Reason.TOO_MANY_BYTES, detail=detail)
-        elif (data or url) is not None:
-            yield remote_image(data or url)
+        elif data is not None or url is not None:
+            yield remote_image(data or url or "")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from semantica.episodes.pages import ImageRef
 from semantica.episodes.quarantine import DamagedFile, Reason, utf8
+from semantica.episodes.sources.files import permitted
 from semantica.episodes.sources.tree import Tree, is_picture
 from semantica.errors import DataError
 from semantica.storage import location
@@ -21,14 +22,15 @@ BLOCK_BYTES = 1 << 18  # of a remote tar, read ahead while only headers are want
 
 
 def open_tar(tree: Tree, name: str) -> io.BufferedReader:
-    """The tar in the tree's root, for reading here and there."""
+    """The tar in the tree's root, for reading here and there. Raises DamagedFile when we have no permission to open it."""
     file = tree.image_ref(name)  # the same rule as for pictures: never a file outside the root
     if file.problem:
         raise DataError(f"ingest: {tree.root / name}: expected a file in the root, got {file.problem} ({file.detail})")
     where = location(file.path)
-    if isinstance(where, Path):
-        return where.open("rb")
-    return io.BufferedReader(where.fs.open(where.path, "rb", block_size=BLOCK_BYTES))
+    with permitted(name):
+        if isinstance(where, Path):
+            return where.open("rb")
+        return io.BufferedReader(where.fs.open(where.path, "rb", block_size=BLOCK_BYTES))
 
 
 def tar_members(

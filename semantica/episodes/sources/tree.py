@@ -45,7 +45,8 @@ class LocalTree:
 
     def __init__(self, root: Path) -> None:
         if not root.is_dir():
-            raise DataError(f"ingest: no folder {root}; expected the root of a crawl")
+            found = "is a file" if root.exists() else "is not there"
+            raise DataError(f"ingest: {root} {found}; expected the folder of a crawl")
         self.root = root
         self._resolved = root.resolve()
 

@@ -7,7 +7,6 @@ with NOT_IN_ARCHIVE; how many is logged for every file. A file is one part and i
 
 from __future__ import annotations
 
-import codecs
 import io
 import logging
 import re
@@ -40,6 +39,7 @@ PAGE_TYPES = frozenset({"text/html", "application/xhtml+xml"})
 UNSURE_TYPES = frozenset({"", "application/octet-stream", "binary/octet-stream"})
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 MAX_RECORD_HEADER_BYTES = 1 << 20
+MAX_LENGTH_DIGITS = 18  # of a Content-Length: an exabyte, and inside 64 bits
 _KINDS = WarcRecordType.response | WarcRecordType.resource | WarcRecordType.revisit
 # How files of pictures begin: JPEG, PNG, GIF, WebP and AVIF (after a length), BMP, TIFF.
 _MAGIC = (
@@ -85,8 +85,8 @@ def _records(stream: io.BufferedReader, name: str) -> Iterator[WarcRecord]:
     for record in ArchiveIterator(stream, parse_http=False, stream_detect=False, max_header_len=MAX_RECORD_HEADER_BYTES):
         length = (record.headers.get("Content-Length") or "").strip()
         where = f"the record at byte {record.stream_pos}"
-        if not (length.isascii() and length.isdigit()):
-            raise DamagedFile(name, f"{where} has no Content-Length; the file ends early, or this is no WARC")
+        if not (length.isascii() and length.isdigit() and len(length) <= MAX_LENGTH_DIGITS):
+            raise DamagedFile(name, f"{where} has no Content-Length that can be; the file ends early, or this is no WARC")
         if record.record_type & _KINDS:
             yield record
         record.consume()
@@ -167,7 +167,7 @@ def _page(record: WarcRecord, answer: Answer, head: bytes, url: str, piece: str)
     """The page of a record, and what it shows."""
     page_url = utf8(url)
     try:
-        tree = parse(_with_charset(_body(record, answer, head, MAX_PAGE_BYTES), answer.charset))
+        tree = parse(_body(record, answer, head, MAX_PAGE_BYTES), answer.charset)
         opt_out = tuple(dict.fromkeys((*robots_tags(answer), *robots_directives(tree))))
         base = _absolute(url, base_href(tree) or "") or url
         wanted = tuple(dict.fromkeys(_wanted(base, [candidate.url for candidate in found]) for found in picture_candidates(tree)))
@@ -178,18 +178,6 @@ def _page(record: WarcRecord, answer: Answer, head: bytes, url: str, piece: str)
     else:
         return WaitingPage(Page(page_url, (), piece=piece, opt_out=opt_out), wanted)
     return WaitingPage(Page(page_url, (), Reason.PAGE_UNREADABLE, utf8(problem), piece), ())
-
-
-def _with_charset(body: bytes, charset: str) -> bytes:
-    """The page in UTF-8 with a byte order mark when HTTP declares its encoding, which then counts more than its `<meta>`."""
-    if not charset or body.startswith((b"\xef\xbb\xbf", b"\xfe\xff", b"\xff\xfe")):
-        return body
-    try:
-        # As browsers do: what calls itself Latin-1 is windows-1252.
-        text = body.decode("windows-1252" if codecs.lookup(charset).name in ("iso8859-1", "ascii") else charset, "replace")
-    except (LookupError, ValueError):  # a name that is no encoding, or no encoding of text
-        return body
-    return codecs.BOM_UTF8 + text.encode("utf-8", "replace")
 
 
 def _wanted(base: str, offered: list[str]) -> tuple[str, ...] | ImageRef:

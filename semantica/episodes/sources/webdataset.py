@@ -1,9 +1,10 @@
 """webdataset: tar files whose members of one key are a sample, as img2dataset and webdataset's own TarWriter write them.
 
 Comes in: .tar, .tar.gz or .tgz. A member's key is its path up to the first dot of its name; what ends in a picture's extension is a
-picture, `json` says where it came from. Goes out: the pictures of one page gathered, when the JSON names the page. img2dataset
-carries that only as an extra column (`save_additional_columns=["page_url"]`); without it each sample is a page of its own and
-has_url is False. Nothing is extracted: pictures are read where they lie in the tar, or kept in memory when it is compressed.
+picture, `json` says where it came from. A file whose name has no dot, or begins with one, belongs to no sample (webdataset's rule)
+and is passed over. Goes out: the pictures of one page gathered, when the JSON names the page. img2dataset carries that only as an
+extra column (`save_additional_columns=["page_url"]`); without it each sample is a page of its own and has_url is False. Nothing is
+extracted: pictures are read where they lie in the tar, or kept in memory when it is compressed.
 """
 
 from __future__ import annotations

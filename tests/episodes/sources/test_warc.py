@@ -166,7 +166,8 @@ def test_an_unknown_encoding_is_a_problem_of_the_page_or_the_picture_alone(tmp_p
 
 
 def test_the_encoding_of_http_counts_more_than_the_one_of_the_page(tmp_path):
-    for charset, encoding in (("shift_jis", "shift_jis"), ("ISO-8859-1", "cp1252"), ("nonsense", "utf-8"), ("base64", "utf-8")):
+    encodings = {"shift_jis": "shift_jis", "ISO-8859-1": "cp1252", "nonsense": "utf-8", "base64": "utf-8", "punycode": "utf-8"}
+    for charset, encoding in encodings.items():
         text = "絵" if charset == "shift_jis" else "é"
         body = f'<meta charset=utf-8><img src="/{text}.png">'.encode(encoding)
         (page,) = pages_of(tmp_path, Archive().response("http://s.org/", f'text/html;charset="{charset}"', body))
@@ -370,7 +371,7 @@ def test_an_archive_cut_anywhere_inside_a_record_is_one_damaged_file(tmp_path, c
     assert len(read(tmp_path)) == 1
 
 
-@pytest.mark.parametrize("length", [b"1", b"99999", b"-5", b"ten", b"9" * 30, b""])
+@pytest.mark.parametrize("length", [b"1", b"99999", b"-5", b"ten", b"9" * 30, b"9" * 5000, b""])
 def test_a_record_that_lies_about_its_length_is_one_damaged_file(tmp_path, length):
     head, _, tail = whole().rpartition(b"Content-Length: ")
     (tmp_path / "a.warc").write_bytes(head + b"Content-Length: " + length + tail[tail.index(b"\r") :])
