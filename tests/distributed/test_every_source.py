@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import random
+import shutil
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
