@@ -148,14 +148,15 @@ def row_bytes(table: pa.Table) -> Int[np.ndarray, " rows"]:
 def _value_bytes(array: pa.Array) -> Int[np.ndarray, " rows"]:
     kind = array.type
     if pa.types.is_struct(kind):
-        fields = [_value_bytes(array.field(index)) for index in range(kind.num_fields)]
-        return np.sum([np.zeros(len(array), np.int64), *fields], axis=0)
+        fields = (_value_bytes(array.field(index)) for index in range(kind.num_fields))
+        return sum(fields, np.zeros(len(array), np.int64))
     if pa.types.is_fixed_size_list(kind) and pa.types.is_primitive(kind.value_type):  # a token sequence has 200,000 of them
         return np.full(len(array), -(-kind.list_size * kind.value_type.bit_width // 8), np.int64)
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         ends = np.cumsum(_lengths(pc.list_value_length(array)))
         sums = np.concatenate([[0], np.cumsum(_value_bytes(array.flatten()))])
-        return np.diff(sums[np.concatenate([[0], ends])])
+        sizes: np.ndarray = np.diff(sums[np.concatenate([[0], ends])])
+        return sizes
     if pa.types.is_primitive(kind):
         return np.full(len(array), -(-kind.bit_width // 8), np.int64)
     return _lengths(pc.binary_length(array))

@@ -48,9 +48,9 @@ def ray_session(cluster: ClusterConfig) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere unless asked for
     # Workers import torch and transformers: their chatter belongs to them, what goes wrong comes back as an exception.
     quiet = {"log_to_driver": cluster.worker_logs, "logging_level": logging.ERROR, "configure_logging": True}
-    environment = {"env_vars": {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}}
-    # Threads of a worker share two arenas of malloc: with one each, a worker that encodes for hours keeps what each of them once held.
-    environment["env_vars"]["MALLOC_ARENA_MAX"] = "2"
+    # Threads of a worker share two arenas of malloc: with one each, it keeps for hours what each of them once held.
+    variables = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "MALLOC_ARENA_MAX": "2"}
+    environment = {"env_vars": variables}
     if os.environ.get("RAY_ADDRESS"):
         ray.init(runtime_env=environment, **quiet)
     else:

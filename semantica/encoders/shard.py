@@ -21,11 +21,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from semantica.datasets import FileEntry, StageOutput
+from semantica.datasets import FileEntry, StageOutput, read_manifest
 from semantica.encoders.encode import EncodeConfig, EncodedEpisodes, encode_stream, encoded_schema
 from semantica.encoders.encoder import Encoder
 from semantica.schemas import EPISODES, QUARANTINE
-from semantica.shard_writer import row_bytes
 from semantica.storage import Location
 
 QUARANTINE_FOLDER = "quarantine"
@@ -85,7 +84,9 @@ def _write(
             writer.write(prefix, encoded_schema(encoder.identity, settings).empty_table())
         writer.write(QUARANTINE_FOLDER, _damaged_rows(shard, damaged))
         order: deque[str] = deque()
-        for encoded in encode_stream(_tables(paths, settings.rows_per_group, _image_bytes(encoder, settings), order), encoder, settings):
+        for encoded in encode_stream(
+            _tables(paths, settings.rows_per_group, _image_bytes(encoder, settings), order), encoder, settings
+        ):
             prefix = order.popleft()
             writer.write(prefix, encoded.table)
             writer.write(QUARANTINE_FOLDER, encoded.quarantine)
@@ -165,12 +166,11 @@ def _tables(paths: Mapping[str, Path], rows: int, image_bytes: int, order: deque
     for prefix, path in paths.items():
         try:
             with path.open("rb") as stream, pq.ParquetFile(stream) as file:
-                _check_schema(file.schema_arrow)
                 pages, size = list[pa.Table](), 0
                 for batch in file.iter_batches(batch_size=1, columns=EPISODES.names, use_threads=False):
-                    page = pa.Table.from_batches([batch]).select(EPISODES.names).cast(EPISODES)
+                    page = _page(batch)
                     pages.append(page)
-                    size += int(row_bytes(page)[0]) + len(page["images"][0]) * image_bytes
+                    size += page.nbytes + len(page["images"][0]) * image_bytes
                     if len(pages) == rows or size >= _TABLE_BYTES:
                         order.append(prefix)
                         yield pa.concat_tables(pages).combine_chunks()
@@ -184,11 +184,11 @@ def _tables(paths: Mapping[str, Path], rows: int, image_bytes: int, order: deque
             raise DamagedEpisodes(prefix, f"not a Parquet file of episodes ({' '.join(str(error).split())[:200]})") from None
 
 
-def _check_schema(schema: pa.Schema) -> None:
-    """Raise ValueError or KeyError when a table of this schema cannot be one of episodes."""
+def _page(batch: pa.RecordBatch) -> pa.Table:
+    """One row as EPISODES. Raises ValueError or KeyError when its columns are of something else."""
     try:
-        schema.empty_table().select(EPISODES.names).cast(EPISODES)
-    except pa.ArrowNotImplementedError as error:  # a cast that does not exist
+        return pa.Table.from_batches([batch]).select(EPISODES.names).cast(EPISODES)
+    except pa.ArrowNotImplementedError as error:  # a cast that does not exist: unlike in reading, this is the file's fault
         raise ValueError(str(error)) from None
 
 
@@ -202,7 +202,8 @@ def _damaged_rows(shard: EpisodesShard, damaged: Mapping[str, str]) -> pa.Table:
 
 def _num_images(episodes: Location, shard: EpisodesShard) -> dict[str, int]:
     """How many pictures ingest wrote into each file of the shard; {} when its receipts were not kept."""
-    for found, stats in StageOutput(episodes, "episodes", {}).receipts():
+    source = read_manifest(episodes, "episodes")
+    for found, stats in StageOutput(episodes, "episodes", source.config, source.inputs).receipts():
         if found == shard.name:
             return {p: int(stats["num_held_out_images" if p else "num_train_images"]) for p in shard.entries}
     return {}

@@ -1,9 +1,9 @@
 """Encodings + selection -> training batches: target pictures with the tokens and pooled embedding of their conditioning images.
 
 The training loader is the project's own because Ray Data 2.60 cannot resume inside an epoch (see docs/decisions/0002). It opens row
-groups as the draws ask for them and keeps the last used, decoded, up to a number of bytes; which pair stands where is `draw.PairStream`'s. Tokens
-are read from the encodings, or, when these hold none, computed from the stored pictures by a function that is passed in; both give
-the same batches.
+groups as the draws ask for them and keeps the last used, decoded, up to a number of bytes; which pair stands where is
+`draw.PairStream`'s. Tokens are read from the encodings, or, when these hold none, computed from the stored pictures by a function
+that is passed in; both give the same batches.
 """
 
 from __future__ import annotations

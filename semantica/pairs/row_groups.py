@@ -1,7 +1,7 @@
 """One row group of a dataset's file, checked: what the loader and the examples open for the pictures they show.
 
-In: the manifest's entry of a file and the index of a row group. Out: its rows, some columns of them. A file's size is compared with the
-manifest's when it is first opened, and every page that is read with its checksum, so damage is an error and never other numbers.
+In: the manifest's entry of a file and the index of a row group. Out: its rows, some columns of them. A file's size is compared with
+the manifest's when it is first opened, and every page that is read with its checksum, so damage is an error, never other numbers.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class RowGroupReader:
         try:
             self._check_size(path, entry)
             with path.open("rb") as stream, pq.ParquetFile(stream, page_checksum_verification=True) as file:
-                table = file.read_row_group(group, columns=self.columns, use_threads=False)
+                table = file.read_row_group(group, columns=self.columns)
         except (DataError, pa.ArrowMemoryError, pa.ArrowNotImplementedError):  # the last two are limits of machine and Arrow
             raise
         except (OSError, ValueError, pa.ArrowException) as error:

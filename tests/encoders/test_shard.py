@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from collections import deque
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from semantica.datasets import StageOutput, read_manifest, read_shard
 from semantica.encoders.encode import EncodeConfig, encode_episodes
 from semantica.encoders.encoder import EncoderConfig, load_encoder
-from semantica.encoders.shard import encode_shard
+from semantica.encoders.shard import DamagedEpisodes, _tables, encode_shard
 from semantica.encoders.totals import (
     check_damage,
     counts_of,
@@ -24,6 +25,7 @@ from semantica.encoders.totals import (
     shards_of,
 )
 from semantica.errors import DataError
+from semantica.schemas import EPISODES
 from semantica.storage import file_sha256, location
 
 SIZES = {"part-00000": ((3, 2, 4), (2,)), "part-00001": ((5, 1), ()), "part-00002": ((2, 2, 2, 2), (3, 1))}
@@ -150,6 +152,63 @@ def test_a_file_of_another_format_that_the_manifest_names_is_left_out_whole(epis
     assert stats["splits"][""]["num_images"] == 8
     assert pq.read_table(tmp_path / "out" / "part-00002.parquet").num_rows == 4
     assert pq.read_table(tmp_path / "out" / "held_out" / "part-00002.parquet").num_rows == 0
+
+
+@pytest.mark.slow
+def test_a_row_group_that_arrow_cannot_read_at_once_is_read_whole(make, tmp_path):
+    """Made elsewhere: one row group with 2.1 GiB of pictures in a column, above the 2 GiB that Arrow reads of a nested one."""
+    page = make.episodes((10,)).to_pylist()
+    for image in page[0]["images"]:
+        image["bytes"] = bytes(2**22)
+    table = pa.Table.from_pylist(page, schema=EPISODES)
+    path = tmp_path / "part.parquet"
+    with pq.ParquetWriter(path, EPISODES, compression="zstd", use_dictionary=False, write_statistics=False) as writer:
+        writer.write_table(pa.concat_tables([table] * 54), row_group_size=54)
+    assert pq.read_metadata(path).num_row_groups == 1
+    with pytest.raises(pa.ArrowNotImplementedError, match="chunked array"), pq.ParquetFile(path) as file:
+        file.read_row_group(0)
+    order = deque()
+    read = 0
+    for part in _tables({"": path}, 64, 0, order):
+        assert part.equals(table)  # a page of 40 MiB is a table of its own
+        read += part.num_rows
+    assert read == len(order) == 54
+
+
+@pytest.mark.parametrize("kind", [pa.int64(), pa.list_(pa.int64())])
+def test_a_column_that_cannot_become_pictures_is_damage(make, tmp_path, kind):
+    table = make.episodes((2, 1))
+    path = tmp_path / "part.parquet"
+    column = pa.array([[1], [2]] if pa.types.is_list(kind) else [1, 2], kind)
+    pq.write_table(table.set_column(3, "images", column), path)
+    with pytest.raises(DamagedEpisodes, match="not a Parquet file of episodes"):
+        next(_tables({"": path}, 64, 0, deque()))
+
+
+def test_tables_on_their_way_are_bounded_by_pictures_and_their_encodings(make, tmp_path):
+    path = tmp_path / "part.parquet"
+    sizes = (3, 2, 9, 0, 1, 1, 1, 1, 4)
+    pq.write_table(make.episodes(sizes), path)
+    for image_bytes, expected in ((2**22, [2, 1, 5, 1]), (0, [9])):  # four pictures to a table, or all of them
+        order = deque()
+        tables = list(_tables({"": path}, 64, image_bytes, order))
+        assert [table.num_rows for table in tables] == expected
+        assert pa.concat_tables(tables).equals(make.episodes(sizes))
+        assert list(order) == [""] * len(expected)
+    assert [table.num_rows for table in _tables({"": path}, 4, 0, deque())] == [4, 4, 1]
+
+
+def test_many_pictures_a_page_end_row_groups_early_and_change_no_encoding(episodes, tmp_path, encoder, monkeypatch):
+    whole = run(episodes, tmp_path / "whole", encoder, rows_per_group=64)
+    assert [entry.row_group_rows for entry in whole.shards()] == [(3,), (2,), (4,)]
+    monkeypatch.setattr("semantica.encoders.shard._TABLE_BYTES", 2000)
+    monkeypatch.setattr("semantica.shard_writer.MAX_GROUP_BYTES", 4000)  # a picture and its encoding have about 1 KB
+    cut = run(episodes, tmp_path / "cut", encoder, rows_per_group=64)
+    assert [entry.row_group_rows for entry in cut.shards()] == [(2, 1), (1, 1), (2, 2)]
+    for prefix in ("", "held_out", "quarantine"):
+        assert rows(tmp_path / "cut", cut, prefix).equals(rows(tmp_path / "whole", whole, prefix))
+    assert cut.counts == whole.counts
+    np.testing.assert_allclose(cut.facts["corpus_mean"], whole.facts["corpus_mean"], rtol=1e-12)
 
 
 def test_too_much_damage_ends_the_job_with_the_reason_and_a_restored_file_mends_it(episodes, tmp_path, encoder):

@@ -115,5 +115,5 @@ def test_a_root_without_class_folders_is_an_error_that_says_what_is_there(tmp_pa
     write(tmp_path, "notes/readme.md")
     with pytest.raises(DataError, match=r"expected ROOT/CLASS/\*\.jpg.*found notes/, a\.png"):
         SOURCE.parts(tmp_path, SETTINGS)
-    with pytest.raises(DataError, match="no folder"):
+    with pytest.raises(DataError, match="nowhere is not there; expected the folder of a crawl"):
         SOURCE.parts(tmp_path / "nowhere", SETTINGS)
