@@ -194,7 +194,7 @@ class StageOutput:
 
     @property
     def _suffix(self) -> str:
-        """How the receipts of this work end; those of another configuration, by a worker that outlived its driver, end otherwise."""
+        """How receipts of this work end: those of another configuration, by a worker that outlived its driver, end otherwise."""
         return f".{hashlib.sha256(json.dumps(self._plan(), sort_keys=True).encode()).hexdigest()[:12]}.json"
 
     def _receipt(self, name: str) -> Location:

@@ -20,11 +20,12 @@ class ClusterConfig:
     num_workers: int = 2  # of train
     cpus_per_worker: float = 1.0
     use_gpu: bool = False  # one GPU a training worker
+    loader_mb: int = 2048  # of row groups that a training worker keeps in memory, so that each is read once
     max_failures: int = 3  # of training workers, before the job gives up; it goes on from the last checkpoint each time
     worker_logs: bool = False  # show what workers print
 
     def __post_init__(self) -> None:
-        for name in ("num_fetchers", "min_actors", "num_actors", "num_workers"):
+        for name in ("num_fetchers", "min_actors", "num_actors", "num_workers", "loader_mb"):
             require(getattr(self, name) >= 1, f"cluster.{name}", "1 or more", getattr(self, name))
         require(
             self.min_actors <= self.num_actors, "cluster.min_actors", f"at most num_actors = {self.num_actors}", self.min_actors

@@ -67,6 +67,7 @@ def train_on_worker(job: dict[str, Any]) -> None:
         resolution_px=config.denoiser.resolution_px,
         rank=rank,
         world=world,
+        max_open_bytes=job["loader_mb"] * 2**20,
         tokens_of=tokens_on_the_fly(read_manifest(encodings, "encodings"), str(device)),
     )
 
@@ -119,8 +120,10 @@ def train(
         seed=config.seed,
         batch_size=config.batch_size,
         num_lanes=config.num_lanes,
+        window_groups=config.window_groups,
         resolution_px=config.denoiser.resolution_px,
         world=runtime.cluster.num_workers,
+        max_open_bytes=runtime.cluster.loader_mb * 2**20,
         tokens_of=tokens_on_the_fly(source),
     )
     folder = out.absolute()
@@ -140,6 +143,7 @@ def train(
             "selection": uri(selection),
             "provenance": asdict(provenance),
             "use_gpu": runtime.cluster.use_gpu,
+            "loader_mb": runtime.cluster.loader_mb,
             "mailbox": ray.remote(num_cpus=0)(Mailbox).remote(),
         }
         check_resources(runtime.cluster, gpus=float(runtime.cluster.num_workers if runtime.cluster.use_gpu else 0))

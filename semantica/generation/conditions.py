@@ -94,7 +94,7 @@ class Conditions:
         columns = ["episode_id", "images", "pooled", *(["tokens"] if self._stored else [])]
         path = self.encodings / self._files[place.file].path
         try:
-            with path.open("rb") as stream, pq.ParquetFile(stream) as file:
+            with path.open("rb") as stream, pq.ParquetFile(stream, page_checksum_verification=True) as file:
                 return file.read_row_group(place.group, columns=columns)
         except (OSError, ValueError, pa.ArrowException) as error:
             raise DataError(f"generate: {path} is not readable ({error}); run jobs.encode again") from None
