@@ -167,7 +167,7 @@ def test_the_bytes_of_a_row_group_are_those_of_its_arrays(lean):
 
 def test_windows_that_do_not_fit_into_the_bound_are_said(run, caplog):
     loader(run, max_open_bytes=1000)
-    assert "more than max_open_bytes" in caplog.text
+    assert "raise cluster.loader_mb" in caplog.text
     assert "lower train.window_groups" in caplog.text
     caplog.clear()
     loader(run)
