@@ -211,7 +211,7 @@ class PairLoader:
         if min(num_open, len(self.selection.row_groups)) * mean > self.max_open_bytes:
             logger.warning(
                 "train: the %d row groups of the windows take about %.1f GiB, more than the %.1f GiB that a worker keeps: "
-                "each is read many times; raise cluster.loader_mb, or lower train.window_groups, train.num_lanes or encode.rows_per_group",
+                "each is read many times; raise cluster.loader_mb, or lower train.window_groups or train.num_lanes",
                 num_open,
                 num_open * mean / 2**30,
                 self.max_open_bytes / 2**30,
