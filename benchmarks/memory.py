@@ -24,7 +24,7 @@ import psutil
 from benchmarks.corpus import make_encoder, make_tar, make_tree
 from benchmarks.record import Measured, record
 
-NUM_PAGES, FACTOR, PICTURES_A_PAGE, PAGES_A_SHARD, ROWS_A_GROUP = 60, 10, 6, 15, 8
+NUM_PAGES, FACTOR, PICTURES_A_PAGE, PAGES_A_SHARD, ROWS_A_GROUP = 45, 10, 6, 15, 8
 WIDTH, NUM_LAYERS, IMAGE_PX, BATCH = 192, 1, 224, 32  # 257 tokens, 99 KB a picture
 CENSUS_MB = 1  # the census fills its memory as pictures come, up to this
 MAX_RATIO = 1.1
