@@ -91,7 +91,7 @@ def held(folder: Location, what: str) -> Iterator[None]:
 def _acquire(folder: Location, what: str) -> Location:
     prefix = f".{folder.name}.lease-"
     number = 0
-    for path in _leases(folder, prefix):
+    for path in _leases(folder.parent, prefix):
         number = int(path.name.removeprefix(prefix)) + 1
         _refuse_living(path, folder, what)
         path.unlink(missing_ok=True)
@@ -99,7 +99,7 @@ def _acquire(folder: Location, what: str) -> Location:
     if not create(own, json.dumps(asdict(Owner.this_process())).encode()):
         raise DataError(f"{what}: another process began to write {folder} at this moment; wait for it, or choose another folder")
     try:
-        for path in _leases(folder, prefix):  # again: somebody may have begun at another number, after a release
+        for path in _leases(folder.parent, prefix):  # again: somebody may have begun at another number, after a release
             if path.name != own.name:
                 _refuse_living(path, folder, what)
     except DataError:
@@ -117,12 +117,10 @@ def _refuse_living(path: Location, folder: Location, what: str) -> None:
         )
 
 
-def _leases(folder: Location, prefix: str) -> list[Location]:
-    if not folder.parent.exists():
+def _leases(parent: Location, prefix: str) -> list[Location]:
+    if not parent.exists():
         return []
-    return sorted(
-        (p for p in cast("Iterator[Location]", folder.parent.iterdir()) if p.name.startswith(prefix)), key=lambda p: p.name
-    )
+    return sorted((p for p in cast("Iterator[Location]", parent.iterdir()) if p.name.startswith(prefix)), key=lambda p: p.name)
 
 
 def _read(path: Location) -> Owner | None:
@@ -135,10 +133,17 @@ def _read(path: Location) -> Owner | None:
         return Owner("unknown", 0, 0.0, path.stat().st_mtime)
 
 
+def _taken_over(path: Location) -> bool:
+    """True when the lease is gone, or a later one stands beside it: a renewal that met the taking brought the file back."""
+    prefix, _, _ = path.name.rpartition("-")
+    others = [p.name for p in _leases(path.parent, f"{prefix}-")]
+    return path.name not in others or others[-1] > path.name
+
+
 def _renew(path: Location, folder: str, stop: threading.Event) -> None:
     while not stop.wait(RENEW_S):
         try:
-            if not path.exists():
+            if _taken_over(path):
                 _LOST.add(folder)
                 log.error("lease: %s is gone: another process has taken this output over; stop one of the two", path)
                 return

@@ -103,15 +103,28 @@ def test_an_output_that_was_taken_over_is_not_finished_by_the_one_who_lost_it(fo
     stage = StageOutput(folder, "scores", {})
     with held(folder, "encode"):
         stage.open()
-        leases(folder)[0].unlink()  # as one does who thinks the owner dead
+        path = leases(folder)[0]  # as one does who thinks the owner dead; a renewal may bring the file back at this moment
+        write_atomically(path.with_name(".out.lease-000001"), json.dumps(asdict(Owner.this_process())).encode())
+        path.unlink(missing_ok=True)
         deadline = time.monotonic() + 10
         while str(folder) not in lease._LOST:
             assert time.monotonic() < deadline
             time.sleep(0.01)
         with pytest.raises(DataError, match="was taken over by another process"):
             stage.finish({}, {})
+    path.with_name(".out.lease-000001").unlink()
     with held(folder, "encode"):
         stage.finish({}, {})
+
+
+def test_a_lease_that_is_removed_under_its_owner_is_noticed(folder):
+    from semantica import lease
+
+    with held(folder, "encode"):
+        path = leases(folder)[0]
+        assert not lease._taken_over(path)
+        path.unlink()
+        assert lease._taken_over(path)
 
 
 def test_a_living_process_of_this_machine_keeps_its_lease_however_old(folder, other):
