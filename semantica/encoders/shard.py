@@ -165,7 +165,8 @@ def _tables(paths: Mapping[str, Path], rows: int, image_bytes: int, order: deque
     """
     for prefix, path in paths.items():
         try:
-            with path.open("rb") as stream, pq.ParquetFile(stream) as file:
+            # Without pre_buffer=False Arrow keeps what it has read of all row groups until the end.
+            with path.open("rb") as stream, pq.ParquetFile(stream, pre_buffer=False) as file:
                 pages, size = list[pa.Table](), 0
                 for batch in file.iter_batches(batch_size=1, columns=EPISODES.names, use_threads=False):
                     page = _page(batch)
