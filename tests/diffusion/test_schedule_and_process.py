@@ -1,4 +1,4 @@
-"""The schedule's values and the identities between x, eps and v, in float64."""
+"""The schedule's values and the identities between x, eps and v, in float64; networks of every prediction, the memo."""
 
 import math
 
@@ -6,9 +6,20 @@ import pytest
 import torch
 
 from semantica.diffusion.loss import eps_loss
-from semantica.diffusion.process import diffuse, eps_from_v, eps_from_x, v_from_x, v_target, x_from_v
+from semantica.diffusion.process import (
+    denoise_with,
+    diffuse,
+    eps_from_v,
+    eps_from_x,
+    v_from_eps,
+    v_from_x,
+    v_target,
+    x_from_eps,
+    x_from_v,
+)
 from semantica.diffusion.schedule import ScheduleConfig, alpha_sigma, logsnr, logsnr_shift
 from semantica.errors import ConfigError
+from tests.diffusion.oracles import Preparing, conditioning, linear_network, normal
 
 AT_256 = ScheduleConfig(resolution_px=256)
 CLOSE = {"rtol": 1e-9, "atol": 1e-12}
@@ -81,17 +92,103 @@ def test_v_and_eps_predictions_agree(example):
     torch.testing.assert_close(diffuse(x_hat, eps_hat, level), z, **CLOSE)
     torch.testing.assert_close(eps_from_x(z, x_hat, level), eps_hat, rtol=1e-7, atol=1e-9)
     torch.testing.assert_close(v_from_x(z, x_hat, level), v_hat, rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(x_from_eps(z, eps_hat, level), x_hat, rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(v_from_eps(z, eps_hat, level), v_hat, rtol=1e-7, atol=1e-9)
 
 
-def test_loss_is_the_squared_error_of_eps(example):
+def outputs(z, level, v_hat):
+    """What networks of each prediction output when they mean the same."""
+    return {"v": v_hat, "eps": eps_from_v(z, v_hat, level), "x": x_from_v(z, v_hat, level)}
+
+
+def test_networks_that_mean_the_same_are_the_same_denoise(example):
     x, eps, level = example
-    v_hat = torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    direct = (eps - eps_from_v(diffuse(x, eps, level), v_hat, level)).square().mean(dim=(1, 2, 3))
-    torch.testing.assert_close(eps_loss(v_hat, x, eps, level), direct, **CLOSE)
+    z, cond = diffuse(x, eps, level), conditioning(16)
+    for prediction, output in outputs(z, level, normal(x.shape, 1)).items():
+        denoise = denoise_with(lambda *_, output=output: output, prediction)
+        torch.testing.assert_close(denoise(z, level, cond), x_from_v(z, normal(x.shape, 1), level), rtol=1e-7, atol=1e-9)
+
+
+# Loss
+
+
+def test_loss_is_the_squared_error_of_eps_whatever_the_network_predicts(example):
+    x, eps, level = example
+    z = diffuse(x, eps, level)
+    found = outputs(z, level, normal(x.shape, 1))
+    direct = (eps - found["eps"]).square().mean(dim=(1, 2, 3))
+    for prediction, output in found.items():
+        torch.testing.assert_close(eps_loss(output, x, eps, level, prediction), direct, rtol=1e-7, atol=1e-9)
+
+
+def test_loss_is_sigmoid_of_logsnr_times_the_v_loss(example):
+    x, eps, level = example
+    v_hat = normal(x.shape, 1)
+    v_loss = (v_target(x, eps, level) - v_hat).square().mean(dim=(1, 2, 3))
+    torch.testing.assert_close(eps_loss(v_hat, x, eps, level), torch.sigmoid(level) * v_loss, **CLOSE)
+
+
+def test_rounding_x_hat_costs_more_near_t_0_than_knowing_nothing():
+    """Why v: rounded to bfloat16, a perfect x_hat has a loss over 1 at logsnr 15, a perfect v_hat or eps_hat next to none."""
+    x, eps = normal((4, 3, 16, 16), 0).clamp(-1, 1), normal((4, 3, 16, 16), 1)
+    level = torch.full((4,), 15.0, dtype=torch.float64)
+    perfect = {"x": x, "v": v_target(x, eps, level), "eps": eps}
+    cost = {p: eps_loss(output.bfloat16().double(), x, eps, level, p).mean().item() for p, output in perfect.items()}
+    assert cost["x"] > 1
+    assert max(cost["v"], cost["eps"]) < 1e-4
 
 
 def test_loss_of_the_target_is_zero_and_of_half_precision_is_float32(example):
     x, eps, level = example
-    assert eps_loss(v_target(x, eps, level), x, eps, level).abs().max() == 0
-    half = [tensor.to(torch.bfloat16) for tensor in (x, x, eps, level)]
-    assert eps_loss(*half).dtype == torch.float32
+    for prediction, target in {"v": v_target(x, eps, level), "eps": eps, "x": x}.items():
+        assert eps_loss(target, x, eps, level, prediction).abs().max() == 0
+        half = [tensor.to(torch.bfloat16) for tensor in (x, x, eps, level)]
+        assert eps_loss(*half, prediction).dtype == torch.float32
+
+
+# Memo
+
+
+def test_a_network_that_prepares_gives_the_same_pictures_bit_for_bit(example):
+    x, _, level = example
+    cond, network = conditioning(16), Preparing()
+    with torch.no_grad():
+        for _ in range(3):
+            assert torch.equal(denoise_with(network)(x, level, cond), denoise_with(linear_network)(x, level, cond))
+
+
+def test_the_last_two_conditionings_are_prepared_once(example):
+    x, _, level = example
+    network = Preparing()
+    denoise = denoise_with(network)
+    one, other, third = (conditioning(16, seed) for seed in (1, 2, 3))
+    with torch.no_grad():
+        for cond in (one, other, one, other, one):
+            torch.testing.assert_close(denoise(x, level, cond), denoise_with(linear_network)(x, level, cond))
+        assert len(network.prepared) == 2
+        for cond in (third, other, one):  # the third takes the place of the first
+            torch.testing.assert_close(denoise(x, level, cond), denoise_with(linear_network)(x, level, cond))
+        assert len(network.prepared) == 4
+
+
+def test_equal_conditionings_that_are_two_objects_are_prepared_twice(example):
+    x, _, level = example
+    network, cond = Preparing(), conditioning(16)
+    denoise = denoise_with(network)
+    with torch.no_grad():
+        for rows in (cond, cond[:], cond):
+            denoise(x, level, rows)
+    assert len(network.prepared) == 2
+
+
+def test_gradients_reach_the_conditioning_at_every_call(example):
+    """Nothing is kept where gradients are on: each call has a graph of its own, and what is kept without them is not used."""
+    x, _, level = example
+    cond, network = conditioning(16), Preparing()
+    cond.pooled.requires_grad_()
+    denoise = denoise_with(network)
+    with torch.no_grad():
+        denoise(x, level, cond)
+    grads = [torch.autograd.grad(denoise(x, level, cond).sum(), cond.pooled)[0] for _ in range(2)]
+    assert torch.equal(*grads)
+    assert grads[0].abs().min() > 0

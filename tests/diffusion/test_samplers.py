@@ -1,61 +1,27 @@
-"""The sampler against closed forms: posteriors of Gaussians, optimal denoisers of known distributions; guidance as identities."""
+"""Every sampler against closed forms: posteriors of Gaussians, optimal denoisers of known distributions; what they share."""
 
 import pytest
 import torch
 
-from semantica.conditioning import Conditioning
-from semantica.diffusion.guidance import guided
-from semantica.diffusion.process import denoise_with, eps_from_x, v_from_x
-from semantica.diffusion.samplers import SamplerConfig, ddpm, ddpm_posterior, ddpm_step
+from semantica.diffusion.process import denoise_with
+from semantica.diffusion.samplers import SamplerConfig, ddim, ddpm, ddpm_posterior, ddpm_step, dpm_solver, sampler_of
+from semantica.diffusion.samplers.contract import step_levels
 from semantica.diffusion.schedule import ScheduleConfig, alpha_sigma, logsnr
 from semantica.errors import ConfigError
+from tests.diffusion.oracles import (
+    SCHEDULE,
+    conditioning,
+    gaussian_denoiser,
+    levels,
+    linear_network,
+    no_noise,
+    noise_like,
+    normal,
+    two_point_denoiser,
+)
 
-SCHEDULE = ScheduleConfig(resolution_px=64)
-
-
-def normal(shape, seed):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def conditioning(num, seed=0):
-    return Conditioning.of(normal((num, 2, 4), seed), normal((num, 3), seed + 1))
-
-
-def noise_like(z, seed):
-    generator = torch.Generator().manual_seed(seed)
-    return lambda _: torch.randn(z.shape, generator=generator, dtype=z.dtype)
-
-
-def levels(values):
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def gaussian_denoiser(mean, std):
-    """E[x | z] for x ~ N(mean, std²), every pixel by itself."""
-
-    def denoise(z, logsnr, cond):
-        alpha, sigma = alpha_sigma(logsnr[:, None, None, None])
-        return mean + alpha * std**2 / (alpha**2 * std**2 + sigma**2) * (z - alpha * mean)
-
-    return denoise
-
-
-def two_point_denoiser(probability):
-    """E[x | z] for x = 1 with the probability, else -1."""
-    prior = torch.logit(torch.tensor(probability, dtype=torch.float64)) / 2
-
-    def denoise(z, logsnr, cond):
-        alpha, sigma = alpha_sigma(logsnr[:, None, None, None])
-        return torch.tanh(alpha * z / sigma**2 + prior)
-
-    return denoise
-
-
-def linear_network(z, logsnr, cond):
-    """A network whose v_hat depends on everything it is given, row by row."""
-    strength = torch.where(cond.is_null, 0.3, cond.pooled.mean(dim=1))
-    return (z * torch.sigmoid(logsnr)[:, None, None, None] + strength[:, None, None, None]).sin()
-
+SAMPLERS = (ddpm, ddim, dpm_solver)
+every_sampler = pytest.mark.parametrize("sampler", SAMPLERS)
 
 # Posterior
 
@@ -97,7 +63,7 @@ def test_step_noise_has_the_interpolated_std(interpolation):
     torch.testing.assert_close(added, expected.expand_as(added))
 
 
-# Sampler
+# What is drawn
 
 
 def gaussian_moments(mean, std, config):
@@ -141,25 +107,57 @@ def test_optimal_denoiser_of_a_gaussian_recovers_it():
     assert errors[2] < errors[1] / 3
 
 
-def test_two_point_mixture_is_recovered():
+@every_sampler
+def test_two_point_mixture_is_recovered(sampler):
     """Every pixel ends at -1 or 1, in the right proportion within 4 standard errors (binomial)."""
     z = normal((50, 3, 16, 16), 4)
-    x = ddpm(two_point_denoiser(0.7), conditioning(50), z, SCHEDULE, SamplerConfig(num_steps=200), noise_like(z, 5))
+    x = sampler(two_point_denoiser(0.7), conditioning(50), z, SCHEDULE, SamplerConfig(num_steps=200), noise_like(z, 5))
     assert ((x.abs() - 1).abs() < 1e-3).double().mean() > 0.999
     assert abs((x > 0).double().mean().item() - 0.7) < 4 * (0.7 * 0.3 / x.numel()) ** 0.5
 
 
-def test_one_step_returns_the_denoised_noise_and_asks_for_no_noise():
+# What all have in common
+
+
+def test_a_config_names_its_sampler():
+    assert [sampler_of(SamplerConfig(name=name)) for name in ("ddpm", "ddim", "dpm_solver")] == list(SAMPLERS)
+
+
+@every_sampler
+def test_one_step_returns_the_denoised_noise_and_asks_for_no_noise(sampler):
     z = normal((2, 3, 4, 4), 6)
-
-    def no_noise(index):
-        raise AssertionError(index)
-
-    x = ddpm(gaussian_denoiser(0.1, 0.5), conditioning(2), z, SCHEDULE, SamplerConfig(num_steps=1), no_noise)
+    x = sampler(gaussian_denoiser(0.1, 0.5), conditioning(2), z, SCHEDULE, SamplerConfig(num_steps=1), no_noise)
     torch.testing.assert_close(x, gaussian_denoiser(0.1, 0.5)(z, levels([-15.0, -15.0]), None))
 
 
-def test_x_hat_is_clipped_at_every_step_only_when_asked():
+@every_sampler
+@pytest.mark.parametrize("spacing", ["t", "logsnr"])
+def test_the_denoiser_sees_the_levels_of_the_spacing(sampler, spacing):
+    """Equal steps in t or in logsnr, from t = 1, without t = 0; the paper's for ddpm when none is named, logsnr for the others."""
+    t = torch.linspace(1, 0, 6, dtype=torch.float64)
+    expected = {"t": logsnr(t, SCHEDULE), "logsnr": 15 - 30 * t}[spacing][:-1]
+    named = {spacing, None} if (sampler is ddpm) == (spacing == "t") else {spacing}
+    for name in named:
+        seen = []
+
+        def watch(z, level, cond, seen=seen):
+            seen.append(level)
+            return 0 * z
+
+        z = normal((2, 3, 4, 4), 6)
+        sampler(watch, conditioning(2), z, SCHEDULE, SamplerConfig(num_steps=5, spacing=name), noise_like(z, 7))
+        torch.testing.assert_close(torch.stack(seen), expected[:, None].expand(5, 2), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("spacing", ["t", "logsnr"])
+def test_levels_end_where_the_schedule_does_and_rise(spacing):
+    found = step_levels(ScheduleConfig(resolution_px=256, logsnr_min=-10.0, logsnr_max=12.0), 20, spacing)
+    torch.testing.assert_close(found[[0, -1]], levels([-10.0, 12.0]))
+    assert (found.diff() > 0).all()
+
+
+@every_sampler
+def test_x_hat_is_clipped_at_every_step_only_when_asked(sampler):
     z, seen = normal((2, 3, 4, 4), 6), []
 
     def watch(step):
@@ -169,20 +167,29 @@ def test_x_hat_is_clipped_at_every_step_only_when_asked():
     for clip in (True, False):
         seen.clear()
         config = SamplerConfig(num_steps=5, clip=clip)
-        x = ddpm(lambda z, *_: 3 + 0 * z, conditioning(2), z, SCHEDULE, config, noise_like(z, 7), watch)
+        x = sampler(lambda z, *_: 3 + 0 * z, conditioning(2), z, SCHEDULE, config, noise_like(z, 7), watch)
         assert len(seen) == 4
         assert {*seen, x.abs().max().item()} == ({1.0} if clip else {3.0})
 
 
-def test_callback_decides_the_z_to_go_on_with():
-    z = normal((2, 3, 4, 4), 6)
-    config = SamplerConfig(num_steps=3)
-    x = ddpm(gaussian_denoiser(0.1, 0.5), conditioning(2), z, SCHEDULE, config, noise_like(z, 7), lambda step: 0 * step.z)
+@every_sampler
+def test_callback_decides_the_z_to_go_on_with(sampler):
+    z, reached = normal((2, 3, 4, 4), 6), []
+
+    def erase(step):
+        reached.append((step.index, step.logsnr))
+        return 0 * step.z
+
+    config = SamplerConfig(num_steps=3, spacing="t")
+    x = sampler(gaussian_denoiser(0.1, 0.5), conditioning(2), z, SCHEDULE, config, noise_like(z, 7), erase)
     last = logsnr(levels([1 / 3] * 2), SCHEDULE)
     torch.testing.assert_close(x, gaussian_denoiser(0.1, 0.5)(0 * z, last, None))
+    assert [index for index, _ in reached] == [0, 1]
+    torch.testing.assert_close(reached[-1][1], last)
 
 
-def test_samples_do_not_depend_on_how_they_are_batched():
+@every_sampler
+def test_samples_do_not_depend_on_how_they_are_batched(sampler):
     """Noise keyed by sample: six samples as one batch, as 4 + 2 and backwards are the same six pictures, bit for bit."""
     cond, config = conditioning(6), SamplerConfig(num_steps=8)
 
@@ -191,7 +198,7 @@ def test_samples_do_not_depend_on_how_they_are_batched():
 
     def draw(ids):
         rows = torch.tensor(ids)
-        return ddpm(denoise_with(linear_network), cond[rows], keyed(ids, 999), SCHEDULE, config, lambda step: keyed(ids, step))
+        return sampler(denoise_with(linear_network), cond[rows], keyed(ids, 999), SCHEDULE, config, lambda step: keyed(ids, step))
 
     together = draw([0, 1, 2, 3, 4, 5])
     assert torch.equal(torch.cat([draw([0, 1, 2, 3]), draw([4, 5])]), together)
@@ -202,45 +209,3 @@ def test_samples_do_not_depend_on_how_they_are_batched():
 def test_sampler_settings_out_of_range_are_refused(changes):
     with pytest.raises(ConfigError, match=next(iter(changes))):
         SamplerConfig(**changes)
-
-
-# Guidance
-
-
-class Counting:
-    def __init__(self):
-        self.batches = []
-
-    def __call__(self, z, logsnr, cond):
-        self.batches.append(len(z))
-        return denoise_with(linear_network)(z, logsnr, cond)
-
-
-def test_no_guidance_is_the_conditional_model_bit_for_bit_in_one_call():
-    z, level, cond, counting = normal((3, 3, 4, 4), 8), levels([-2.0, 0.0, 2.0]), conditioning(3), Counting()
-    assert torch.equal(guided(counting, 0.0)(z, level, cond), denoise_with(linear_network)(z, level, cond))
-    assert counting.batches == [3]
-
-
-def test_guidance_combines_both_branches_from_one_call():
-    z, level, cond, counting = normal((3, 3, 4, 4), 8), levels([-2.0, 0.0, 2.0]), conditioning(3), Counting()
-    out = guided(counting, 0.5)(z, level, cond)
-    assert counting.batches == [6]
-    network = denoise_with(linear_network)
-    torch.testing.assert_close(out, 1.5 * network(z, level, cond) - 0.5 * network(z, level, cond.null()))
-
-
-def test_guidance_agrees_in_x_v_and_eps():
-    """Before clipping it does not matter which prediction is combined."""
-    z, level, cond = normal((3, 3, 4, 4), 8), levels([-2.0, 0.0, 2.0]), conditioning(3)
-    network, w = denoise_with(linear_network), 1.5
-    x = guided(network, w)(z, level, cond)
-    for convert in (v_from_x, eps_from_x):
-        conditional, unconditional = (convert(z, network(z, level, branch), level) for branch in (cond, cond.null()))
-        torch.testing.assert_close(convert(z, x, level), (1 + w) * conditional - w * unconditional)
-
-
-def test_guidance_of_null_rows_is_the_unconditional_model():
-    z, level, cond = normal((3, 3, 4, 4), 8), levels([-2.0, 0.0, 2.0]), conditioning(3).null()
-    network = denoise_with(linear_network)
-    torch.testing.assert_close(guided(network, 1.0)(z, level, cond), network(z, level, cond))
