@@ -45,36 +45,67 @@ class NoiseEmbedding(nn.Module):
 
 
 class TokenContext(nn.Module):
-    """cond.tokens -> the context of cross-attention, (B, N, D): LayerNorm without affine (each block's key and value learn one).
+    """cond.tokens -> the context of cross-attention, (B, K N, D): LayerNorm without affine (each block's key and value learn one).
 
-    Null rows hold one learned vector at every position: attention over equal keys is that vector's value whatever the weights,
-    so a vector for each position would add N D parameters and a constant at most.
+    The tokens of K images stand side by side; when a network takes more than one, each image's tokens get the learned vector of
+    its place [C]. Where there is no image, one learned null vector stands at every position: attention over equal keys is that
+    vector's value whatever the weights, so a vector for each position would add N D parameters and a constant at most.
     """
 
-    def __init__(self, token_dim: int) -> None:
+    def __init__(self, token_dim: int, max_images: int) -> None:
         super().__init__()
         self.null = LearnedVectors(1, token_dim, std=1.0)  # as a normalised token is distributed
+        self.place = LearnedVectors(max_images, token_dim, std=0.02) if max_images > 1 else None
 
     def forward(self, cond: Conditioning) -> Float[Tensor, "b n d"]:
         null = self.null()
         tokens = cond.tokens.to(null.dtype)
-        return torch.where(cond.is_null[:, None, None], null, F.layer_norm(tokens, tokens.shape[-1:])).to(null.dtype)
+        context = torch.where(cond.present[:, :, None, None], F.layer_norm(tokens, tokens.shape[-1:]), null).to(null.dtype)
+        if self.place is not None:
+            context = context + self.place()[:, None]
+        return context.flatten(1, 2)
 
 
 class PooledEmbedding(nn.Module):
-    """cond.pooled -> what is added to the noise embedding, (B, E): L2-normalised times √D, then dense.
+    """cond.pooled -> what is added to the noise embedding, (B, E): L2-normalised times √D, averaged over the images, then dense.
 
     The L2 norm keeps the directions, on which the encoder's cosines (and the band) are measured; √D makes entries of order 1.
-    Null rows hold a learned vector in place of the normalised one.
+    Null rows hold a learned vector in place of the average.
     """
 
-    def __init__(self, pooled_dim: int, embedding_dim: int) -> None:
+    def __init__(self, pooled_dim: int, embedding_dim: int, max_images: int) -> None:
         super().__init__()
         self.null = LearnedVectors(1, pooled_dim, std=1.0)
+        self.place = LearnedVectors(max_images, pooled_dim, std=0.02) if max_images > 1 else None
         self.dense = nn.Linear(pooled_dim, embedding_dim)
 
     def forward(self, cond: Conditioning) -> Float[Tensor, "b e"]:
         null = self.null()
-        pooled = F.normalize(cond.pooled.to(null.dtype), dim=1) * math.sqrt(cond.pooled.shape[1])
-        out: Tensor = self.dense(torch.where(cond.is_null[:, None], null, pooled))
+        pooled = F.normalize(cond.pooled.to(null.dtype), dim=2) * math.sqrt(cond.pooled.shape[2])
+        if self.place is not None:
+            pooled = pooled + self.place()
+        present = cond.present[:, :, None]
+        mean = torch.where(present, pooled, 0).sum(1) / present.sum(1).clamp(min=1)
+        out: Tensor = self.dense(torch.where(cond.is_null[:, None], null, mean).to(null.dtype))
+        return out
+
+
+class SimilarityEmbedding(nn.Module):
+    """cond.similarity -> what is added to the noise embedding, (B, E): Fourier features, then a dense layer, SiLU, a dense layer.
+
+    Periods from 25 down to 0.1 of cosine [C]. Rows that ask for no similarity hold a learned vector in place of the features.
+    """
+
+    def __init__(self, embedding_dim: int) -> None:
+        super().__init__()
+        self.dim = 64
+        self.null = LearnedVectors(1, self.dim, std=math.sqrt(0.5))  # as cosines and sines are distributed
+        self.dense_in = nn.Linear(self.dim, embedding_dim)
+        self.dense_out = nn.Linear(embedding_dim, embedding_dim)
+
+    def forward(self, cond: Conditioning) -> Float[Tensor, "b e"]:
+        null = self.null()
+        asked = ~cond.similarity.isnan()
+        features = fourier_features(4 * torch.where(asked, cond.similarity, 0.0), self.dim).to(null.dtype)
+        out: Tensor = self.dense_out(F.silu(self.dense_in(torch.where(asked[:, None], features, null))))
         return out

@@ -1,7 +1,8 @@
 """The blocks of the U-ViT. Convolution stages work on maps (B, C, H, W), transformer stages on sequences (B, H W, C).
 
 Every block is `(h, embedding, context) -> h`: the embedding (B, E) of noise (and pooled conditioning) scales and shifts it, the
-context (B, N, D) is what it may attend to. Residual branches end in a layer that starts at zero, so a block starts as identity.
+context (B, N, D) is what it may attend to, as tokens or as the keys and values it makes of them. Residual branches end in a layer
+that starts at zero, so a block starts as identity.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ Maps = Float[Tensor, "b c h w"]
 Sequence = Float[Tensor, "b n c"]
 Embedding = Float[Tensor, "b e"]
 Context = Float[Tensor, "b k d"]
+KeysValues = tuple[Float[Tensor, "b _ k _"], Float[Tensor, "b _ k _"]]  # of all heads (B, heads, K, dim)
 
 
 def patchify(x: Float[Tensor, "b c h w"], patch_px: int) -> Float[Tensor, "b c_patch h_patch w_patch"]:
@@ -108,11 +110,19 @@ class ConvBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.conv_out = zero(nn.Conv2d(channels, channels, 3, padding=1))
 
-    def forward(self, h: Maps, embedding: Embedding, context: Context | None) -> Maps:
+    def forward(self, h: Maps, embedding: Embedding, context: Context | KeysValues | None) -> Maps:
         branch = self.conv_in(F.silu(self.norm_in(h)))
         branch = F.silu(self.film(self.norm_out(branch), embedding))
         out: Tensor = h + self.conv_out(self.dropout(branch))
         return out
+
+
+class HeadNorm(nn.RMSNorm):
+    """RMSNorm in the dtype of what it is given: under autocast the gain is float32, for which there is no fused kernel."""
+
+    def forward(self, x: Float[Tensor, "b heads n dim"]) -> Float[Tensor, "b heads n dim"]:
+        assert self.weight is not None
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
 class Attention(nn.Module):
@@ -128,19 +138,24 @@ class Attention(nn.Module):
         self.norm = nn.LayerNorm(channels)
         self.query = nn.Linear(channels, channels, bias=False)
         self.key_value = nn.Linear(context_dim, 2 * channels, bias=False)
-        self.norm_query = nn.RMSNorm(head_dim, eps=1e-6)
-        self.norm_key = nn.RMSNorm(head_dim, eps=1e-6)
+        self.norm_query = HeadNorm(head_dim, eps=1e-6)
+        self.norm_key = HeadNorm(head_dim, eps=1e-6)
         self.out = zero(nn.Linear(channels, channels))
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.reshape(*x.shape[:2], -1, self.head_dim).transpose(1, 2)
 
-    def forward(self, h: Sequence, context: Context | None) -> Sequence:
+    def keys_values(self, context: Context) -> KeysValues:
+        """What this layer attends to; the same for every picture that is drawn from one context."""
+        key, value = (self._heads(x) for x in self.key_value(context).chunk(2, dim=-1))
+        return self.norm_key(key), value
+
+    def forward(self, h: Sequence, context: Context | KeysValues | None) -> Sequence:
         """What to add to h."""
         h = self.norm(h)
         query = self.norm_query(self._heads(self.query(h)))
-        key, value = (self._heads(x) for x in self.key_value(h if context is None else context).chunk(2, dim=-1))
-        attended = F.scaled_dot_product_attention(query, self.norm_key(key), value)
+        key, value = context if isinstance(context, tuple) else self.keys_values(h if context is None else context)
+        attended = F.scaled_dot_product_attention(query, key, value)
         out: Tensor = self.out(attended.transpose(1, 2).flatten(2))
         return out
 
@@ -164,7 +179,7 @@ class TransformerBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.dense_out = zero(nn.Linear(hidden, channels))
 
-    def forward(self, h: Sequence, embedding: Embedding, context: Context | None) -> Sequence:
+    def forward(self, h: Sequence, embedding: Embedding, context: Context | KeysValues | None) -> Sequence:
         h = h + self.self_attention(h, None)
         if self.cross_attention is not None:
             h = h + self.cross_attention(h, context)

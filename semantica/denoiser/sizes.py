@@ -1,8 +1,16 @@
-"""What a DenoiserConfig costs: parameters and FLOPs, counted on the meta device, without memory or arithmetic."""
+"""What a DenoiserConfig costs: parameters, FLOPs and bytes, counted on tensors without data."""
 
 from __future__ import annotations
 
+import weakref
+from functools import lru_cache
+from typing import Any
+
 import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from semantica.conditioning import Conditioning
@@ -24,9 +32,56 @@ def training_flops(config: DenoiserConfig) -> int:
     with torch.device("meta"):
         network = UViT(config)
         z = torch.empty(1, 3, config.resolution_px, config.resolution_px)
-        cond = Conditioning(
-            torch.empty(1, config.num_tokens, config.token_dim), torch.empty(1, config.pooled_dim), torch.empty(1, dtype=torch.bool)
+        images = config.max_images
+        cond = Conditioning.of(
+            torch.empty(1, images, config.num_tokens, config.token_dim), torch.empty(1, images, config.pooled_dim)
         )
         with FlopCounterMode(display=False) as counter:
             network(z, torch.empty(1), cond).sum().backward()
     return int(counter.get_total_flops())
+
+
+class PeakBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """While it is active, counts the bytes of all new tensors that are alive at once; `peak` is the most there were."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.peak = 0
+        self._known: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self._known.update(_storages((args, kwargs)))  # weights and what else was there before, of which outputs may be views
+        out = func(*args, **(kwargs or {}))
+        for storage in _storages(out):
+            if storage not in self._known:
+                self._known.add(storage)
+                weakref.finalize(storage, self._free, storage.nbytes())
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+        return out
+
+    def _free(self, num_bytes: int) -> None:
+        self.now -= num_bytes
+
+
+def _storages(tree: object) -> list[Any]:
+    return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+@lru_cache
+def sampling_bytes(config: DenoiserConfig, dtype: torch.dtype) -> int:
+    """Bytes that one row of the network's forward pass needs at once without gradients: activations, and the keys and values of
+    its conditioning. Weights are not in it.
+    """
+    rows = 2
+    with FakeTensorMode(), torch.no_grad():
+        network = UViT(config).eval()  # in float32: a fake module cannot be cast
+        images, side = config.max_images, config.resolution_px
+        cond = Conditioning.of(
+            torch.empty(rows, images, config.num_tokens, config.token_dim), torch.empty(rows, images, config.pooled_dim)
+        )
+        z, logsnr = torch.empty(rows, 3, side, side), torch.empty(rows)
+        with PeakBytes() as counter:
+            prepared = network.prepare(cond)
+            network(z, logsnr, prepared)
+    return int(counter.peak) // rows * dtype.itemsize // torch.float32.itemsize

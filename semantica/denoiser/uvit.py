@@ -6,21 +6,24 @@ Knows nothing of schedules, losses and samplers. [C] marks a choice where the pa
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from semantica.conditioning import Conditioning
 from semantica.config import config, require
-from semantica.denoiser.conditioning import ConditioningKind, NoiseEmbedding, PooledEmbedding, TokenContext
+from semantica.denoiser.conditioning import ConditioningKind, NoiseEmbedding, PooledEmbedding, SimilarityEmbedding, TokenContext
 from semantica.denoiser.layers import (
     Context,
     ConvBlock,
     Embedding,
+    KeysValues,
     LearnedVectors,
     Maps,
     MergeSkip,
@@ -63,9 +66,13 @@ class DenoiserConfig:
     head_dim: int = 64  # [C]
     mlp_ratio: int = 4
     norm_groups: int = 32  # of the convolution stages' GroupNorm [C]
+    max_images: int = 1  # conditioning images it takes; more than the paper's one costs their tokens in cross-attention
+    similarity: bool = False  # whether it takes the wanted similarity to the conditioning image, which the paper suggests
 
     def __post_init__(self) -> None:
-        for name in ("resolution_px", "patch_px", "token_dim", "num_tokens", "pooled_dim", "head_dim", "mlp_ratio", "norm_groups"):
+        for name in ("resolution_px", "patch_px", "token_dim", "num_tokens", "pooled_dim", "head_dim", "mlp_ratio"):
+            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        for name in ("norm_groups", "max_images"):
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         require(len(self.stages) >= 1, "stages", "at least one stage", self.stages)
         require(
@@ -98,6 +105,16 @@ class DenoiserConfig:
         return None if self.conditioning == "film" else self.token_dim
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """What a network makes of a Conditioning, the same at every noise level: (B, E) to add to the noise embedding, or None, and for
+    every stage, in the order of use, what each block attends to.
+    """
+
+    embedding: Embedding | None
+    stages: tuple[tuple[Context | KeysValues | None, ...], ...]
+
+
 class Stage(nn.Module):
     """The blocks of one stage in one direction. On the way up each block first merges the skip of its mirror image."""
 
@@ -106,6 +123,7 @@ class Stage(nn.Module):
         stage = config.stages[index]
         self.side = config.stage_side(index)
         self.is_sequence = stage.kind == "transformer"
+        self.recomputed = False  # activation checkpointing: a block keeps its input, and runs again in the backward pass
         # A learned vector for each position, added where the picture first enters the stage: resolution is fixed, so nothing
         # has to extrapolate, it costs no FLOP in attention, and the convolutions before and the skips after carry it on [C].
         self.position = LearnedVectors(self.side**2, stage.channels, std=0.02) if self.is_sequence and not up else None
@@ -114,7 +132,14 @@ class Stage(nn.Module):
             MergeSkip(_norm(config, stage), _norm(config, stage)) for _ in range(stage.num_blocks if up else 0)
         )
 
-    def forward(self, h: Maps, embedding: Embedding, context: Context | None, skips: list[Tensor]) -> Maps:
+    def keys_values(self, context: Context | None) -> tuple[KeysValues | None, ...]:
+        """What each block attends to, computed; None for a block that attends to itself only."""
+        layers = [getattr(block, "cross_attention", None) for block in self.blocks]
+        return tuple(None if layer is None else layer.keys_values(context) for layer in layers)
+
+    def forward(
+        self, h: Maps, embedding: Embedding, contexts: tuple[Context | KeysValues | None, ...], skips: list[Tensor]
+    ) -> Maps:
         """Appends each block's output to `skips` on the way down, takes them from its end on the way up."""
         if self.is_sequence:
             h = h.flatten(2).transpose(1, 2)
@@ -123,10 +148,15 @@ class Stage(nn.Module):
         for index, block in enumerate(self.blocks):
             if self.merges:
                 h = self.merges[index](h, skips.pop())
-            h = block(h, embedding, context)
+            h = self._run(block, h, embedding, contexts[index])
             if not self.merges:
                 skips.append(h)
         return h.transpose(1, 2).reshape(len(h), -1, self.side, self.side) if self.is_sequence else h
+
+    def _run(self, block: nn.Module, h: Tensor, embedding: Embedding, context: Context | KeysValues | None) -> Tensor:
+        if self.recomputed and torch.is_grad_enabled():
+            return cast("Tensor", checkpoint(block, h, embedding, context, use_reentrant=False))
+        return cast("Tensor", block(h, embedding, context))
 
 
 def _block(config: DenoiserConfig, stage: StageConfig) -> nn.Module:
@@ -154,10 +184,10 @@ class UViT(nn.Module):
         stages, lowest = config.stages, len(config.stages) - 1
         patch_channels = 3 * config.patch_px**2
         self.noise = NoiseEmbedding(config.noise_embedding_dim)
-        self.tokens = None if config.context_dim is None else TokenContext(config.context_dim)
-        self.pooled = (
-            None if config.conditioning == "cross_attention" else PooledEmbedding(config.pooled_dim, config.noise_embedding_dim)
-        )
+        width, images = config.noise_embedding_dim, config.max_images
+        self.tokens = None if config.context_dim is None else TokenContext(config.context_dim, images)
+        self.pooled = None if config.conditioning == "cross_attention" else PooledEmbedding(config.pooled_dim, width, images)
+        self.similarity = SimilarityEmbedding(width) if config.similarity else None
         self.head_in = nn.Conv2d(patch_channels, stages[0].channels, 1)
         self.down = nn.ModuleList(Stage(config, index, up=False) for index in range(lowest))
         self.lowest = Stage(config, lowest, up=False)
@@ -169,32 +199,71 @@ class UViT(nn.Module):
         self.head_out = zero(nn.Conv2d(stages[0].channels, patch_channels, 1))
         initialise(self, generator)
 
-    def forward(self, z: Float[Tensor, "b 3 h w"], logsnr: Float[Tensor, " b"], cond: Conditioning) -> Float[Tensor, "b 3 h w"]:
-        """v_hat. Raises DataError when z or the conditioning does not have the configured shape."""
-        self._check(z, cond)
-        embedding = self.noise(logsnr)
-        if self.pooled is not None:
-            embedding = embedding + self.pooled(cond)
-        embedding = F.silu(embedding)
+    @property
+    def stages(self) -> list[Stage]:
+        """All stages in the order of use: down, lowest, up."""
+        return cast("list[Stage]", [*self.down, self.lowest, *self.up])
+
+    def prepare(self, cond: Conditioning) -> Prepared:
+        """What `forward` makes of the conditioning, to be passed in its place: a sampler needs it once a picture, not once a step.
+
+        Raises DataError when the conditioning does not have the configured shape.
+        """
+        cond = self._fill(cond)
         context = None if self.tokens is None else self.tokens(cond)
+        return Prepared(self._embedding(cond), tuple(stage.keys_values(context) for stage in self.stages))
+
+    def forward(
+        self, z: Float[Tensor, "b 3 h w"], logsnr: Float[Tensor, " b"], cond: Conditioning | Prepared
+    ) -> Float[Tensor, "b 3 h w"]:
+        """v_hat, or what the network was trained to output. Raises DataError for z or conditioning of another shape."""
+        side = self.config.resolution_px
+        _expect("z", (len(z), 3, side, side), z)
+        # Not `prepare`: within a block, keys and values need not be kept for the backward pass of a block that is run again.
+        prepared = cond if isinstance(cond, Prepared) else self._unprepared(cond)
+        embedding = self.noise(logsnr)
+        if prepared.embedding is not None:
+            embedding = embedding + prepared.embedding
+        embedding = F.silu(embedding)
+        contexts = iter(prepared.stages)
 
         skips: list[Tensor] = []
         h = self.head_in(patchify(z.to(self.head_in.weight.dtype), self.config.patch_px))
         for stage, narrow in zip(self.down, self.narrow, strict=True):
-            h = narrow(F.avg_pool2d(stage(h, embedding, context, skips), 2))
-        h = self.lowest(h, embedding, context, [])
+            h = narrow(F.avg_pool2d(stage(h, embedding, next(contexts), skips), 2))
+        h = self.lowest(h, embedding, next(contexts), [])
         for stage, widen in zip(self.up, self.widen, strict=True):
-            h = stage(F.interpolate(widen(h), scale_factor=2.0, mode="nearest"), embedding, context, skips)
+            h = stage(F.interpolate(widen(h), scale_factor=2.0, mode="nearest"), embedding, next(contexts), skips)
         out: Tensor = unpatchify(self.head_out(F.silu(self.norm_out(h))), self.config.patch_px)
         return out.to(z.dtype)
 
-    def _check(self, z: Tensor, cond: Conditioning) -> None:
-        config = self.config
-        _expect("z", (len(z), 3, config.resolution_px, config.resolution_px), z)
+    def _unprepared(self, cond: Conditioning) -> Prepared:
+        cond = self._fill(cond)
+        context = None if self.tokens is None else self.tokens(cond)
+        return Prepared(self._embedding(cond), tuple((context,) * len(stage.blocks) for stage in self.stages))
+
+    def _embedding(self, cond: Conditioning) -> Embedding | None:
+        parts = [part(cond) for part in (self.pooled, self.similarity) if part is not None]
+        return sum(parts[1:], parts[0]) if parts else None
+
+    def _fill(self, cond: Conditioning) -> Conditioning:
+        """The conditioning with max_images images, those that are missing marked as absent."""
+        config, (rows, images) = self.config, cond.present.shape
+        if images > config.max_images:
+            raise DataError(f"denoiser: it takes at most {config.max_images} conditioning images (max_images), got {images}")
         if self.tokens is not None:
-            _expect("tokens", (len(z), config.num_tokens, config.token_dim), cond.tokens)
+            _expect("tokens", (rows, images, config.num_tokens, config.token_dim), cond.tokens)
         if self.pooled is not None:
-            _expect("pooled", (len(z), config.pooled_dim), cond.pooled)
+            _expect("pooled", (rows, images, config.pooled_dim), cond.pooled)
+        missing = config.max_images - images
+        if not missing:
+            return cond
+        return Conditioning(
+            F.pad(cond.tokens, (0, 0, 0, 0, 0, missing)),
+            F.pad(cond.pooled, (0, 0, 0, missing)),
+            F.pad(cond.present, (0, missing)),
+            cond.similarity,
+        )
 
 
 def _expect(name: str, shape: tuple[int, ...], got: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from semantica.datasets import Manifest, StageOutput, read_manifest
 from semantica.distributed.session import stage_session
 from semantica.distributed.shards import in_actors, with_meter
 from semantica.encoders.on_the_fly import tokens_on_the_fly
-from semantica.errors import DataError
+from semantica.errors import ConfigError, DataError
 from semantica.generation.conditions import Conditions, Place, held_out_candidates
 from semantica.generation.generate import Candidate, GenerateConfig, choose_conditions, png_bytes, sample_pictures
+from semantica.generation.model import Model
 from semantica.metrics.exhibits import grids
 from semantica.runtime import Runtime
 from semantica.schemas import SAMPLES
@@ -30,9 +32,7 @@ class _GenerateShard:
     def __init__(self, config: GenerateConfig, checkpoint: Path, encodings: Location, stage: StageOutput) -> None:
         self.config, self.stage = config, stage
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        opened = open_checkpoint(checkpoint)
-        self.schedule = opened.config.schedule
-        self.network = opened.network(ema=self.config.use_ema).to(self.device)
+        self.model = Model.of(open_checkpoint(checkpoint), ema=self.config.use_ema).on(self.device, self.config.speed)
         tokens_of = tokens_on_the_fly(read_manifest(encodings, "encodings"), self.device)
         self.conditions = Conditions(encodings, tokens_of)
 
@@ -41,9 +41,9 @@ class _GenerateShard:
         names = [f"{candidate.image_id}/{index}" for candidate, index in samples]
         places = [Place(*s["place"]) for s in shard["samples"]]
         cond = self.conditions.read([(candidate, place) for (candidate, _), place in zip(samples, places, strict=True)])
-        pictures = sample_pictures(
-            self.network, cond, names, shard["guidance"], self.config.sampler, self.schedule, self.config.seed, self.device
-        )
+        if self.config.similarity is not None:
+            cond = replace(cond, similarity=torch.full((len(cond),), self.config.similarity))
+        pictures = sample_pictures(self.model, cond, names, shard["guidance"], self.config)
         rows = [
             {
                 "sample_id": f"{name}/{shard['guidance']:g}",
@@ -73,6 +73,10 @@ def generate(
     source = read_manifest(encodings, "encodings")
     opened = open_checkpoint(checkpoint)
     check_same_encoder(opened.provenance.encoder["identity"], source)
+    if config.similarity is not None and not opened.config.denoiser.similarity:
+        raise ConfigError(
+            "generate.similarity: the checkpoint's denoiser takes none; train one with train.denoiser.similarity, or leave it out"
+        )
     stage = StageOutput(out.absolute(), "samples", to_dict(config), {"encodings": source.hash, "checkpoint": opened.hash})
     with stage_session("generate", stage, runtime, parent) as session:
         if session.done is not None:

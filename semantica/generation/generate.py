@@ -15,32 +15,39 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from semantica.conditioning import Conditioning
 from semantica.config import config, require
-from semantica.diffusion.guidance import guided
-from semantica.diffusion.process import denoise_with
-from semantica.diffusion.samplers import SamplerConfig, ddpm
-from semantica.diffusion.schedule import ScheduleConfig
+from semantica.diffusion.guidance import GuidanceConfig, guided
+from semantica.diffusion.samplers import SamplerConfig, sampler_of
+from semantica.generation.model import Model, SpeedConfig, in_chunks
 from semantica.training.step import slot_seed
 
 
 @config
 class GenerateConfig:
-    """What is drawn: for each of num_conditions held-out conditioning images, samples_per_condition pictures at each guidance w."""
+    """What is drawn: for each of num_conditions held-out conditioning images, samples_per_condition pictures at each guidance w.
+
+    similarity: how similar to the conditioning image, as the score of the band measures it; for denoisers that take one.
+    """
 
     guidance: tuple[float, ...] = (0.0, 0.1, 0.2, 0.5, 1.0)
+    beyond: GuidanceConfig = GuidanceConfig()
     sampler: SamplerConfig = SamplerConfig()
+    similarity: float | None = None
+    speed: SpeedConfig = SpeedConfig()
     num_conditions: int = 64
     samples_per_condition: int = 1
     use_ema: bool = True
-    batch_size: int = 32
+    batch_size: int = 32  # samples a shard, which is done or not done; no more at once than fit in memory
     seed: int = 0
 
     def __post_init__(self) -> None:
         require(len(self.guidance) > 0 and min(self.guidance) >= 0, "generate.guidance", "weights of 0 or more", self.guidance)
         require(len(set(self.guidance)) == len(self.guidance), "generate.guidance", "all different", self.guidance)
+        similarity = self.similarity is None or -1 <= self.similarity <= 1
+        require(similarity, "generate.similarity", "a cosine, in [-1, 1]", self.similarity)
         for name in ("num_conditions", "samples_per_condition", "batch_size"):
             require(getattr(self, name) > 0, f"generate.{name}", "positive", getattr(self, name))
 
@@ -78,21 +85,29 @@ class SampleNoise:
 
 
 def sample_pictures(
-    network: nn.Module,
+    model: Model,
     cond: Conditioning,
     names: Sequence[str],
     guidance: float,
-    sampler: SamplerConfig,
-    schedule: ScheduleConfig,
-    seed: int,
-    device: torch.device | str = "cpu",
+    config: GenerateConfig,
+    max_rows: int | None = None,
 ) -> UInt8[Tensor, "b 3 h w"]:
-    """One picture (uint8) for each row of `cond`, named by `names`, at guidance weight w = `guidance`."""
-    side = schedule.resolution_px
-    noise = SampleNoise(seed, names, (3, side, side), device)
-    with torch.inference_mode():
-        x = ddpm(guided(denoise_with(network), guidance), cond.to(device), noise.draw(), schedule, sampler, noise)
+    """One picture (uint8) for each row of `cond`, named by `names`, at guidance weight w = `guidance`.
+
+    Of `config` it reads sampler, beyond and seed. max_rows: of the network at once; None: as many as fit in memory. Rounding apart,
+    no picture depends on it.
+    """
+    shape = (3, model.schedule.resolution_px, model.schedule.resolution_px)
+    sampler, denoise = sampler_of(config.sampler), guided(model.denoise(), guidance, config.beyond)
+
+    def draw(start: int, end: int) -> Tensor:
+        noise = SampleNoise(config.seed, names[start:end], shape, model.device)
+        x = sampler(denoise, cond[start:end].to(model.device), noise.draw(), model.schedule, config.sampler, noise)
         return to_pixels(x).cpu()
+
+    rows = model.rows_that_fit() if max_rows is None else max_rows
+    with torch.inference_mode():
+        return in_chunks(draw, len(names), max(1, rows // (1 if guidance == 0 else 2)))
 
 
 def to_pixels(x: Float[Tensor, "b 3 h w"]) -> UInt8[Tensor, "b 3 h w"]:

@@ -114,7 +114,14 @@ class PairStream:
         lane = slot % self.num_lanes
         return self._lanes[lane].draw(step * (self.batch_size // self.num_lanes) + slot // self.num_lanes)
 
-    def partner(self, draw: Draw, candidates: np.ndarray) -> int:
-        """One of the conditioning images (indices) allowed for this draw's target, keyed by the draw alone."""
-        choice = generator(*self._key, draw.epoch, draw.group.file, draw.group.group, draw.index).integers(len(candidates))
-        return int(candidates[choice])
+    def partners(self, draw: Draw, candidates: np.ndarray, max_images: int = 1) -> list[int]:
+        """1 to max_images, uniformly, of the conditioning images (indices) allowed for this draw's target, keyed by the draw alone.
+
+        All there are when there are fewer. The first is the same for every max_images.
+        """
+        chance = generator(*self._key, draw.epoch, draw.group.file, draw.group.group, draw.index)
+        first = int(chance.integers(len(candidates)))
+        if max_images == 1:
+            return [int(candidates[first])]
+        others = chance.permutation(np.delete(candidates, first))[: int(chance.integers(max_images))]
+        return [int(candidates[first]), *map(int, others)]

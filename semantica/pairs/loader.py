@@ -30,8 +30,8 @@ from semantica.datasets import Manifest, read_manifest
 from semantica.errors import DataError
 from semantica.pairs.draw import Draw, PairStream
 from semantica.pairs.row_groups import RowGroupReader
-from semantica.pairs.scores import pooled_rows
-from semantica.pairs.selection import BandConfig, RowGroup, Selection, partners, read_selection, score_rows
+from semantica.pairs.scores import pooled_rows, square
+from semantica.pairs.selection import BandConfig, RowGroup, Selection, read_selection, score_rows
 from semantica.storage import Location
 
 logger = logging.getLogger(__name__)
@@ -79,11 +79,14 @@ class _OpenGroup:
             self._stored = [values.reshape(-1, *shape) for values in flat]
         self._computed: dict[tuple[int, int], Tensor] = {}  # float16, as stored ones are held
         self.resolution_px = resolution_px
-        self.partners = [partners(upper, n, selection.band) for n, upper in score_rows(scores, selection.band.score)]
+        self.scores = [square(upper, n) for n, upper in score_rows(scores, selection.band.score)]
+        self.partners = [selection.band.holds(matrix) for matrix in self.scores]
         self.targets = [(row, int(t)) for row, allowed in enumerate(self.partners) for t in np.flatnonzero(allowed.any(1))]
         self._pixels: dict[tuple[int, int], Tensor] = {}
         self.num_bytes = sum(len(image["bytes"]) for row in self.images for image in row)  # grows with what is decoded
-        self.num_bytes += sum(array.nbytes for held in (self.pooled, self._stored or [], self.partners) for array in held)
+        self.num_bytes += sum(
+            array.nbytes for held in (self.pooled, self._stored or [], self.scores, self.partners) for array in held
+        )
 
     def pixels(self, row: int, image: int) -> Tensor:
         key = (row, image)
@@ -122,12 +125,14 @@ class PairLoader:
         window_groups: int = 16,
         max_open_bytes: int = 2**31,
         tokens_of: TokensOf | None = None,
+        max_images: int = 1,
     ) -> None:
         """max_open_bytes: of row groups kept in memory; those of one batch are kept whatever their size. No draw depends on it.
 
         tokens_of: needed when the encodings hold no tokens; asked once for a conditioning image while its row group is open.
+        max_images: a target is conditioned on 1 to so many images of its page, as the draw says.
         """
-        self.encodings, self.resolution_px = encodings, resolution_px
+        self.encodings, self.resolution_px, self.max_images = encodings, resolution_px, max_images
         self.manifest = read_manifest(encodings, "encodings")
         self.selection = read_selection(selection)
         _check_same_encodings(self.manifest, self.selection)
@@ -160,20 +165,36 @@ class PairLoader:
     def batch(self, step: int) -> Batch:
         """Targets and conditioning of this worker's slots at `step`."""
         self._in_batch.clear()
-        x, pooled = [], []
+        x: list[Tensor] = []
+        similarity: list[float] = []
         conditions: list[tuple[_OpenGroup, int, int]] = []
+        places: list[tuple[int, int]] = []  # of each condition: the row of the batch, and which of the row's images it is
         for slot in self.slots:
             draw = self.stream.draw(step, slot)
             group = self._group(draw)
             row, target = group.targets[draw.index]
-            condition = self.stream.partner(draw, np.flatnonzero(group.partners[row][target]))
+            images = self.stream.partners(draw, np.flatnonzero(group.partners[row][target]), self.max_images)
+            places += [(len(x), place) for place in range(len(images))]
+            conditions += [(group, row, image) for image in images]
+            similarity.append(float(group.scores[row][target, images].mean()))
             x.append(group.pixels(row, target))
-            pooled.append(torch.from_numpy(group.pooled[row][condition]))
-            conditions.append((group, row, condition))
         self._compute_tokens(conditions)
-        tokens = [group.tokens(row, condition) for group, row, condition in conditions]
+        cond = self._conditioning(conditions, places, torch.tensor(similarity))
         self._close_oldest()
-        return Batch(to_unit(torch.stack(x)), Conditioning.of(torch.stack(tokens), torch.stack(pooled)), self.slots)
+        return Batch(to_unit(torch.stack(x)), cond, self.slots)
+
+    def _conditioning(
+        self, conditions: Sequence[tuple[_OpenGroup, int, int]], places: Sequence[tuple[int, int]], similarity: Tensor
+    ) -> Conditioning:
+        shape = (len(similarity), self.max_images)
+        tokens = torch.zeros(*shape, *self._token_shape)
+        pooled = torch.zeros(*shape, conditions[0][0].pooled[0].shape[1])
+        present = torch.zeros(shape, dtype=torch.bool)
+        for (group, row, image), place in zip(conditions, places, strict=True):
+            tokens[place] = group.tokens(row, image)
+            pooled[place] = torch.from_numpy(group.pooled[row][image])
+            present[place] = True
+        return Conditioning(tokens, pooled, present, similarity)
 
     def _compute_tokens(self, conditions: Sequence[tuple[_OpenGroup, int, int]]) -> None:
         """Give every conditioning image its tokens: one call for all that are neither stored nor computed before."""

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Int
 from semantica.config import config, require, to_dict
 from semantica.datasets import Manifest, StageOutput, read_manifest
 from semantica.errors import DataError
-from semantica.pairs.scores import read_blocks, square
+from semantica.pairs.scores import read_blocks
 from semantica.storage import Location, follow, relative
 
 NUM_BINS = 80  # of width 0.025 over [-1, 1], so that 0.3 and 0.9 are edges
@@ -88,11 +88,6 @@ class ScoredPairs:
         first = np.repeat(image, num_begun)
         position = np.arange(len(first)) - np.repeat(np.cumsum(num_begun) - num_begun, num_begun)
         return first, first + 1 + position
-
-
-def partners(upper: Float[np.ndarray, " m"], num_images: int, band: BandConfig) -> Bool[np.ndarray, "n n"]:
-    """(n, n): True at [target, conditioning] where the pair is in the band."""
-    return band.holds(square(upper, num_images))
 
 
 def score_rows(table: pa.Table, score: str) -> Iterator[tuple[int, Float[np.ndarray, " m"]]]:

@@ -60,6 +60,7 @@ class Checkpoint:
         _load_strictly(network, self._tensors(_EMA if ema else _MODEL), self.folder)
         return network.eval()
 
+    @torch.no_grad()
     def restore(self, network: nn.Module, ema: Ema, optimizer: torch.optim.Optimizer) -> None:
         """Put weights, EMA and optimizer state back in place, to go on at `step`."""
         _load_strictly(network, self._tensors(_MODEL), self.folder)
@@ -71,9 +72,10 @@ class Checkpoint:
         state = self._tensors(_OPTIMIZER)
         for name, parameter in network.named_parameters():
             optimizer.state[parameter] = {
-                "step": torch.tensor(float(self.step)),
-                "exp_avg": state[f"exp_avg/{name}"].to(parameter.device),
-                "exp_avg_sq": state[f"exp_avg_sq/{name}"].to(parameter.device),
+                "step": torch.tensor(float(self.step), device=parameter.device),
+                # In the weight's own layout of memory: fused Adam walks all of them in one order.
+                "exp_avg": torch.empty_like(parameter).copy_(state[f"exp_avg/{name}"]),
+                "exp_avg_sq": torch.empty_like(parameter).copy_(state[f"exp_avg_sq/{name}"]),
             }
 
     def _tensors(self, name: str) -> dict[str, Tensor]:

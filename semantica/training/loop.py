@@ -68,7 +68,7 @@ def fit(
     device: torch.device | str = "cpu",
 ) -> UViT:
     """The trained network (raw weights), after steps [start.step or 0, num_steps)."""
-    network = initial_network(config).to(device).train()
+    network = config.compute.prepare(initial_network(config).to(device).train())
     ema = Ema(network, config.ema)
     optimizer = make_optimizer(network, config.optimizer)
     first = 0
@@ -78,17 +78,19 @@ def fit(
     wrapped = wrap(network)
     side = config.denoiser.resolution_px
     losses: list[Tensor] = []
-    norms: list[float] = []
+    norms: list[Tensor] = []
     waited, since = 0.0, time.perf_counter()
     for step in range(first, config.num_steps):
         before = time.perf_counter()
         batch = loader.batch(step)
-        noise = step_noise(config.seed, step, batch.slots, (3, side, side), config.conditioning_dropout)
+        noise = step_noise(config.seed, step, batch.slots, (3, side, side), config.conditioning_dropout, config.similarity_dropout)
         waited += time.perf_counter() - before
         # Dropout inside the network: a resumed run draws what an uninterrupted one would, and workers draw different masks. Unlike
         # everything else it depends on how many workers share the batch.
         torch.manual_seed(slot_seed("dropout", config.seed, step, batch.slots.start))
-        loss = step_loss(wrapped, batch.x.to(device), batch.cond.to(device), noise.to(device), config.schedule)
+        x, cond = batch.x.to(device), batch.cond.to(device)
+        with config.compute.autocast(device):
+            loss = step_loss(wrapped, x, cond, noise.to(device), config.schedule, config.prediction)
         torch.autograd.backward(loss.mean())
         norms.append(update(network, optimizer, config.optimizer, config.optimizer.rate(step, config.num_steps)))
         ema.update()
@@ -100,7 +102,7 @@ def fit(
                 StepReport(
                     step=done,
                     loss=float(torch.stack(losses).mean()),
-                    grad_norm=sum(norms) / len(norms),
+                    grad_norm=float(torch.stack(norms).mean()),
                     learning_rate=config.optimizer.rate(step, config.num_steps),
                     images_per_second=config.batch_size * len(losses) / seconds,
                     data_wait_share=waited / seconds,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from semantica.config import config, require
 from semantica.denoiser.uvit import DenoiserConfig
+from semantica.diffusion.process import Prediction
 from semantica.diffusion.schedule import ScheduleConfig
+from semantica.training.compute import ComputeConfig
 
 
 @config
@@ -66,7 +68,10 @@ class TrainConfig:
     batch_size: int = 2048  # pairs, over all workers
     num_lanes: int = 64  # streams that the data is dealt to; every number of workers that divides it draws the same batches
     window_groups: int = 16  # row groups of a lane that are shuffled together, and kept in memory
+    prediction: Prediction = "v"  # what the network outputs; the loss is that of eps for all three
     conditioning_dropout: float = 0.1  # share of the examples that are trained without their condition
+    similarity_dropout: float = 0.1  # share of the examples that do not say how similar; read by denoisers that take it
+    compute: ComputeConfig = ComputeConfig()
     seed: int = 0
     log_every: int = 100  # steps
     checkpoint_every: int = 5_000  # steps
@@ -75,7 +80,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("num_steps", "batch_size", "num_lanes", "log_every", "checkpoint_every", "keep_checkpoints", "window_groups"):
             require(getattr(self, name) > 0, f"train.{name}", "positive", getattr(self, name))
-        require(0 <= self.conditioning_dropout < 1, "train.conditioning_dropout", "in [0, 1)", self.conditioning_dropout)
+        for name in ("conditioning_dropout", "similarity_dropout"):
+            require(0 <= getattr(self, name) < 1, f"train.{name}", "in [0, 1)", getattr(self, name))
         require(0 <= self.seed < 2**31, "train.seed", "in [0, 2^31)", self.seed)
         multiple = self.batch_size % self.num_lanes == 0
         require(multiple, "train.batch_size", f"a multiple of num_lanes = {self.num_lanes}", self.batch_size)

@@ -188,9 +188,9 @@ def test_dropout_acts_in_training_only():
     ("change", "message"),
     [
         (lambda z, c: (z[:, :, :8], c), r"z must have shape \(4, 3, 16, 16\), got \(4, 3, 8, 16\)"),
-        (lambda z, c: (z, replace(c, tokens=c.tokens[..., :6])), r"tokens must have shape \(4, 5, 12\), got \(4, 5, 6\)"),
-        (lambda z, c: (z, replace(c, tokens=c.tokens[:, 1:])), r"tokens must have shape \(4, 5, 12\), got \(4, 4, 12\)"),
-        (lambda z, c: (z, replace(c, pooled=c.pooled[:, 1:])), r"pooled must have shape \(4, 10\), got \(4, 9\)"),
+        (lambda z, c: (z, replace(c, tokens=c.tokens[..., :6])), r"tokens must have shape \(4, 1, 5, 12\), got \(4, 1, 5, 6\)"),
+        (lambda z, c: (z, replace(c, tokens=c.tokens[:, :, 1:])), r"tokens must have shape \(4, 1, 5, 12\), got \(4, 1, 4, 12\)"),
+        (lambda z, c: (z, replace(c, pooled=c.pooled[..., 1:])), r"pooled must have shape \(4, 1, 10\), got \(4, 1, 9\)"),
     ],
 )
 def test_a_wrong_shape_is_named_with_expected_and_got(change, message):
@@ -202,7 +202,7 @@ def test_a_wrong_shape_is_named_with_expected_and_got(change, message):
 
 def test_film_needs_no_tokens():
     z, logsnr, cond = inputs()
-    assert UViT(replace(SMALL, conditioning="film"))(z, logsnr, replace(cond, tokens=torch.empty(4, 0, 0))).shape == z.shape
+    assert UViT(replace(SMALL, conditioning="film"))(z, logsnr, replace(cond, tokens=torch.empty(4, 1, 0, 0))).shape == z.shape
 
 
 @pytest.mark.parametrize(

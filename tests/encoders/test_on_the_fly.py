@@ -69,7 +69,7 @@ def test_training_batches_are_identical_in_both_modes(make, checkpoints, tmp_pat
         assert torch.equal(a.cond.pooled, b.cond.pooled)
         assert b.cond.tokens.dtype == torch.float32
         assert not b.cond.tokens.is_inference()  # which may not take part in training
-        seen |= {tuple(row) for row in b.cond.tokens[:, 0].tolist()}
+        seen |= {tuple(row) for row in b.cond.tokens[:, 0, 0].tolist()}
     assert len(seen) > 15
 
 

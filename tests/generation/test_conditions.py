@@ -58,10 +58,10 @@ def test_rows_are_those_of_the_wanted_pictures_in_their_order(folders, make, ord
     for folder, tokens_of in zip(folders, (None, computed), strict=True):
         places = {number(c): (c, place) for c, place in held_out_candidates(folder).items()}
         cond = Conditions(folder, tokens_of).read([places[n] for n in order])
-        assert cond.tokens[:, 0, 0].tolist() == list(order)
-        assert cond.tokens.shape == (len(order), 3, 8)
+        assert cond.tokens[:, 0, 0, 0].tolist() == list(order)
+        assert cond.tokens.shape == (len(order), 1, 3, 8)
         expected = [np.random.default_rng([7, n]).standard_normal(8) + 0.6 for n in order]  # as conftest makes them
-        assert np.array_equal(cond.pooled.numpy(), np.array(expected).astype(np.float16).astype(np.float32))
+        assert np.array_equal(cond.pooled[:, 0].numpy(), np.array(expected).astype(np.float16).astype(np.float32))
         assert not cond.is_null.any()
 
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
 
 from semantica.conditioning import Conditioning
 from semantica.denoiser.uvit import DenoiserConfig, StageConfig, UViT
-from semantica.diffusion.process import denoise_with
+from semantica.diffusion.guidance import GuidanceConfig
+from semantica.diffusion.process import x_from_v
 from semantica.diffusion.samplers import SamplerConfig, ddpm
 from semantica.diffusion.schedule import ScheduleConfig
 from semantica.errors import ConfigError
@@ -24,6 +24,7 @@ from semantica.generation.generate import (
     sample_pictures,
     to_pixels,
 )
+from semantica.generation.model import Model
 from semantica.pairs.loader import decode_at, to_unit
 
 SCHEDULE, SAMPLER = ScheduleConfig(resolution_px=16), SamplerConfig(num_steps=6)
@@ -62,8 +63,9 @@ def cond():
     return Conditioning.of(torch.randn(5, 3, 8, generator=generator), torch.randn(5, 8, generator=generator))
 
 
-def sample(network, cond, names, guidance=0.5, seed=0):
-    return sample_pictures(network, cond, names, guidance, SAMPLER, SCHEDULE, seed)
+def sample(network, cond, names, guidance=0.5, seed=0, max_rows=None, **changes):
+    config = GenerateConfig(**{"sampler": SAMPLER, "seed": seed, **changes})
+    return sample_pictures(Model(network, SCHEDULE), cond, names, guidance, config, max_rows)
 
 
 def candidates(**sizes):
@@ -123,32 +125,46 @@ def test_a_sample_depends_on_its_name_its_seed_and_its_condition(network, cond):
     assert [torch.equal(other_condition[i], whole[i]) for i in range(5)] == [False, False, True, True, True]
 
 
-class Counting(nn.Module):
-    """The network, with the number of rows and of null rows of every call."""
+@pytest.fixture
+def calls(network):
+    """The number of rows of every call of the network, and "prepared" for every time that it prepared a conditioning."""
+    seen, prepare = [], network.prepare
+    hook = network.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    network.prepare = lambda cond: seen.append("prepared") or prepare(cond)
+    yield seen
+    hook.remove()
+    del network.prepare
 
-    def __init__(self, network):
-        super().__init__()
-        self.network, self.calls = network, []
 
-    def forward(self, z, logsnr, cond):
-        self.calls.append((len(z), int(cond.is_null.sum())))
-        return self.network(z, logsnr, cond)
-
-
-def test_without_guidance_the_conditional_model_alone_is_asked_and_sampled(network, cond):
-    counting = Counting(network)
-    got = sample(counting, cond, NAMES, guidance=0.0)
-    assert counting.calls == [(5, 0)] * SAMPLER.num_steps
+def test_without_guidance_the_conditional_model_alone_is_asked_and_sampled(network, cond, calls):
+    got = sample(network, cond, NAMES, guidance=0.0)
+    assert calls == ["prepared", *[5] * SAMPLER.num_steps]
     noise = SampleNoise(0, NAMES, (3, 16, 16))
-    expected = ddpm(denoise_with(network), cond, noise.draw(), SCHEDULE, SAMPLER, noise)
-    assert torch.equal(got, to_pixels(expected))
+    with torch.enable_grad():  # which does without the memory of what was prepared
+        x = ddpm(lambda z, logsnr, c: x_from_v(z, network(z, logsnr, c), logsnr), cond, noise.draw(), SCHEDULE, SAMPLER, noise)
+    assert torch.equal(got, to_pixels(x))
 
 
-def test_with_guidance_both_branches_are_asked_and_pictures_change(network, cond):
-    counting = Counting(network)
-    guided = sample(counting, cond, NAMES, guidance=1.0)
-    assert counting.calls == [(10, 5)] * SAMPLER.num_steps
+def test_with_guidance_both_branches_are_asked_at_once_and_pictures_change(network, cond, calls):
+    guided = sample(network, cond, NAMES, guidance=1.0)
+    assert calls == ["prepared", *[10] * SAMPLER.num_steps]
     assert not torch.equal(guided, sample(network, cond, NAMES, guidance=0.0))
+
+
+def test_what_goes_beyond_plain_guidance_and_the_sampler_are_those_of_the_configuration(network, cond):
+    plain = sample(network, cond, NAMES, guidance=1.0)
+    assert not torch.equal(sample(network, cond, NAMES, 1.0, beyond=GuidanceConfig(rescale=0.7)), plain)
+    few = SamplerConfig(name="dpm_solver", num_steps=3)
+    assert not torch.equal(sample(network, cond, NAMES, 1.0, sampler=few), plain)
+
+
+@pytest.mark.parametrize("max_rows", [1, 4, 5, 1000])
+def test_no_more_rows_than_allowed_are_asked_at_once(network, cond, calls, max_rows):
+    few = sample(network, cond, NAMES, max_rows=max_rows)
+    asked = [rows for rows in calls if rows != "prepared"]
+    assert max(asked) <= max(2, max_rows)  # both branches of one picture at least
+    assert sum(asked) == 10 * SAMPLER.num_steps
+    assert (few.int() - sample(network, cond, NAMES).int()).abs().max() <= 1
 
 
 def test_every_guidance_weight_starts_from_the_same_noise():
@@ -194,6 +210,7 @@ def test_png_keeps_every_pixel_of_a_tensor_and_of_an_array():
         ({"num_conditions": 0}, "generate.num_conditions"),
         ({"samples_per_condition": 0}, "generate.samples_per_condition"),
         ({"batch_size": 0}, "generate.batch_size"),
+        ({"similarity": 1.5}, "generate.similarity"),
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(changes, field):

@@ -110,19 +110,38 @@ def test_a_partner_is_keyed_by_the_draw_alone_and_changes_with_epoch_seed_and_se
     candidates = np.arange(1000)
     pairs = stream()
     draws = [Draw(GROUPS[3], 2, epoch) for epoch in range(20)]
-    chosen = [pairs.partner(d, candidates) for d in draws]
-    assert [stream().partner(d, candidates) for d in reversed(draws)] == chosen[::-1]
-    assert len(set(chosen)) > 15
-    assert [stream(seed=1).partner(d, candidates) for d in draws] != chosen
-    assert [stream(name="other").partner(d, candidates) for d in draws] != chosen
+    chosen = [pairs.partners(d, candidates) for d in draws]
+    assert [stream().partners(d, candidates) for d in reversed(draws)] == chosen[::-1]
+    assert len({image for images in chosen for image in images}) > 15
+    assert [stream(seed=1).partners(d, candidates) for d in draws] != chosen
+    assert [stream(name="other").partners(d, candidates) for d in draws] != chosen
 
 
 def test_partners_are_chosen_about_uniformly():
     pairs, candidates = stream(), np.array([3, 5, 8, 11])
-    counts = Counter(pairs.partner(Draw(GROUPS[3], 2, epoch), candidates) for epoch in range(2000))
+    counts = Counter(pairs.partners(Draw(GROUPS[3], 2, epoch), candidates)[0] for epoch in range(2000))
     assert set(counts) == {3, 5, 8, 11}
     chi_squared = sum((n - 500) ** 2 / 500 for n in counts.values())
     assert chi_squared < 16.3  # exceeded by chance once in 1000 (3 degrees of freedom)
+
+
+def test_several_partners_are_different_images_in_every_number_and_the_first_stays_first():
+    pairs, candidates = stream(), np.array([3, 5, 8, 11, 12])
+    draws = [Draw(GROUPS[3], 2, epoch) for epoch in range(2000)]
+    chosen = [pairs.partners(d, candidates, max_images=4) for d in draws]
+    assert [images[0] for images in chosen] == [pairs.partners(d, candidates)[0] for d in draws]
+    assert all(len(set(images)) == len(images) <= 4 for images in chosen)
+    sizes, members = Counter(map(len, chosen)), Counter(image for images in chosen for image in images)
+    assert sum((sizes[n] - 500) ** 2 / 500 for n in (1, 2, 3, 4)) < 16.3
+    expected = sum(members.values()) / 5
+    assert all(abs(n - expected) < 5 * expected**0.5 for n in members.values())
+    assert stream().partners(draws[7], candidates, max_images=4) == chosen[7]
+
+
+def test_a_page_with_few_images_gives_all_it_has_at_most():
+    pairs, candidates = stream(), np.array([3, 5])
+    found = [pairs.partners(Draw(GROUPS[3], 2, epoch), candidates, max_images=4) for epoch in range(200)]
+    assert {len(images) for images in found} == {1, 2}
 
 
 def test_generators_of_different_keys_differ_and_of_one_key_agree():

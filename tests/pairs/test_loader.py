@@ -38,7 +38,7 @@ def numbers(batch):
     """[(target's number, conditioning image's number)] of a batch."""
     pixels = ((batch.x[:, :2, 0, 0] + 1) * 127.5).round().int()
     targets = (pixels[:, 0] + 256 * pixels[:, 1]).tolist()
-    return list(zip(targets, batch.cond.tokens[:, 0, 0].int().tolist(), strict=True))
+    return list(zip(targets, batch.cond.tokens[:, 0, 0, 0].int().tolist(), strict=True))
 
 
 def stored(run):
@@ -68,7 +68,7 @@ def test_every_pair_is_of_one_page_inside_the_band_and_never_a_picture_with_itse
             assert pictures[target][0] == pictures[condition][0]
             cosine = cosine_upper(np.stack([pictures[target][1], pictures[condition][1]]))[0]
             assert np.float32(0.1) <= cosine <= np.float32(0.9)
-            assert batch.cond.pooled[row].tolist() == pictures[condition][1].tolist()
+            assert batch.cond.pooled[row, 0].tolist() == pictures[condition][1].tolist()
             assert (batch.cond.tokens[row] == condition).all()
             seen.add((target, condition))
     assert len(seen) > 30
@@ -115,6 +115,28 @@ def test_the_shares_of_all_workers_put_together_are_the_batch_of_one_bit_for_bit
         assert torch.equal(pooled, whole.cond.pooled)
 
 
+def test_several_conditioning_images_are_of_the_page_and_the_similarity_is_their_mean(run):
+    pictures, seen = stored(run), set()
+    one, many = loader(run), loader(run, max_images=3)
+    for step in range(STEPS):
+        batch, single = many.batch(step), one.batch(step)
+        assert torch.equal(batch.x, single.x)
+        assert torch.equal(batch.cond.tokens[:, :1], single.cond.tokens)
+        assert batch.cond.present[:, 0].all()
+        for row, (target, _) in enumerate(numbers(batch)):
+            given = batch.cond.present[row].tolist()
+            members = batch.cond.tokens[row, batch.cond.present[row], 0, 0].int().tolist()
+            assert target not in members
+            assert len(set(members)) == len(members)
+            assert {pictures[member][0] for member in members} == {pictures[target][0]}
+            assert batch.cond.pooled[row, given].tolist() == [pictures[member][1].tolist() for member in members]
+            cosines = [cosine_upper(np.stack([pictures[target][1], pictures[member][1]]))[0] for member in members]
+            assert all(np.float32(0.1) <= cosine <= np.float32(0.9) for cosine in cosines)
+            assert float(batch.cond.similarity[row]) == pytest.approx(np.mean(cosines), abs=1e-6)
+            seen.add(len(members))
+    assert seen == {1, 2, 3}
+
+
 def test_another_seed_and_another_band_give_other_batches(run, make):
     make.selection(run / "wider", run / "scores", low=0.0, high=0.95)
     first = [numbers(loader(run).batch(step)) for step in range(4)]
@@ -158,7 +180,7 @@ def test_the_bytes_of_a_row_group_are_those_of_its_arrays(lean):
     for step in range(STEPS):
         own.batch(step)
     for group in own._open.values():
-        held = [*group.pooled, *group.partners, *group._pixels.values(), *group._computed.values()]
+        held = [*group.pooled, *group.scores, *group.partners, *group._pixels.values(), *group._computed.values()]
         stored = sum(len(image["bytes"]) for row in group.images for image in row)
         assert group.num_bytes == stored + sum(array.nbytes for array in held)
         assert group._pixels
@@ -194,7 +216,7 @@ def test_row_groups_of_uneven_sizes_go_through_scores_and_selection_into_batches
         batch = own.batch(step)
         for row, (target, condition) in enumerate(numbers(batch)):
             assert pictures[target][0] == pictures[condition][0]
-            assert batch.cond.pooled[row].tolist() == pictures[condition][1].tolist()
+            assert batch.cond.pooled[row, 0].tolist() == pictures[condition][1].tolist()
             seen.add(target)
     assert {pictures[n][0] for n in seen} == expected.keys()
     assert len(seen) == own.stream.num_draws > 70

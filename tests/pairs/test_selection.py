@@ -19,7 +19,6 @@ from semantica.pairs.selection import (
     NUM_BINS,
     BandConfig,
     ScoredPairs,
-    partners,
     read_selection,
     score_rows,
     select,
@@ -55,7 +54,7 @@ def test_partners_are_those_of_a_brute_force_search_with_both_ends_inside(data, 
     # Half of the scores are exactly an end of the band, where < and <= differ.
     one = st.one_of(COSINE, st.sampled_from([low, high]))
     upper = np.array(data.draw(st.lists(one, min_size=n * (n - 1) // 2, max_size=n * (n - 1) // 2)), np.float32)
-    kept = partners(upper, n, BandConfig(low=low, high=high))
+    kept = BandConfig(low=low, high=high).holds(square(upper, n))
     pairs = [(i, j) for i in range(n) for j in range(i + 1, n)]
     expected = {pair for pair, score in zip(pairs, upper.tolist(), strict=True) if low <= score <= high}
     assert {(i, j) for i in range(n) for j in range(n) if kept[i, j]} == expected | {(j, i) for i, j in expected}
@@ -65,10 +64,10 @@ def test_partners_are_those_of_a_brute_force_search_with_both_ends_inside(data, 
 def test_a_score_stored_as_float32_at_a_decimal_end_is_inside(bound):
     # float32(0.3) > 0.3 and float32(0.9) < 0.9: comparing in float64 would lose one of them.
     upper = np.array([bound], np.float32)
-    assert partners(upper, 2, BandConfig(low=bound, high=1.0))[0, 1]
-    assert partners(upper, 2, BandConfig(low=-1.0, high=bound))[0, 1]
-    assert not partners(np.nextafter(upper, np.float32(-1)), 2, BandConfig(low=bound, high=1.0))[0, 1]
-    assert not partners(np.nextafter(upper, np.float32(1)), 2, BandConfig(low=-1.0, high=bound))[0, 1]
+    assert BandConfig(low=bound, high=1.0).holds(square(upper, 2))[0, 1]
+    assert BandConfig(low=-1.0, high=bound).holds(square(upper, 2))[0, 1]
+    assert not BandConfig(low=bound, high=1.0).holds(square(np.nextafter(upper, np.float32(-1)), 2))[0, 1]
+    assert not BandConfig(low=-1.0, high=bound).holds(square(np.nextafter(upper, np.float32(1)), 2))[0, 1]
 
 
 @pytest.mark.parametrize("score", ["cosine", "centred_cosine"])

@@ -1,11 +1,12 @@
 """One step: chance keyed by the slot, the loss of a batch as the mean of its parts, learning."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 
-from semantica.diffusion.process import v_target
+from semantica.diffusion.process import diffuse, eps_from_x, v_target, x_from
 from semantica.diffusion.schedule import ScheduleConfig, logsnr
 from semantica.training.loop import initial_network
 from semantica.training.recipe import OptimizerConfig
@@ -15,7 +16,7 @@ SHAPE = (3, 4, 4)
 
 
 def parts(noise):
-    return noise.t, noise.eps, noise.dropped
+    return noise.t, noise.eps, noise.dropped, noise.unasked
 
 
 def same(a, b):
@@ -66,6 +67,26 @@ def test_the_noise_does_not_touch_the_global_generator():
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_the_share_of_unasked_similarities_is_the_configured_one_and_leaves_the_rest():
+    noise, plain = (step_noise(0, 0, range(4000), SHAPE, 0.1, share) for share in (0.3, 0.0))
+    assert float(noise.unasked.float().mean()) == pytest.approx(0.3, abs=4 * (0.21 / 4000) ** 0.5)
+    assert not plain.unasked.any()
+    assert all(torch.equal(a, b) for a, b in zip(parts(noise)[:3], parts(plain)[:3], strict=True))
+
+
+@pytest.mark.parametrize("prediction", ["v", "eps", "x"])
+def test_every_prediction_is_trained_on_the_error_of_eps(tiny, prediction):
+    config, network, batch, noise = network_and_batch(tiny)
+    noise = StepNoise(noise.t.double(), noise.eps.double(), noise.dropped, noise.unasked)
+    cond = replace(batch.cond, tokens=batch.cond.tokens.double(), pooled=batch.cond.pooled.double())
+    with torch.no_grad():
+        loss = step_loss(network, batch.x.double(), cond, noise, config.schedule, prediction)
+        lam = logsnr(noise.t, config.schedule)
+        z = diffuse(batch.x.double(), noise.eps, lam)
+        x_hat = x_from(prediction, z, network(z, lam, cond.dropped(noise.dropped)), lam)
+    torch.testing.assert_close(loss, (noise.eps - eps_from_x(z, x_hat, lam)).square().mean((1, 2, 3)), rtol=1e-6, atol=1e-9)
+
+
 def test_no_dropout_drops_none():
     assert not step_noise(0, 0, range(500), SHAPE, 0.0).dropped.any()
 
@@ -85,10 +106,10 @@ def network_and_batch(tiny, dtype=torch.float64):
 
 def loss_and_gradients(network, batch, noise, schedule, rows):
     network.zero_grad()
-    own = StepNoise(noise.t[rows].double(), noise.eps[rows].double(), noise.dropped[rows])
+    own = StepNoise(noise.t[rows].double(), noise.eps[rows].double(), noise.dropped[rows], noise.unasked[rows])
     cond = batch.cond[rows]
     loss = step_loss(
-        network, batch.x[rows].double(), type(cond)(cond.tokens.double(), cond.pooled.double(), cond.is_null), own, schedule
+        network, batch.x[rows].double(), replace(cond, tokens=cond.tokens.double(), pooled=cond.pooled.double()), own, schedule
     )
     loss.mean().backward()
     return loss.detach(), [p.grad.clone() for p in network.parameters()]
@@ -116,7 +137,7 @@ def test_the_loss_at_the_start_is_alpha_squared_times_the_target(tiny):
 
 def test_a_dropped_condition_changes_nothing_when_it_is_another(tiny):
     config, network, batch, noise = network_and_batch(tiny, torch.float32)
-    other = type(batch.cond)(batch.cond.tokens + 1, batch.cond.pooled - 1, batch.cond.is_null)
+    other = replace(batch.cond, tokens=batch.cond.tokens + 1, pooled=batch.cond.pooled - 1)
     with torch.no_grad():
         a, b = (step_loss(network, batch.x, cond, noise, config.schedule) for cond in (batch.cond, other))
     assert 0 < noise.dropped.sum() < len(noise.dropped)

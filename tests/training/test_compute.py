@@ -1,0 +1,82 @@
+"""How the arithmetic is done changes rounding, not what is trained: precision, layout, compilation, activation checkpointing."""
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+
+from semantica.training.compute import ComputeConfig
+from semantica.training.loop import Hooks, fit
+
+
+def trained(tiny, compute):
+    """(reports, network) of a few steps."""
+    config = tiny.config(compute=compute, log_every=1)
+    reports = []
+    hooks = Hooks(reports.append, lambda step, save: None)
+    return reports, fit(config, tiny.loader(config), tiny.provenance, hooks)
+
+
+@pytest.mark.parametrize("recompute", ["transformer", "all"])
+def test_activation_checkpointing_trains_the_same_network_bit_for_bit(tiny, recompute):
+    expected, network = trained(tiny, ComputeConfig())
+    reports, other = trained(tiny, ComputeConfig(recompute=recompute))
+    assert [r.loss for r in reports] == [r.loss for r in expected]
+    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), other.parameters(), strict=True))
+
+
+def test_channels_last_trains_alike_up_to_rounding(tiny):
+    expected, _ = trained(tiny, ComputeConfig(channels_last=False))
+    reports, network = trained(tiny, ComputeConfig())
+    assert network.head_out.weight.is_contiguous(memory_format=torch.channels_last)
+    assert [r.loss for r in reports] == pytest.approx([r.loss for r in expected], rel=1e-4)
+
+
+def test_bfloat16_keeps_weights_and_gradients_in_float32_and_the_loss_near(tiny):
+    expected, _ = trained(tiny, ComputeConfig())
+    reports, network = trained(tiny, ComputeConfig(precision="bfloat16"))
+    assert {p.dtype for p in network.parameters()} == {torch.float32}
+    losses, near = [r.loss for r in reports], [r.loss for r in expected]
+    assert losses != near
+    assert losses == pytest.approx(near, rel=0.02)
+
+
+def test_autocast_makes_products_coarse_and_leaves_the_loss_fine():
+    with ComputeConfig(precision="bfloat16").autocast("cpu"):
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+        assert product.dtype == torch.bfloat16
+    with ComputeConfig().autocast("cpu"):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+
+
+def test_the_step_is_one_graph_and_is_compiled_once():
+    """In a process of its own, without the checks of types that the tests put around every function."""
+    code = """
+        import torch
+        from semantica.conditioning import Conditioning
+        from semantica.denoiser import configs
+        from semantica.denoiser.uvit import UViT
+        from semantica.diffusion.schedule import ScheduleConfig
+        from semantica.training.step import StepNoise, step_loss
+        from dataclasses import replace
+        config = replace(configs.tiny(), max_images=2, similarity=True)
+        network = UViT(config).train()
+        graphs = []
+        def backend(graph, inputs):
+            graphs.append(graph)
+            return graph
+        step = torch.compile(step_loss, backend=backend, fullgraph=True, dynamic=False)
+        schedule = ScheduleConfig(resolution_px=32)
+        for seed in range(3):
+            torch.manual_seed(seed)
+            cond = Conditioning.of(torch.randn(2, 2, 65, 384), torch.randn(2, 2, 384), torch.rand(2))
+            noise = StepNoise(torch.rand(2), torch.randn(2, 3, 32, 32), torch.rand(2) < 0.5, torch.rand(2) < 0.5)
+            x = torch.randn(2, 3, 32, 32)
+            torch.testing.assert_close(step(network, x, cond, noise, schedule), step_loss(network, x, cond, noise, schedule))
+        print(len(graphs))
+    """
+    found = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr[-2000:]
+    assert found.stdout.strip() == "1"
