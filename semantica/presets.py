@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
+from dataclasses import replace
 
 from semantica.config import config
 from semantica.denoiser import configs as denoisers
@@ -20,8 +21,10 @@ from semantica.episodes.ingest import IngestConfig
 from semantica.episodes.pages import ReadConfig
 from semantica.errors import ConfigError
 from semantica.generation.generate import GenerateConfig
+from semantica.generation.model import SpeedConfig
 from semantica.metrics.evaluate import EvaluateConfig
 from semantica.pairs.selection import BandConfig
+from semantica.training.compute import ComputeConfig
 from semantica.training.recipe import EmaConfig, OptimizerConfig, TrainConfig
 
 
@@ -86,12 +89,43 @@ def tiny_html() -> PipelineConfig:
     return PipelineConfig(ingest=ingest, **values)
 
 
+def small() -> PipelineConfig:
+    """This project's 64 px model for one GPU (24 GB and up), DINOv2-B tokens: 84 M parameters, 135 GFLOP. Not in the paper.
+
+    It was never trained: there is no expected figure yet.
+    """
+    optimizer = OptimizerConfig(learning_rate=2e-4, warmup_steps=2_000)
+    values = _paper(denoisers.small(), optimizer, num_steps=200_000, batch_size=256, num_lanes=16)
+    return replace(values, generate=replace(values.generate, sampler=SamplerConfig(num_steps=256), num_conditions=10_000))
+
+
 def base() -> PipelineConfig:
     """The paper's baseline: DINOv2-B tokens, cross-attention, 2x2 patching, band 0.3-0.9. 256 TPUv3 chips for 2 days, 300 k steps.
 
-    Expected: the curve "Baseline" of Fig. 2, right (ImageNet FID without guidance over 300 k steps); the paper prints no number.
+    Expected: the curves "DINO CA", "Semantic Filter" and "Baseline" of Fig. 2 (ImageNet FID without guidance over 300 k steps); the
+    paper prints no number. So for all of its ablations, which need the same hardware each.
     """
     return _paper(denoisers.base(), OptimizerConfig())
+
+
+def base_film() -> PipelineConfig:
+    """`base` with FiLM of the pooled embedding instead of cross-attention. Expected: the worst curve of Fig. 2, left."""
+    return _paper(denoisers.base("film"), OptimizerConfig())
+
+
+def base_siglip() -> PipelineConfig:
+    """`base` with SigLIP-B/16 tokens. Expected: above (worse than) `base`, below both FiLM curves of Fig. 2, left."""
+    return _paper(denoisers.base(num_tokens=_SIGLIP_TOKENS), OptimizerConfig(), weights=_SIGLIP)
+
+
+def base_siglip_film() -> PipelineConfig:
+    """`base-film` with SigLIP-B/16's MAP head. Expected: better than `base-film`, worse than cross-attention (Fig. 2, left)."""
+    return _paper(denoisers.base("film", num_tokens=_SIGLIP_TOKENS), OptimizerConfig(), weights=_SIGLIP)
+
+
+def base_unfiltered() -> PipelineConfig:
+    """`base` on all pairs of a page. Expected: more than 10 FID worse than `base` (Fig. 2, center)."""
+    return replace(base(), band=BandConfig(low=-1.0, high=1.0))
 
 
 def base_no_patch() -> PipelineConfig:
@@ -99,16 +133,42 @@ def base_no_patch() -> PipelineConfig:
     return _paper(denoisers.base_no_patch(), OptimizerConfig())
 
 
+def base_higher_lr() -> PipelineConfig:
+    """`base` at learning rate 2e-4. Expected: below `base` (Fig. 2, right)."""
+    return _paper(denoisers.base(), OptimizerConfig(learning_rate=2e-4))
+
+
 def final() -> PipelineConfig:
     """The paper's final model: DINOv2-L tokens, no patching, wider, lr 2e-4, 2 M steps. 256 TPUv5 chips for 12 days.
 
     Expected at w = 0 / 0.5: FID 18.4 / 6.2 on ImageNet, 6.2 / 2.4 Bedroom, 17.3 / 4.0 Church, 6.7 / 2.5 SUN397 (Table 1).
     """
-    return _paper(denoisers.final(), OptimizerConfig(learning_rate=2e-4), weights="facebook/dinov2-large", num_steps=2_000_000)
+    optimizer = OptimizerConfig(learning_rate=2e-4)
+    made = _paper(denoisers.final(), optimizer, weights="facebook/dinov2-large", num_steps=2_000_000)
+    return replace(made, train=replace(made.train, compute=replace(made.train.compute, recompute="transformer")))
+
+
+def label_grouped() -> PipelineConfig:
+    """The paper's supervised baseline: `final` on ImageNet, where an episode is a class. The hardware is not stated.
+
+    Expected at w = 0 / 0.5: FID 4.8 / 5.1 on ImageNet, 46.2 / 34.2 Bedroom, 27.1 / 20.4 Church, 29.7 / 22.4 SUN397 (Table 1). The
+    pairs are those of a class, whatever their similarity [C]; ImageNet's validation set is the evaluation's, so none is held out.
+    """
+    made = final()
+    ingest = replace(made.ingest, source="imagenet-train", held_out_share=0.0, split_by="image")
+    return replace(made, ingest=ingest, band=BandConfig(low=-1.0, high=1.0))
+
+
+_SIGLIP, _SIGLIP_TOKENS = "google/siglip-base-patch16-224", 196
 
 
 def _paper(
-    denoiser: DenoiserConfig, optimizer: OptimizerConfig, weights: str = "facebook/dinov2-base", num_steps: int = 300_000
+    denoiser: DenoiserConfig,
+    optimizer: OptimizerConfig,
+    weights: str = "facebook/dinov2-base",
+    num_steps: int = 300_000,
+    batch_size: int = 2048,
+    num_lanes: int = 64,
 ) -> PipelineConfig:
     return PipelineConfig(
         ingest=IngestConfig(source="html", image=ImageConfig(image_px=256)),
@@ -119,8 +179,13 @@ def _paper(
             schedule=ScheduleConfig(resolution_px=denoiser.resolution_px),
             optimizer=optimizer,
             num_steps=num_steps,
+            batch_size=batch_size,
+            num_lanes=num_lanes,
+            compute=ComputeConfig(precision="bfloat16", compile=True),
         ),
-        generate=GenerateConfig(sampler=SamplerConfig(num_steps=512), num_conditions=50_000),
+        generate=GenerateConfig(
+            sampler=SamplerConfig(num_steps=512), num_conditions=50_000, speed=SpeedConfig(precision="bfloat16", compile=True)
+        ),
         evaluate=EvaluateConfig(),
     )
 
@@ -128,9 +193,16 @@ def _paper(
 PRESETS: dict[str, Callable[[], PipelineConfig]] = {
     "tiny": tiny,
     "tiny-html": tiny_html,
+    "small": small,
     "base": base,
+    "base-film": base_film,
+    "base-siglip": base_siglip,
+    "base-siglip-film": base_siglip_film,
+    "base-unfiltered": base_unfiltered,
     "base-no-patch": base_no_patch,
+    "base-higher-lr": base_higher_lr,
     "final": final,
+    "label-grouped": label_grouped,
 }
 
 
