@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from small import NUM_PAGES, NUM_PICTURES, SmallRun, run_stages
 
 from semantica.config import override
@@ -135,6 +137,41 @@ def test_changing_the_band_reads_scores_alone(small_run: SmallRun, tmp_path: Pat
     assert before == {p: p.stat().st_mtime_ns for p in scores.rglob("*")}
     assert not list((tmp_path / "narrow").rglob("*.parquet"))
     assert 0 < manifest.counts["num_pairs_kept"] < read_manifest(small_run.out / "selection", "selection").counts["num_pairs_kept"]
+
+
+def test_kept_and_refused_pairs_are_pictures_in_mlflow_and_beside_the_selection(small_run: SmallRun, tmp_path: Path) -> None:
+    band = override(small_run.config.band, {"low": 0.0, "high": 0.9})
+    runtime, out = small_run.runtime, tmp_path / "selection"
+    pairs(band, encodings=small_run.out / "encodings", out=out, scores=small_run.out / "scores", runtime=runtime)
+    expected = {"scores.png", "pairs-kept.png", "pairs-too-far.png", "pairs-too-near.png"}
+    shown = {path.name: path for path in (out / "examples").iterdir()}
+    assert set(shown) == expected
+    for path in shown.values():
+        with Image.open(path) as image:
+            assert min(image.size) > 64
+            assert len(image.convert("RGB").getcolors(2**24)) > 10
+    mlflow.set_tracking_uri(small_run.uri)
+    runs = mlflow.search_runs(experiment_names=["semantica"], order_by=["start_time DESC"])
+    run = runs[runs["tags.semantica.stage"] == "pairs"].iloc[0]["run_id"]
+    assert expected <= {Path(a.path).name for a in mlflow.MlflowClient(small_run.uri).list_artifacts(run, "images")}
+
+
+def test_a_damaged_shard_of_encodings_is_left_out_and_said_and_too_many_are_refused(
+    small_run: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encodings = tmp_path / "encodings"
+    shutil.copytree(small_run.out / "encodings", encodings)
+    entries = read_manifest(encodings, "encodings").shards()
+    path = encodings / entries[0].path
+    path.write_bytes(path.read_bytes()[:-100])
+    strict = replace(small_run.runtime, max_damaged_share=0.01)
+    with pytest.raises(DataError, match=rf"{entries[0].num_rows} of \d+ episodes .* max_damaged_share = 0.01 allows"):
+        pairs(small_run.config.band, encodings=encodings, out=tmp_path / "a" / "selection", scores=None, runtime=strict)
+    lenient = replace(small_run.runtime, max_damaged_share=0.9)
+    manifest = pairs(small_run.config.band, encodings=encodings, out=tmp_path / "b" / "selection", scores=None, runtime=lenient)
+    whole = read_manifest(small_run.out / "selection", "selection").counts["num_episodes"]
+    assert manifest.counts["num_episodes_kept"] == whole - entries[0].num_rows
+    assert "1 damaged shards of the encodings" in "".join(capsys.readouterr())
 
 
 def test_a_users_error_in_a_worker_comes_back_as_one_sentence(small_run: SmallRun, tmp_path: Path) -> None:

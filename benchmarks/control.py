@@ -1,0 +1,288 @@
+"""python -m benchmarks.control [--run runs/quickstart]: what guidance, a wanted similarity and several conditioning images do.
+
+On the real pictures of `make demo`, which has to have run. Guidance is measured on its checkpoint: Fréchet distance in the
+encoder's features (against the held-out pictures; small n, so it compares within this table only) and similarity to the
+conditioning image (corpus mean subtracted), with and without what goes beyond plain w. Then one denoiser of the same size is
+trained that takes the similarity of the pair and one to four images, on a wider band over the same scores, and asked for both.
+
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.record import Measured, record
+from semantica.conditioning import Conditioning
+from semantica.datasets import read_manifest, read_shard
+from semantica.diffusion.guidance import GuidanceConfig
+from semantica.diffusion.samplers import SamplerConfig
+from semantica.encoders.encode import encode_pictures
+from semantica.encoders.encoder import Encoder, EncoderConfig, load_encoder
+from semantica.generation.conditions import HELD_OUT
+from semantica.generation.generate import GenerateConfig, png_bytes, sample_pictures
+from semantica.generation.model import Model
+from semantica.metrics.frechet import FeatureStatistics, frechet_distance
+from semantica.pairs.draw import generator
+from semantica.pairs.loader import PairLoader, decode_at, to_unit
+from semantica.pairs.scores import pooled_rows
+from semantica.pairs.selection import BandConfig, select, selection_stage
+from semantica.training.checkpoint import Checkpoint, open_checkpoint
+from semantica.training.loop import Hooks, fit
+from semantica.training.recipe import TrainConfig
+from semantica.training.step import StepNoise, step_loss
+
+WEIGHTS = (0.0, 0.5, 1.5, 3.0)
+BEYOND = {
+    "plain": GuidanceConfig(),
+    "threshold": GuidanceConfig(threshold=0.995),
+    "rescale": GuidanceConfig(rescale=0.7),
+    "interval": GuidanceConfig(interval=(-3.0, 3.0)),
+    "APG": GuidanceConfig(parallel=0.0),
+}
+ASKED = (0.1, 0.3, 0.5, 0.7, 0.9)
+MAX_IMAGES = 4
+SAMPLER = SamplerConfig(name="dpm_solver", num_steps=20, spacing="t")
+WIDE = BandConfig(low=0.0, high=0.95, score="centred_cosine")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A held-out picture with its encodings."""
+
+    data: bytes
+    tokens: Tensor
+    pooled: Tensor
+
+
+class Bench:
+    """The held-out pictures of a run, its encoder, and what is measured of samples."""
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+        manifest = read_manifest(run / "encodings", "encodings")
+        self.checkpoint = open_checkpoint(run / "checkpoint" / "model")
+        self.mean = np.array(manifest.facts["corpus_mean"], np.float64)
+        self.encoder: Encoder = load_encoder(EncoderConfig(**manifest.config["encoder"]))
+        self.pages = self._held_out()
+        self.reference = np.stack([p.pooled.numpy() for page in self.pages for p in page])
+
+    def _held_out(self) -> list[list[Picture]]:
+        manifest = read_manifest(self.run / "encodings", "encodings")
+        shape = (manifest.facts["encoder"]["num_tokens"], manifest.facts["encoder"]["token_dim"])
+        pages: dict[str, list[Picture]] = defaultdict(list)
+        for entry in manifest.shards(HELD_OUT):
+            table = read_shard(self.run / "encodings", entry, ["episode_id", "images", "pooled", "tokens"])
+            for row, pooled in enumerate(pooled_rows(table["pooled"])):
+                tokens = table["tokens"][row].values.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+                for index, image in enumerate(table["images"][row].as_py()):
+                    own = torch.from_numpy(tokens.reshape(-1, *shape)[index])
+                    page = table["episode_id"][row].as_py()
+                    pages[page].append(Picture(image["bytes"], own, torch.from_numpy(pooled[index])))
+        return [pages[name] for name in sorted(pages)]
+
+    def chosen(self, num: int) -> list[Picture]:
+        """`num` held-out pictures, the same ones every time."""
+        everything = [p for page in self.pages for p in page]
+        order = generator("control", "conditions").permutation(len(everything))[:num]
+        return [everything[i] for i in order]
+
+    def trials(self, num: int) -> list[tuple[Picture, list[Picture]]]:
+        """(a target, MAX_IMAGES others of its page), the same ones every time."""
+        large = [page for page in self.pages if len(page) > MAX_IMAGES]
+        found = []
+        for trial in range(num):
+            chance = generator("control", "trial", trial)
+            page = large[int(chance.integers(len(large)))]
+            target, *others = (page[i] for i in chance.permutation(len(page))[: MAX_IMAGES + 1])
+            found.append((target, others))
+        return found
+
+    def sample(self, model: Model, cond: Conditioning, guidance: float, beyond: GuidanceConfig | None = None) -> np.ndarray:
+        """Pooled embeddings (n, D) of one sample for each row, row i from the same noise whatever else differs."""
+        config = GenerateConfig(sampler=SAMPLER, beyond=beyond or GuidanceConfig())
+        names = [f"control/{i}" for i in range(len(cond))]
+        pictures = [png_bytes(p) for p in sample_pictures(model, cond, names, guidance, config, max_rows=64)]
+        return encode_pictures(pictures, self.encoder, 16).pooled.numpy()
+
+    def cosine(self, features: np.ndarray, others: Sequence[Picture]) -> np.ndarray:
+        """Of each row to its picture, corpus mean subtracted."""
+        a, b = (x.astype(np.float64) - self.mean for x in (features, np.stack([p.pooled.numpy() for p in others])))
+        cosines: np.ndarray = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+        return cosines
+
+    def distance(self, features: np.ndarray) -> float:
+        """Fréchet distance to the held-out pictures."""
+        return frechet_distance(FeatureStatistics.of(features), FeatureStatistics.of(self.reference))
+
+
+def conditioning(pictures: Iterable[Sequence[Picture]], similarity: float | None = None) -> Conditioning:
+    """A row for each of `pictures`, which all hold as many."""
+    rows = list(pictures)
+    tokens = torch.stack([torch.stack([p.tokens for p in row]) for row in rows])
+    pooled = torch.stack([torch.stack([p.pooled for p in row]) for row in rows])
+    return Conditioning.of(tokens, pooled, None if similarity is None else torch.full((len(rows),), similarity))
+
+
+def guidance_table(bench: Bench, num: int) -> list[Measured]:
+    """Distance, similarity and the standard deviation of pixels against w, plain and refined."""
+    model, pictures = Model.of(bench.checkpoint), bench.chosen(num)
+    cond, measured = conditioning([p] for p in pictures), []
+    for w in WEIGHTS:
+        for name, beyond in BEYOND.items():
+            if w == 0 and name != "plain":
+                continue
+            features = bench.sample(model, cond, w, beyond)
+            cosine = bench.cosine(features, pictures)
+            label = f"guidance w = {w:g}, {name}"
+            measured.append(Measured(name=label, figure=bench.distance(features), unit="Frechet distance"))
+            measured.append(Measured(name=label, figure=float(cosine.mean()), unit=f"similarity, ± {_error(cosine):.3f}"))
+            print(f"{label}: FD {measured[-2].figure:.1f}, similarity {cosine.mean():.3f}", flush=True)
+    return measured
+
+
+def trained(bench: Bench, num_steps: int, folder: Path) -> Checkpoint:
+    """A checkpoint of the run's denoiser with similarity and several images, trained on the wide band."""
+    config = _recipe(bench.checkpoint.config, num_steps)
+    scores, selection = bench.run / "scores", folder / "selection"
+    stage = selection_stage(scores, WIDE, selection)
+    stage.open()
+    select(stage, scores, WIDE)
+    loader = PairLoader(
+        bench.run / "encodings",
+        selection,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        num_lanes=config.num_lanes,
+        window_groups=config.window_groups,
+        resolution_px=config.denoiser.resolution_px,
+        max_images=MAX_IMAGES,
+    )
+    started = time.monotonic()
+
+    def on_checkpoint(step: int, save: object) -> None:
+        if step == num_steps:
+            assert callable(save)
+            save(folder / "model")
+
+    hooks = Hooks(
+        lambda r: print(f"step {r.step}: loss {r.loss:.3f}, {time.monotonic() - started:.0f} s", flush=True), on_checkpoint
+    )
+    fit(config, loader, bench.checkpoint.provenance, hooks)
+    return open_checkpoint(folder / "model")
+
+
+def _recipe(config: TrainConfig, num_steps: int) -> TrainConfig:
+    denoiser = replace(config.denoiser, similarity=True, max_images=MAX_IMAGES)
+    return replace(config, denoiser=denoiser, num_steps=num_steps, log_every=200, checkpoint_every=num_steps)
+
+
+def similarity_table(bench: Bench, model: Model, num: int) -> list[Measured]:
+    """Does the similarity of samples follow the one that was asked for?"""
+    pictures = bench.chosen(num)
+    found = {}
+    measured = []
+    for asked in (None, *ASKED):
+        found[asked] = bench.cosine(bench.sample(model, conditioning([[p] for p in pictures], asked), 0.5), pictures)
+        label = "similarity of samples, none asked for" if asked is None else f"similarity of samples, {asked:g} asked for"
+        measured.append(Measured(name=label, figure=float(found[asked].mean()), unit=f"cosine, ± {_error(found[asked]):.3f}"))
+    got, x = np.stack([found[asked] for asked in ASKED]), np.array(ASKED)
+    slopes = ((x - x.mean())[:, None] * got).sum(0) / ((x - x.mean()) ** 2).sum()
+    slope, error = float(slopes.mean()), _error(slopes)
+    rising = float((slopes > 0).mean())
+    means = got.mean(1)
+    return [
+        *measured,
+        Measured(
+            name="slope of similarity against request",
+            figure=slope,
+            unit=f"per unit asked for, ± {error:.3f}",
+            target="> 0 by 3 standard errors",
+            holds=slope > 3 * error,
+        ),
+        Measured(name="conditioning images whose samples follow", figure=rising, unit="share"),
+        Measured(
+            name="requests in order",
+            figure=float((np.diff(means) > 0).mean()),
+            unit="share of neighbours",
+            target="1",
+            holds=bool((np.diff(means) > 0).all()),
+        ),
+    ]
+
+
+def images_table(bench: Bench, model: Model, num: int) -> list[Measured]:
+    """Do more images describe a picture better? Loss on a held-out one, and likeness to it, given others of its page."""
+    trials, side = bench.trials(num), model.schedule.resolution_px
+    x = to_unit(torch.stack([decode_at(target.data, side) for target, _ in trials]))
+    draws = torch.Generator().manual_seed(0)
+    levels, eps = torch.linspace(0.05, 0.95, 10), torch.randn(10, *x.shape, generator=draws)
+    never = torch.zeros(len(x), dtype=torch.bool)
+    losses, likeness = [], []
+    for m in range(1, MAX_IMAGES + 1):
+        cond = conditioning(others[:m] for _, others in trials)
+        with torch.inference_mode():
+            noises = [StepNoise(t.expand(len(x)), e, never, never) for t, e in zip(levels, eps, strict=True)]
+            each = [step_loss(model.network, x, cond, noise, model.schedule, model.prediction) for noise in noises]
+        losses.append(torch.stack(each).mean(0).numpy())
+        likeness.append(bench.cosine(bench.sample(model, cond, 0.5), [target for target, _ in trials]))
+    measured = []
+    for m in range(1, MAX_IMAGES + 1):
+        what = f"{m} conditioning image" + ("s" if m > 1 else "")
+        measured.append(Measured(name=f"loss, {what}", figure=float(losses[m - 1].mean()), unit="eps-loss"))
+        cosine = likeness[m - 1]
+        measured.append(
+            Measured(
+                name=f"likeness to an unseen picture of the page, {what}",
+                figure=float(cosine.mean()),
+                unit=f"cosine, ± {_error(cosine):.3f}",
+            )
+        )
+        if m > 1:
+            for name, values, sign in (("loss", losses, -1), ("likeness", likeness, 1)):
+                gain = sign * (values[m - 1] - values[0])
+                mean, error = float(gain.mean()), _error(gain)
+                measured.append(
+                    Measured(
+                        name=f"gain in {name}, {what}",
+                        figure=mean,
+                        unit=f"over one image, paired, ± {error:.4f}",
+                        target="> 0 by 2 standard errors",
+                        holds=mean > 2 * error,
+                        peer="1 conditioning image",
+                    )
+                )
+    return measured
+
+
+def _error(values: np.ndarray) -> float:
+    return float(values.std(ddof=1) / len(values) ** 0.5)
+
+
+def main() -> None:
+    """Measure and record everything."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, default=Path("runs/quickstart"))
+    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--num", type=int, default=128)
+    options = parser.parse_args()
+    bench = Bench(options.run.absolute())
+    measured = guidance_table(bench, options.num)
+    with tempfile.TemporaryDirectory() as scratch:
+        model = Model.of(trained(bench, options.steps, Path(scratch)))
+    measured += similarity_table(bench, model, options.num)
+    measured += images_table(bench, model, options.num)
+    print(record("control", measured))
+
+
+if __name__ == "__main__":
+    main()
