@@ -11,7 +11,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo demo-html test test-chaos fuzz check format bench bench-data clean
+.PHONY: demo demo-html test test-chaos fuzz check format bench bench-data bench-denoiser clean
 
 demo: $(INSTALLED)
 	@$(BIN)/python -m jobs.quickstart
@@ -47,6 +47,11 @@ bench-data: $(INSTALLED)
 	$(BIN)/python -m benchmarks.pairs
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.orchestration
+
+bench-denoiser: $(INSTALLED)
+	$(BIN)/python -m benchmarks.train_step
+	$(BIN)/python -m benchmarks.sampling
+	$(BIN)/python -m benchmarks.control
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -40,7 +41,8 @@ def machine() -> str:
     if info.exists():
         names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
         model = names[0] if names else model
-    return f"{model}, {os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB, no GPU"
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return f"{model}, {os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB, {gpu}"
 
 
 def record(module: str, measured: Sequence[Measured]) -> Path:
@@ -58,6 +60,7 @@ def record(module: str, measured: Sequence[Measured]) -> Path:
         "command": shlex.join(["python", "-m", f"benchmarks.{module}", *sys.argv[1:]]),
     }
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{module}.json"
+    # A run on a GPU does not replace what was measured on a CPU.
+    path = RESULTS / f"{module}{'-gpu' if torch.cuda.is_available() else ''}.json"
     path.write_text(json.dumps([{**asdict(m), **common} for m in measured], indent=1) + "\n")
     return path

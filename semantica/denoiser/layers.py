@@ -120,7 +120,7 @@ class ConvBlock(nn.Module):
 class HeadNorm(nn.RMSNorm):
     """RMSNorm in the dtype of what it is given: under autocast the gain is float32, for which there is no fused kernel."""
 
-    def forward(self, x: Float[Tensor, "b heads n dim"]) -> Float[Tensor, "b heads n dim"]:
+    def forward(self, x: Float[Tensor, "b n heads dim"]) -> Float[Tensor, "b n heads dim"]:
         assert self.weight is not None
         return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
@@ -143,17 +143,17 @@ class Attention(nn.Module):
         self.out = zero(nn.Linear(channels, channels))
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.reshape(*x.shape[:2], -1, self.head_dim).transpose(1, 2)
+        return x.reshape(*x.shape[:2], -1, self.head_dim)
 
     def keys_values(self, context: Context) -> KeysValues:
         """What this layer attends to; the same for every picture that is drawn from one context."""
         key, value = (self._heads(x) for x in self.key_value(context).chunk(2, dim=-1))
-        return self.norm_key(key), value
+        return self.norm_key(key).transpose(1, 2), value.transpose(1, 2)
 
     def forward(self, h: Sequence, context: Context | KeysValues | None) -> Sequence:
         """What to add to h."""
         h = self.norm(h)
-        query = self.norm_query(self._heads(self.query(h)))
+        query = self.norm_query(self._heads(self.query(h))).transpose(1, 2)  # normalised while it is contiguous
         key, value = context if isinstance(context, tuple) else self.keys_values(h if context is None else context)
         attended = F.scaled_dot_product_attention(query, key, value)
         out: Tensor = self.out(attended.transpose(1, 2).flatten(2))
