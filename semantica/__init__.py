@@ -6,8 +6,23 @@ What users may rely on; everything else may change between versions:
 - the Arrow schemas of `semantica.schemas` and the manifests of `semantica.datasets`;
 - `semantica.presets.preset(name)` and `semantica.config`: `from_dict`, `to_dict`, `to_yaml`, `override`;
 - the shells `semantica.distributed.{ingest,encode,pairs,train,generate,evaluate,quickstart}`: one function each, of the same name;
+- `semantica.load(path)`, a trained model to draw with (docs/use-a-model.md), and the released folder that it saves;
 - `semantica.training.checkpoint.open_checkpoint(folder)`, which gives the configuration and the network;
 - the contract `semantica.diffusion.process.Denoise`, the samplers and the guidance built on it.
 
-Importing this package imports nothing else.
+Importing this package imports nothing else; `load` is imported when it is first asked for.
 """
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from semantica.generation.pipeline import load as load
+
+
+def __getattr__(name: str) -> Any:
+    """`semantica.load`."""
+    if name == "load":
+        from semantica.generation.pipeline import load
+
+        return load
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

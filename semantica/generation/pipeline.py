@@ -1,0 +1,206 @@
+"""All that a user of a trained model needs: `semantica.load(path)(images, guidance=0.5, num_samples=4)`.
+
+In: a released folder, a checkpoint, the output of jobs.train, or a hub's ORG/NAME; then pictures. Out: pictures, the same that
+`generate` would draw of the same conditioning and names; and the model saved, or sent to a hub.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import overload
+
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+
+from semantica.conditioning import Conditioning
+from semantica.config import override, require
+from semantica.denoiser.uvit import UViT
+from semantica.diffusion.guidance import GuidanceConfig
+from semantica.diffusion.samplers import SamplerConfig
+from semantica.errors import ConfigError, WeightsError
+from semantica.generation import hub
+from semantica.generation.conditioning_images import ConditioningImages, Picture, rows_of
+from semantica.generation.generate import GenerateConfig, sample_pictures
+from semantica.generation.model import Model, SpeedConfig
+from semantica.generation.model_card import model_card
+from semantica.generation.release import Release, encoder_of, read_release, release_of, write_release
+from semantica.training.checkpoint import open_checkpoint
+
+_MANIFEST, _MODEL = "manifest.json", "model"  # of a checkpoint; of the output of jobs.train
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What samples are drawn from: the conditioning of each, and the name that keys its noise; those of one picture together."""
+
+    cond: Conditioning
+    names: list[str]
+
+
+@dataclass(frozen=True)
+class Semantica:
+    """A trained model, ready to draw: `model(images)`. Made by `semantica.load`.
+
+    card: the model card, which travels with the model as it is, an edited one too.
+    """
+
+    model: Model
+    conditioning: ConditioningImages
+    release: Release
+    card: str
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        device: str | None = None,
+        encoder: str | Path | None = None,
+        *,
+        revision: str = "main",
+        picture_px: int | None = None,
+        speed: SpeedConfig = SpeedConfig(),  # noqa: B008 - it is frozen
+    ) -> Semantica:
+        """The model at `path`: a released folder, a checkpoint, the output of jobs.train, or a hub's ORG/NAME.
+
+        device: None is a GPU where there is one. encoder: the folder of the encoder, for a model that was trained with a local one.
+        revision: of a hub's model. picture_px: image_px of the ingest that it was trained on, where the release does not know it.
+        Raises WeightsError for what is missing, damaged, or another encoder than the one of the training.
+        """
+        release, network, card = opened(path, revision)
+        if picture_px is not None:
+            require(picture_px >= 1, "load: picture_px", "at least 1", picture_px)
+            release = replace(release, picture_px=picture_px)
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        model = Model(network, release.schedule, release.prediction).on(device, speed)
+        eye = encoder_of(release.encoder, device, encoder)
+        return cls(model, ConditioningImages(eye, release.denoiser.max_images, release.picture_px), release, card)
+
+    @overload
+    def __call__(  # type: ignore[overload-overlap] # a str is a sequence of str too
+        self,
+        images: Picture,
+        guidance: float | int = ...,
+        num_samples: int = ...,
+        similarity: float | int | None = ...,
+        num_steps: int | None = ...,
+        sampler: str | SamplerConfig | None = ...,
+        seed: int = ...,
+        beyond: GuidanceConfig = ...,
+    ) -> list[Image.Image]: ...
+
+    @overload
+    def __call__(
+        self,
+        images: Sequence[Picture | Sequence[Picture]],
+        guidance: float | int = ...,
+        num_samples: int = ...,
+        similarity: float | int | None = ...,
+        num_steps: int | None = ...,
+        sampler: str | SamplerConfig | None = ...,
+        seed: int = ...,
+        beyond: GuidanceConfig = ...,
+    ) -> list[list[Image.Image]]: ...
+
+    def __call__(
+        self,
+        images: object,
+        guidance: float | int = 0.5,
+        num_samples: int = 4,
+        similarity: float | int | None = None,
+        num_steps: int | None = None,
+        sampler: str | SamplerConfig | None = None,
+        seed: int = 0,
+        beyond: GuidanceConfig = GuidanceConfig(),  # noqa: B008 - it is frozen
+    ) -> list[Image.Image] | list[list[Image.Image]]:
+        """num_samples new pictures for each conditioning image: a list for one image, a list of lists for a list of them.
+
+        images: a PIL picture or a path; a list of these; or, where an item is a list itself, the several conditioning images of one
+        wanted picture. guidance: the paper's w, 0 is none. similarity: how similar to the images, for models trained to be told.
+        sampler: "ddpm", "ddim", "dpm_solver" or a SamplerConfig; None, and num_steps None: as the release says. beyond: what goes
+        beyond plain guidance. The noise of a sample is keyed by seed, the pixels of its conditioning images and its index: more
+        samples begin with the fewer, and a picture's samples do not depend on what else is in the list; rounding apart, since
+        other batch sizes sum in another order (a level of 255 here and there). Raises DataError and ConfigError in one sentence.
+        """
+        steps = self._sampler(sampler, num_steps)
+        require(math.isfinite(guidance) and guidance >= 0, "guidance", "0 or more", guidance)
+        rows, is_single = rows_of(images)
+        asked = self.asked(rows, num_samples, similarity)
+        config = GenerateConfig(guidance=(float(guidance),), sampler=steps, beyond=beyond, seed=seed)
+        if not rows:
+            return []
+        drawn = sample_pictures(self.model, asked.cond, asked.names, float(guidance), config)
+        pictures = pil_pictures(drawn)
+        lists = [pictures[i : i + num_samples] for i in range(0, len(pictures), num_samples)]
+        return lists[0] if is_single else lists
+
+    def asked(self, rows: Sequence[Sequence[object]], num_samples: int, similarity: float | int | None = None) -> Asked:
+        """Conditioning and names of num_samples samples for each row of conditioning images."""
+        require(num_samples >= 1, "num_samples", "at least 1", num_samples)
+        if similarity is not None:
+            if not self.release.denoiser.similarity:
+                raise ConfigError("similarity: this model was not trained to be told one; leave it out, or load one that was")
+            require(-1 <= similarity <= 1, "similarity", "a cosine, in [-1, 1]", similarity)
+        cond, names = self.conditioning(rows)
+        if similarity is not None:
+            cond = replace(cond, similarity=torch.full((len(cond),), float(similarity)))
+        repeated = torch.arange(len(cond)).repeat_interleave(num_samples)
+        return Asked(cond[repeated], [f"{name}/{index}" for name in names for index in range(num_samples)])
+
+    def _sampler(self, sampler: str | SamplerConfig | None, num_steps: int | None) -> SamplerConfig:
+        chosen = sampler if isinstance(sampler, SamplerConfig) else self.release.sampler
+        changes = {"name": sampler if isinstance(sampler, str) else None, "num_steps": num_steps}
+        try:
+            return override(chosen, {name: value for name, value in changes.items() if value is not None})
+        except ConfigError as error:
+            raise ConfigError(f"sampler: {error}") from None
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write config.json, model.safetensors and README.md into a folder: new, empty, or a released model, which is replaced.
+
+        What is loaded from it draws the same pictures, bit for bit. Raises ConfigError for a folder that holds something else, and
+        for a model that was loaded in bfloat16.
+        """
+        target = Path(folder).expanduser()
+        write_release(target, self.model.network, self.release, self.card)
+        return target
+
+    def push_to_hub(self, name: str, private: bool = True) -> str:
+        """Upload what `save_pretrained` writes to the hub as ORG/NAME; returns its address. Raises WeightsError."""
+        with tempfile.TemporaryDirectory() as scratch:
+            return hub.push(self.save_pretrained(Path(scratch) / "model"), name, private=private)
+
+
+load = Semantica.from_pretrained
+
+
+def opened(path: str | Path, revision: str = "main") -> tuple[Release, UViT, str]:
+    """What is known of the model at `path`, its EMA network on the CPU, and its model card. Raises WeightsError."""
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        if not hub.is_hub_name(str(path)):
+            raise WeightsError(
+                f"load: no folder {path}; give a released model, a checkpoint, the output of jobs.train, or ORG/NAME"
+            )
+        folder = hub.fetch(str(path), revision)
+    checkpoint_folder = trained(folder)
+    if not (checkpoint_folder / _MANIFEST).exists():
+        return read_release(folder)
+    checkpoint = open_checkpoint(checkpoint_folder)
+    release = release_of(checkpoint)
+    return release, checkpoint.network(), model_card(release)
+
+
+def trained(folder: Path) -> Path:
+    """The checkpoint in the output of jobs.train; any other folder as it is."""
+    return folder / _MODEL if (folder / _MODEL / _MANIFEST).exists() else folder
+
+
+def pil_pictures(pictures: UInt8[Tensor, "b 3 h w"]) -> list[Image.Image]:
+    """The same as PIL pictures."""
+    return [Image.fromarray(picture.permute(1, 2, 0).numpy()) for picture in pictures]
