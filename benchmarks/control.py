@@ -41,7 +41,7 @@ from semantica.training.loop import Hooks, fit
 from semantica.training.recipe import TrainConfig
 from semantica.training.step import StepNoise, step_loss
 
-WEIGHTS = (0.0, 0.5, 1.5, 3.0)
+WEIGHTS = (0.0, 1.0, 3.0)
 BEYOND = {
     "plain": GuidanceConfig(),
     "threshold": GuidanceConfig(threshold=0.995),
@@ -51,17 +51,26 @@ BEYOND = {
 }
 ASKED = (0.1, 0.3, 0.5, 0.7, 0.9)
 MAX_IMAGES = 4
-SAMPLER = SamplerConfig(name="dpm_solver", num_steps=20, spacing="t")
+SAMPLER = SamplerConfig(num_steps=48)  # the demo's
+SAMPLERS = (
+    SAMPLER,
+    SamplerConfig(num_steps=16),
+    SamplerConfig(name="ddim", num_steps=48),
+    SamplerConfig(name="ddim", num_steps=16),
+    SamplerConfig(name="dpm_solver", num_steps=48),
+    SamplerConfig(name="dpm_solver", num_steps=16),
+)
 WIDE = BandConfig(low=0.0, high=0.95, score="centred_cosine")
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A held-out picture with its encodings."""
+    """A held-out picture with its encodings; at_size: the pooled embedding at the model's resolution, which samples have."""
 
     data: bytes
     tokens: Tensor
     pooled: Tensor
+    at_size: np.ndarray
 
 
 class Bench:
@@ -74,7 +83,7 @@ class Bench:
         self.mean = np.array(manifest.facts["corpus_mean"], np.float64)
         self.encoder: Encoder = load_encoder(EncoderConfig(**manifest.config["encoder"]))
         self.pages = self._held_out()
-        self.reference = np.stack([p.pooled.numpy() for page in self.pages for p in page])
+        self.reference = np.stack([p.at_size for page in self.pages for p in page])
 
     def _held_out(self) -> list[list[Picture]]:
         manifest = read_manifest(self.run / "encodings", "encodings")
@@ -84,10 +93,13 @@ class Bench:
             table = read_shard(self.run / "encodings", entry, ["episode_id", "images", "pooled", "tokens"])
             for row, pooled in enumerate(pooled_rows(table["pooled"])):
                 tokens = table["tokens"][row].values.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
-                for index, image in enumerate(table["images"][row].as_py()):
+                images = table["images"][row].as_py()
+                small = [png_bytes(decode_at(image["bytes"], self.checkpoint.config.denoiser.resolution_px)) for image in images]
+                at_size = encode_pictures(small, self.encoder, 16).pooled.numpy()
+                for index, image in enumerate(images):
                     own = torch.from_numpy(tokens.reshape(-1, *shape)[index])
                     page = table["episode_id"][row].as_py()
-                    pages[page].append(Picture(image["bytes"], own, torch.from_numpy(pooled[index])))
+                    pages[page].append(Picture(image["bytes"], own, torch.from_numpy(pooled[index]), at_size[index]))
         return [pages[name] for name in sorted(pages)]
 
     def chosen(self, num: int) -> list[Picture]:
@@ -107,16 +119,23 @@ class Bench:
             found.append((target, others))
         return found
 
-    def sample(self, model: Model, cond: Conditioning, guidance: float, beyond: GuidanceConfig | None = None) -> np.ndarray:
+    def sample(
+        self,
+        model: Model,
+        cond: Conditioning,
+        guidance: float,
+        beyond: GuidanceConfig | None = None,
+        sampler: SamplerConfig = SAMPLER,
+    ) -> np.ndarray:
         """Pooled embeddings (n, D) of one sample for each row, row i from the same noise whatever else differs."""
-        config = GenerateConfig(sampler=SAMPLER, beyond=beyond or GuidanceConfig())
+        config = GenerateConfig(sampler=sampler, beyond=beyond or GuidanceConfig())
         names = [f"control/{i}" for i in range(len(cond))]
         pictures = [png_bytes(p) for p in sample_pictures(model, cond, names, guidance, config, max_rows=64)]
         return encode_pictures(pictures, self.encoder, 16).pooled.numpy()
 
     def cosine(self, features: np.ndarray, others: Sequence[Picture]) -> np.ndarray:
         """Of each row to its picture, corpus mean subtracted."""
-        a, b = (x.astype(np.float64) - self.mean for x in (features, np.stack([p.pooled.numpy() for p in others])))
+        a, b = (x.astype(np.float64) - self.mean for x in (features, np.stack([p.at_size for p in others])))
         cosines: np.ndarray = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
         return cosines
 
@@ -147,6 +166,20 @@ def guidance_table(bench: Bench, num: int) -> list[Measured]:
             measured.append(Measured(name=label, figure=bench.distance(features), unit="Frechet distance"))
             measured.append(Measured(name=label, figure=float(cosine.mean()), unit=f"similarity, ± {_error(cosine):.3f}"))
             print(f"{label}: FD {measured[-2].figure:.1f}, similarity {cosine.mean():.3f}", flush=True)
+    return measured
+
+
+def sampler_table(bench: Bench, num: int) -> list[Measured]:
+    """Distance and similarity of every sampler at w = 0.5."""
+    model, pictures = Model.of(bench.checkpoint), bench.chosen(num)
+    cond, measured = conditioning([p] for p in pictures), []
+    for sampler in SAMPLERS:
+        features = bench.sample(model, cond, 0.5, sampler=sampler)
+        cosine = bench.cosine(features, pictures)
+        label = f"{sampler.name}, {sampler.num_steps} steps"
+        measured.append(Measured(name=label, figure=bench.distance(features), unit="Frechet distance"))
+        measured.append(Measured(name=label, figure=float(cosine.mean()), unit=f"similarity, ± {_error(cosine):.3f}"))
+        print(f"{label}: FD {measured[-2].figure:.1f}, similarity {cosine.mean():.3f}", flush=True)
     return measured
 
 
@@ -273,10 +306,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, default=Path("runs/quickstart"))
     parser.add_argument("--steps", type=int, default=1200)
-    parser.add_argument("--num", type=int, default=128)
+    parser.add_argument("--num", type=int, default=96)
     options = parser.parse_args()
     bench = Bench(options.run.absolute())
-    measured = guidance_table(bench, options.num)
+    measured = [*guidance_table(bench, options.num), *sampler_table(bench, options.num)]
     with tempfile.TemporaryDirectory() as scratch:
         model = Model.of(trained(bench, options.steps, Path(scratch)))
     measured += similarity_table(bench, model, options.num)
