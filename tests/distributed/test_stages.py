@@ -68,6 +68,30 @@ def test_samples_do_not_depend_on_how_they_are_batched(small_run: SmallRun, tmp_
         assert np.abs(pixels.astype(int) - second[name].astype(int)).max() <= 1
 
 
+def test_a_model_that_takes_several_images_and_a_similarity_is_trained_and_asked(small_run: SmallRun, tmp_path: Path) -> None:
+    """bf16 and activation checkpointing go through the same door; a model that takes no similarity refuses one."""
+    encodings, model = small_run.out / "encodings", tmp_path / "checkpoint" / MODEL
+    changes = {"denoiser.max_images": 3, "denoiser.similarity": True, "compute.precision": "bfloat16", "compute.recompute": "all"}
+    config = override(small_run.config.train, {**changes, "num_steps": 4, "log_every": 1, "optimizer.warmup_steps": 1})
+    train(config, encodings=encodings, selection=small_run.out / "selection", out=model.parent, runtime=small_run.runtime)
+    opened = open_checkpoint(model)
+    assert (opened.config.denoiser.max_images, opened.config.compute.precision) == (3, "bfloat16")
+    assert {p.dtype for p in opened.network().parameters()} == {torch.float32}
+    losses = [entry["loss"] for entry in json.loads((model.parent / "history.json").read_text())]
+    assert len(losses) == 4
+    assert np.isfinite(losses).all()
+    drawn = {}
+    for asked in (None, 0.5):
+        wanted = override(small_run.config.generate, {"similarity": asked, "guidance": [0.0]})
+        out = tmp_path / f"samples-{asked}"
+        generate(wanted, checkpoint=model, encodings=encodings, out=out, runtime=small_run.runtime)
+        drawn[asked] = _samples(out)
+    assert drawn[None].keys() == drawn[0.5].keys()
+    plain = small_run.out / "checkpoint" / MODEL
+    with pytest.raises(ConfigError, match=r"generate\.similarity: the checkpoint's denoiser takes none"):
+        generate(wanted, checkpoint=plain, encodings=encodings, out=tmp_path / "refused", runtime=small_run.runtime)
+
+
 def _samples(folder: Path) -> dict[str, np.ndarray]:
     from semantica.encoders.encode import decode_picture
 
