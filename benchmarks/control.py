@@ -41,7 +41,7 @@ from semantica.training.loop import Hooks, fit
 from semantica.training.recipe import TrainConfig
 from semantica.training.step import StepNoise, step_loss
 
-WEIGHTS = (0.0, 1.0, 3.0)
+WEIGHTS = (0.0, 0.5, 3.0)
 BEYOND = {
     "plain": GuidanceConfig(),
     "threshold": GuidanceConfig(threshold=0.995),
@@ -216,7 +216,7 @@ def trained(bench: Bench, num_steps: int, folder: Path) -> Checkpoint:
 
 def _recipe(config: TrainConfig, num_steps: int) -> TrainConfig:
     denoiser = replace(config.denoiser, similarity=True, max_images=MAX_IMAGES)
-    return replace(config, denoiser=denoiser, num_steps=num_steps, log_every=200, checkpoint_every=num_steps)
+    return replace(config, denoiser=denoiser, num_steps=num_steps, log_every=50, checkpoint_every=num_steps)
 
 
 def similarity_table(bench: Bench, model: Model, num: int) -> list[Measured]:
@@ -305,15 +305,14 @@ def main() -> None:
     """Measure and record everything."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, default=Path("runs/quickstart"))
-    parser.add_argument("--steps", type=int, default=1200)
-    parser.add_argument("--num", type=int, default=96)
+    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--num", type=int, default=48)
     options = parser.parse_args()
     bench = Bench(options.run.absolute())
-    measured = [*guidance_table(bench, options.num), *sampler_table(bench, options.num)]
     with tempfile.TemporaryDirectory() as scratch:
         model = Model.of(trained(bench, options.steps, Path(scratch)))
-    measured += similarity_table(bench, model, options.num)
-    measured += images_table(bench, model, options.num)
+    measured = [*similarity_table(bench, model, options.num), *images_table(bench, model, options.num)]
+    measured += [*guidance_table(bench, options.num), *sampler_table(bench, options.num)]
     print(record("control", measured))
 
 
