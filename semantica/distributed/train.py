@@ -29,8 +29,9 @@ from semantica.runtime import ClusterConfig, Runtime
 from semantica.storage import Location, location, uri, write_atomically
 from semantica.tracking import Run
 from semantica.training.checkpoint import Provenance, open_checkpoint
-from semantica.training.loop import Hooks, StepReport, fit
+from semantica.training.loop import Hooks, fit
 from semantica.training.recipe import TrainConfig
+from semantica.training.watch import StepReport
 
 MODEL = "model"
 _HISTORY = "history.json"
