@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from semantica.conditioning import Conditioning
@@ -129,6 +130,8 @@ def update(network: nn.Module, optimizer: torch.optim.Adam, settings: OptimizerC
     read its value would make the host wait for the device at every step.
     """
     norm = nn.utils.clip_grad_norm_(network.parameters(), settings.max_grad_norm, foreach=True).detach()
+    if isinstance(norm, DTensor):  # of sharded weights
+        norm = norm.full_tensor()
     skipped = (~torch.isfinite(norm)).float()
     for group in optimizer.param_groups:
         group["lr"] = rate

@@ -26,7 +26,9 @@ _NAN = float("nan")
 
 
 class NonFiniteError(SemanticaError):
-    """Steps in a row whose loss or gradients were not finite. The weights are those before them."""
+    """Steps in a row, up to `step`, whose loss or gradients were not finite. The weights are those before them."""
+
+    step: int = 0
 
 
 @dataclass(frozen=True)
@@ -84,10 +86,12 @@ class Watch:
     def check(self, step: int) -> None:
         """Raise NonFiniteError when max_skipped steps in a row were skipped; after `step` steps. All workers raise alike."""
         if int(self._longest) >= self.config.max_skipped:
-            raise NonFiniteError(
+            error = NonFiniteError(
                 f"train: loss or gradients were not finite in {int(self._longest)} steps in a row up to step {step} "
                 f"(train.max_skipped is {self.config.max_skipped}); lower train.optimizer.learning_rate, or look at their pictures"
             )
+            error.step = step
+            raise error
 
     def report(self, step: int, learning_rate: float, total: Callable[[Tensor], Tensor]) -> StepReport:
         """The figures since the last report, after `step` steps, and a new interval. `total` adds a vector up over the workers."""

@@ -1,18 +1,24 @@
 """What is said while training runs: the loss by noise level as sums, speed as its definitions, and no wait for the device."""
 
+import copy
 import math
+import time
 
 import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 from semantica.denoiser.sizes import training_flops
 from semantica.diffusion.process import diffuse, v_target
 from semantica.diffusion.schedule import ScheduleConfig, logsnr
+from semantica.training.ema import Ema
 from semantica.training.levels import WIDTH, centres, level_losses, level_sums
 from semantica.training.loop import Hooks, fit, initial_network
-from semantica.training.recipe import OptimizerConfig
+from semantica.training.recipe import EmaConfig, OptimizerConfig
 from semantica.training.speed import memory_bytes, peak_flops
 from semantica.training.step import make_optimizer, step_loss, step_noise, update
 from semantica.training.watch import Watch
@@ -161,3 +167,42 @@ def test_a_gradient_that_is_not_finite_in_one_place_leaves_weights_moments_and_a
         assert all(same) if bad is not None else not any(same)
         assert network.weight.grad is None
     assert {float(state["step"]) for state in optimizer.state.values()} == {4.0}
+
+
+def test_sharded_weights_are_updated_skipped_and_averaged_like_whole_ones(tmp_path):
+    """FSDP2 over one worker, bit for bit."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        whole = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+        sharded = fully_shard(copy.deepcopy(whole), mesh=init_device_mesh("cpu", (1,)))
+        found = []
+        for network in (whole, sharded):
+            optimizer, ema = make_optimizer(network, OptimizerConfig()), Ema(network, EmaConfig())
+            norms = []
+            for value in (1.0, math.nan, 2.0):
+                network(torch.full((3, 4), value)).square().mean().backward()
+                norms.append(update(network, optimizer, OptimizerConfig(), 0.1))
+                ema.update()
+            assert {float(state["step"]) for state in optimizer.state.values()} == {3.0}
+            assert [bool(norm.isfinite()) for norm in norms] == [True, False, True]
+            values = [*network.parameters(), *ema.values.values()]
+            found.append([v.full_tensor() if isinstance(v, DTensor) else v for v in values])
+        assert all(isinstance(p, DTensor) for p in sharded.parameters())
+        assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_the_time_that_a_slow_loader_takes_is_counted_as_waiting(tiny):
+    config = tiny.config(prefetch=0)
+    inner, reports = tiny.loader(config), []
+
+    class Slow:
+        def batch(self, step):
+            time.sleep(0.05)
+            return inner.batch(step)
+
+    fit(config, Slow(), tiny.provenance, Hooks(reports.append, lambda step, save: None))
+    for report in reports:
+        seconds = config.log_every * config.batch_size / report.images_per_second
+        assert config.log_every * 0.05 <= report.data_wait_share * seconds < seconds
