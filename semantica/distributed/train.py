@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-import threading
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -20,43 +19,38 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 
 from semantica.config import from_dict, to_dict
 from semantica.datasets import Manifest, StageOutput, read_manifest
+from semantica.denoiser.uvit import UViT
 from semantica.distributed.session import check_resources, stage_session
+from semantica.distributed.training_pictures import TrainingSamples
+from semantica.distributed.training_reports import HISTORY, Follower, Mailbox
 from semantica.encoders.on_the_fly import tokens_on_the_fly
 from semantica.errors import ConfigError, DataError
+from semantica.generation.conditions import HELD_OUT
 from semantica.pairs.loader import PairLoader
-from semantica.progress import Meter
 from semantica.runtime import ClusterConfig, Runtime
-from semantica.storage import Location, location, uri, write_atomically
+from semantica.storage import Location, location, uri
 from semantica.tracking import Run
 from semantica.training.checkpoint import Provenance, open_checkpoint
-from semantica.training.loop import Hooks, StepReport, fit
+from semantica.training.ema import Ema
+from semantica.training.loop import Hooks, fit
 from semantica.training.recipe import TrainConfig
+from semantica.training.watch import NonFiniteError, StepReport
 
 MODEL = "model"
-_HISTORY = "history.json"
-
-
-class Mailbox:
-    """Reports on their way from the first worker to the driver; the worker never waits for it."""
-
-    def __init__(self) -> None:
-        self.items: list[dict[str, Any]] = []
-
-    def put(self, item: dict[str, Any]) -> None:
-        self.items.append(item)
-
-    def take(self) -> list[dict[str, Any]]:
-        taken, self.items = self.items, []
-        return taken
 
 
 def train_on_worker(job: dict[str, Any]) -> None:
-    """What each worker runs: the loader of its share, the latest checkpoint, the loop. `job` is plain data and the mailbox."""
+    """What each worker runs: the loader of its share, the latest checkpoint, the loop. `job` is plain data and the mailbox.
+
+    After steps in a row that are not finite the group starts again from the latest checkpoint, once: what a machine did wrong does
+    not come again. Data, noise and weights do, bit for bit: the second time all workers end, and the driver says why.
+    """
     config = from_dict(TrainConfig, job["config"])
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
     encodings = location(job["encodings"])
+    tokens_of = tokens_on_the_fly(read_manifest(encodings, "encodings"), str(device))
     loader = PairLoader(
         encodings,
         location(job["selection"]),
@@ -69,15 +63,26 @@ def train_on_worker(job: dict[str, Any]) -> None:
         rank=rank,
         world=world,
         max_open_bytes=job["loader_mb"] * 2**20,
-        tokens_of=tokens_on_the_fly(read_manifest(encodings, "encodings"), str(device)),
+        tokens_of=tokens_of,
     )
+    mailbox = job["mailbox"]
+
+    def total(figures: torch.Tensor) -> torch.Tensor:
+        if world > 1:
+            torch.distributed.all_reduce(figures)
+        return figures
 
     def on_report(report: StepReport) -> None:
-        loss = torch.tensor(report.loss, device=device)  # NCCL takes no CPU tensors
-        if world > 1:
-            torch.distributed.all_reduce(loss)
         if rank == 0:
-            job["mailbox"].put.remote({**asdict(report), "loss": float(loss) / world})
+            mailbox.put.remote({"step": report.step, "metrics": report.metrics(), "levels": report.levels})
+
+    samples: list[TrainingSamples] = []  # made when first asked for
+
+    def on_samples(step: int, network: UViT, ema: Ema) -> None:
+        if rank == 0:  # the others wait for it in the next average of gradients
+            if not samples:
+                samples.append(TrainingSamples(config, encodings, tokens_of, device))
+            mailbox.put.remote({"step": step, "samples": samples[0].png(network, ema)})
 
     def on_checkpoint(step: int, save: Callable[[Path], None]) -> None:
         if rank != 0:
@@ -90,15 +95,24 @@ def train_on_worker(job: dict[str, Any]) -> None:
 
     latest = ray.train.get_checkpoint()
     with latest.as_directory() if latest else nullcontext() as folder:
-        fit(
-            config,
-            loader,
-            Provenance(**job["provenance"]),
-            Hooks(on_report, on_checkpoint),
-            start=open_checkpoint(Path(folder)) if folder else None,
-            wrap=lambda network: ray.train.torch.prepare_model(network, parallel_strategy="ddp" if world > 1 else None),
-            device=device,
-        )
+        start = open_checkpoint(Path(folder)) if folder else None
+        first = start.step if start else 0
+        failed_at = ray.get(mailbox.last_failure.remote())  # read by all workers before any of them can fail
+        try:
+            fit(
+                config,
+                loader,
+                Provenance(**job["provenance"]),
+                Hooks(on_report, on_checkpoint, on_samples, total),
+                start=start,
+                wrap=lambda network: ray.train.torch.prepare_model(network, parallel_strategy="ddp" if world > 1 else None),
+                device=device,
+            )
+        except NonFiniteError as error:
+            if failed_at is None or error.step - config.max_skipped > failed_at:  # not the same steps, nor the next ones
+                ray.get(mailbox.fail.remote(error.step))
+                raise
+            ray.get(mailbox.stop.remote(f"{error}; it came again after going back to step {first}, so it is no fault of a machine"))
 
 
 def train(
@@ -114,6 +128,11 @@ def train(
     encodings, selection = location(encodings), location(selection)
     source, chosen = read_manifest(encodings, "encodings"), read_manifest(selection, "selection")
     check_fits(config, source, runtime.cluster)
+    if config.sample_every is not None and not any(file.num_rows for file in source.shards(HELD_OUT)):
+        raise ConfigError(
+            "train.sample_every: the encodings hold no held-out pictures to draw samples for; "
+            "ingest with held_out_share above 0, or leave it out"
+        )
     # Refused here, before any worker starts: the loader checks selection against encodings and the lanes.
     PairLoader(
         encodings,
@@ -149,15 +168,17 @@ def train(
             "mailbox": ray.remote(num_cpus=0)(Mailbox).remote(),
         }
         check_resources(runtime.cluster, gpus=float(runtime.cluster.num_workers if runtime.cluster.use_gpu else 0))
-        with _Follower(job["mailbox"], session.run, config, folder):
+        with Follower(job["mailbox"], session.run, config, folder):
             result = _trainer(job, config, runtime.cluster, folder).fit()
+        if reason := ray.get(job["mailbox"].why_stopped.remote()):
+            raise NonFiniteError(reason)
         _keep_model(Path(result.checkpoint.path), folder / MODEL, config)
         files = [f"{MODEL}/{p.name}" for p in sorted((folder / MODEL).iterdir())]
-        history = json.loads((folder / _HISTORY).read_text())
+        history = json.loads((folder / HISTORY).read_text())
         loss = history[-1]["loss"] if history else float("nan")
         rate = sorted(h["images_per_second"] for h in history)[len(history) // 2] if history else 0.0
         session.summary = f"{config.num_steps} steps of {config.batch_size} pairs, loss {loss:.3f}, {rate:.0f} images/s"
-        manifest = stage.finish({"num_steps": config.num_steps}, {"loss": loss}, [*files, _HISTORY])
+        manifest = stage.finish({"num_steps": config.num_steps}, {"loss": loss}, [*files, HISTORY])
         shutil.rmtree(folder / "ray")  # what Ray kept to resume from
         for name in ("config.json", "ema.safetensors"):
             session.run.artifact(folder / MODEL / name, MODEL)
@@ -206,40 +227,3 @@ def _keep_model(latest: Path, model: Path, config: TrainConfig) -> None:
     if model.exists():
         shutil.rmtree(model)
     partial.rename(model)
-
-
-class _Follower:
-    """Takes reports out of the mailbox while the trainer runs: into the progress bar, MLflow and `history.json`."""
-
-    def __init__(self, mailbox: Any, run: Run, config: TrainConfig, folder: Path) -> None:
-        self.mailbox, self.run, self.folder = mailbox, run, folder
-        self.meter = Meter("train", config.num_steps, "steps")
-        path = folder / _HISTORY
-        self.history: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
-        self.stop = threading.Event()
-        self.thread = threading.Thread(target=self._follow, daemon=True)
-
-    def __enter__(self) -> None:
-        self.meter.__enter__()
-        self.thread.start()
-
-    def __exit__(self, *exc: object) -> None:
-        self.stop.set()
-        self.thread.join()
-        self._take()
-        self.meter.__exit__(*exc)
-
-    def _follow(self) -> None:
-        while not self.stop.wait(1.0):
-            self._take()
-
-    def _take(self) -> None:
-        reports = ray.get(self.mailbox.take.remote())
-        for report in reports:
-            step = report["step"]
-            # A restarted group repeats the steps since the last checkpoint: the later report of a step stands.
-            self.history = [h for h in self.history if h["step"] < step] + [report]
-            self.run.metrics({k: v for k, v in report.items() if k != "step"}, step=step)
-            self.meter.advance(step - self.meter.done, f"loss {report['loss']:.3f}")
-        if reports:
-            write_atomically(self.folder / _HISTORY, json.dumps(self.history).encode())

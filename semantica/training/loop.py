@@ -1,7 +1,7 @@
 """The training loop: from a loader and a network to a checkpoint, top to bottom on one screen. Knows no Ray and no MLflow.
 
 The loop sees one worker's share of the batch. The caller wraps the network for its kind of parallelism, whose gradient average
-makes the update that of the whole batch, and passes hooks for what happens outside: logging and checkpoints.
+makes the update that of the whole batch, and passes hooks for what happens outside: logging, samples and checkpoints.
 """
 
 from __future__ import annotations
@@ -9,45 +9,33 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from semantica.denoiser.uvit import UViT
-from semantica.pairs.loader import Batch
 from semantica.training.checkpoint import Checkpoint, Provenance, save_checkpoint
 from semantica.training.ema import Ema
+from semantica.training.feed import Loader, feed
 from semantica.training.recipe import TrainConfig
-from semantica.training.step import make_optimizer, slot_seed, step_loss, step_noise, update
-
-
-@runtime_checkable
-class Loader(Protocol):
-    """What the loop needs of a loader: this worker's share of the batch of a step."""
-
-    def batch(self, step: int) -> Batch: ...
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """What hooks are told every log_every steps: figures averaged over this worker's slots since the last report."""
-
-    step: int
-    loss: float
-    grad_norm: float
-    learning_rate: float
-    images_per_second: float
-    data_wait_share: float
+from semantica.training.step import add_gradients, make_optimizer, update
+from semantica.training.watch import StepReport, Watch
 
 
 @dataclass(frozen=True)
 class Hooks:
-    """on_report every log_every steps; on_checkpoint(step, save) every checkpoint_every steps and at the end, on every worker."""
+    """What happens outside, on every worker: on_report every log_every steps, on_samples(step, network, ema) every sample_every and
+    on_checkpoint(step, save) every checkpoint_every steps, and all of them at the end.
+
+    on_samples leaves the network as it is. total adds a vector of figures up over the workers, in place or not.
+    """
 
     on_report: Callable[[StepReport], None]
     on_checkpoint: Callable[[int, Callable[[Path], None]], None]
+    on_samples: Callable[[int, UViT, Ema], None] = lambda step, network, ema: None
+    total: Callable[[Tensor], Tensor] = lambda figures: figures
 
 
 def initial_network(config: TrainConfig) -> UViT:
@@ -67,7 +55,10 @@ def fit(
     wrap: Callable[[UViT], nn.Module] = lambda network: network,
     device: torch.device | str = "cpu",
 ) -> UViT:
-    """The trained network (raw weights), after steps [start.step or 0, num_steps)."""
+    """The trained network (raw weights), after steps [start.step or 0, num_steps).
+
+    Raises NonFiniteError after max_skipped steps in a row whose loss or gradients are not finite; fewer are skipped and counted.
+    """
     network = config.compute.prepare(initial_network(config).to(device).train())
     ema = Ema(network, config.ema)
     optimizer = make_optimizer(network, config.optimizer)
@@ -76,43 +67,28 @@ def fit(
         start.restore(network, ema, optimizer)
         first = start.step
     wrapped = wrap(network)
-    side = config.denoiser.resolution_px
-    losses: list[Tensor] = []
-    norms: list[Tensor] = []
-    waited, since = 0.0, time.perf_counter()
-    for step in range(first, config.num_steps):
-        before = time.perf_counter()
-        batch = loader.batch(step)
-        noise = step_noise(config.seed, step, batch.slots, (3, side, side), config.conditioning_dropout, config.similarity_dropout)
-        waited += time.perf_counter() - before
-        # Dropout inside the network: a resumed run draws what an uninterrupted one would, and workers draw different masks. Unlike
-        # everything else it depends on how many workers share the batch.
-        torch.manual_seed(slot_seed("dropout", config.seed, step, batch.slots.start))
-        x, cond = batch.x.to(device), batch.cond.to(device)
-        with config.compute.autocast(device):
-            loss = step_loss(wrapped, x, cond, noise.to(device), config.schedule, config.prediction)
-        torch.autograd.backward(loss.mean())
-        norms.append(update(network, optimizer, config.optimizer, config.optimizer.rate(step, config.num_steps)))
-        ema.update()
-        losses.append(loss.detach().mean())
-        done = step + 1
-        if done % config.log_every == 0 or done == config.num_steps:
-            seconds = time.perf_counter() - since
-            hooks.on_report(
-                StepReport(
-                    step=done,
-                    loss=float(torch.stack(losses).mean()),
-                    grad_norm=float(torch.stack(norms).mean()),
-                    learning_rate=config.optimizer.rate(step, config.num_steps),
-                    images_per_second=config.batch_size * len(losses) / seconds,
-                    data_wait_share=waited / seconds,
-                )
-            )
-            losses, norms, waited, since = [], [], 0.0, time.perf_counter()
-        if done % config.checkpoint_every == 0 or done == config.num_steps:
+    watch = Watch(config, device)
 
-            def save(folder: Path, done: int = done) -> None:
-                save_checkpoint(folder, network, ema, optimizer, config=config, step=done, provenance=provenance)
+    def save(folder: Path, step: int) -> None:
+        save_checkpoint(folder, network, ema, optimizer, config=config, step=step, provenance=provenance)
 
-            hooks.on_checkpoint(done, save)
+    with feed(loader, config, range(first, config.num_steps), device) as made:
+        for step in range(first, config.num_steps):
+            before = time.perf_counter()
+            batch, noise = next(made)
+            watch.waited_s += time.perf_counter() - before
+            losses = add_gradients(wrapped, batch, noise, step, config)
+            rate = config.optimizer.rate(step, config.num_steps)
+            norm = update(network, optimizer, config.optimizer, rate)
+            ema.update()
+            watch.add(losses, noise.t, norm)
+            done = step + 1
+            if config.is_due(config.log_every, done):
+                hooks.on_report(watch.report(done, rate, hooks.total))
+            if config.is_due(config.log_every, done) or config.is_due(config.checkpoint_every, done):
+                watch.check(done)
+            if config.is_due(config.sample_every, done):
+                hooks.on_samples(done, network, ema)
+            if config.is_due(config.checkpoint_every, done):
+                hooks.on_checkpoint(done, partial(save, step=done))
     return network

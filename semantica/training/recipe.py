@@ -71,15 +71,26 @@ class TrainConfig:
     prediction: Prediction = "v"  # what the network outputs; the loss is that of eps for all three
     conditioning_dropout: float = 0.1  # share of the examples that are trained without their condition
     similarity_dropout: float = 0.1  # share of the examples that do not say how similar; read by denoisers that take it
+    micro_batch_size: int | None = None  # slots of a worker that pass through the network at once; None: all. Saves memory
+    max_skipped: int = 10  # steps in a row whose loss or gradients are not finite, before training stops
     compute: ComputeConfig = ComputeConfig()
     seed: int = 0
+    prefetch: int = 2  # batches that are made ahead while a step computes, each in memory; 0: none
     log_every: int = 100  # steps
+    sample_every: int | None = None  # steps, after which raw and EMA weights draw a few pictures
+    num_samples: int = 8  # of each, of held-out conditioning images that stay the same
+    peak_tflops: float | None = None  # of one device, for MFU; None: measured on CUDA when training starts, no MFU on a CPU
     checkpoint_every: int = 5_000  # steps
     keep_checkpoints: int = 2  # while training; the last one stays
 
     def __post_init__(self) -> None:
-        for name in ("num_steps", "batch_size", "num_lanes", "log_every", "checkpoint_every", "keep_checkpoints", "window_groups"):
+        counts = ("num_steps", "batch_size", "num_lanes", "log_every", "checkpoint_every", "keep_checkpoints", "window_groups")
+        for name in (*counts, "max_skipped", "num_samples"):
             require(getattr(self, name) > 0, f"train.{name}", "positive", getattr(self, name))
+        for name in ("micro_batch_size", "sample_every", "peak_tflops"):
+            value = getattr(self, name)
+            require(value is None or value > 0, f"train.{name}", "positive or None", value)
+        require(self.prefetch >= 0, "train.prefetch", "0 or more", self.prefetch)
         for name in ("conditioning_dropout", "similarity_dropout"):
             require(0 <= getattr(self, name) < 1, f"train.{name}", "in [0, 1)", getattr(self, name))
         require(0 <= self.seed < 2**31, "train.seed", "in [0, 2^31)", self.seed)
@@ -89,3 +100,7 @@ class TrainConfig:
         require(
             same, "train.schedule.resolution_px", f"{self.denoiser.resolution_px} as the denoiser's", self.schedule.resolution_px
         )
+
+    def is_due(self, every: int | None, done: int) -> bool:
+        """Whether what comes every so many steps comes after `done` of them: at the end too; None comes never."""
+        return every is not None and (done % every == 0 or done == self.num_steps)

@@ -1,20 +1,27 @@
-"""One training step: the noise of each slot, the loss, the update. Pure functions of (weights, batch, step)."""
+"""One training step: the noise of each slot, the loss, its gradients in micro-batches, the update. Functions of (weights, batch,
+step) that never make the host wait for the device.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 
 from semantica.conditioning import Conditioning
 from semantica.diffusion.loss import eps_loss
 from semantica.diffusion.process import Prediction, diffuse
 from semantica.diffusion.schedule import ScheduleConfig, logsnr
-from semantica.training.recipe import OptimizerConfig
+from semantica.pairs.loader import Batch
+from semantica.training.recipe import OptimizerConfig, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,9 @@ class StepNoise:
     def to(self, device: torch.device | str) -> StepNoise:
         """The same on `device`."""
         return StepNoise(self.t.to(device), self.eps.to(device), self.dropped.to(device), self.unasked.to(device))
+
+    def __getitem__(self, rows: slice) -> StepNoise:
+        return StepNoise(self.t[rows], self.eps[rows], self.dropped[rows], self.unasked[rows])
 
 
 def slot_seed(*key: object) -> int:
@@ -73,20 +83,61 @@ def step_loss(
     return losses
 
 
+def add_gradients(network: nn.Module, batch: Batch, noise: StepNoise, step: int, config: TrainConfig) -> Float[Tensor, " b"]:
+    """The loss of every slot, float32; the gradients of its mean over the slots are added to the weights'.
+
+    In micro-batches of every m-th slot: what w workers compute in m of them, w·m workers compute in one each, but for rounding.
+    """
+    slots, device = batch.slots, batch.x.device
+    parts = math.ceil(len(slots) / (config.micro_batch_size or len(slots)))
+    losses = torch.empty(len(slots), device=device)
+    for part in range(parts):
+        rows = slice(part, None, parts)
+        # Dropout inside the network: a resumed run draws what an uninterrupted one would, and workers draw different masks. Unlike
+        # everything else it depends on how many workers and micro-batches share the batch.
+        torch.manual_seed(slot_seed("dropout", config.seed, step, slots[rows].start))
+        with _averaged_over_workers(network, part == parts - 1):
+            with config.compute.autocast(device):
+                loss = step_loss(network, batch.x[rows], batch.cond[rows], noise[rows], config.schedule, config.prediction)
+            mean = loss.mean()
+            # The square of a finite error may be infinite. Then its gradients are made NaN, on this worker and so in the average:
+            # every worker sees it in the norm and skips the step.
+            share = torch.where(torch.isfinite(mean), len(loss) / len(slots), math.nan).to(mean.dtype)
+            torch.autograd.backward(mean, share)
+        losses[rows] = loss.detach()
+    return losses
+
+
+def _averaged_over_workers(network: nn.Module, now: bool) -> AbstractContextManager[object]:
+    """DDP averages the gradients in the backward pass: once, with the last micro-batch."""
+    if now or not isinstance(network, DistributedDataParallel):
+        return nullcontext()
+    waiting: AbstractContextManager[object] = network.no_sync()
+    return waiting
+
+
 def make_optimizer(network: nn.Module, settings: OptimizerConfig) -> torch.optim.Adam:
     """Adam with the recipe's constants, one kernel for all weights; the learning rate is set at every step by `update`."""
     betas = (settings.beta1, settings.beta2)
     return torch.optim.Adam(network.parameters(), lr=settings.learning_rate, betas=betas, eps=settings.eps, fused=True)
 
 
-def update(network: nn.Module, optimizer: torch.optim.Optimizer, settings: OptimizerConfig, rate: float) -> Float[Tensor, ""]:
+def update(network: nn.Module, optimizer: torch.optim.Adam, settings: OptimizerConfig, rate: float) -> Float[Tensor, ""]:
     """Clip, set the learning rate, apply the gradients and clear them. Returns the gradient norm before clipping.
 
-    A tensor: to read its value would make the host wait for the device at every step.
+    Where the norm is not finite, weights and moments stay as they are: fused Adam looks at `found_inf` on the device. The step
+    counts all the same, so that Adam's count is the number of the step, which is what a checkpoint knows. The norm is a tensor: to
+    read its value would make the host wait for the device at every step.
     """
-    norm = nn.utils.clip_grad_norm_(network.parameters(), settings.max_grad_norm, foreach=True)
+    norm = nn.utils.clip_grad_norm_(network.parameters(), settings.max_grad_norm, foreach=True).detach()
+    if isinstance(norm, DTensor):  # of sharded weights
+        norm = norm.full_tensor()
+    skipped = (~torch.isfinite(norm)).float()
     for group in optimizer.param_groups:
         group["lr"] = rate
+    optimizer.found_inf = skipped  # type: ignore[attr-defined]
     optimizer.step()
+    counts = [state["step"] for state in optimizer.state.values()]
+    torch._foreach_add_(counts, [skipped] * len(counts))  # one tensor for all would be read by the host
     optimizer.zero_grad(set_to_none=True)
-    return norm.detach()
+    return norm

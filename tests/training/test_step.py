@@ -10,7 +10,7 @@ from semantica.diffusion.process import diffuse, eps_from_x, v_target, x_from
 from semantica.diffusion.schedule import ScheduleConfig, logsnr
 from semantica.training.loop import initial_network
 from semantica.training.recipe import OptimizerConfig
-from semantica.training.step import StepNoise, make_optimizer, step_loss, step_noise, update
+from semantica.training.step import StepNoise, add_gradients, make_optimizer, step_loss, step_noise, update
 
 SHAPE = (3, 4, 4)
 
@@ -172,3 +172,54 @@ def test_the_network_at_the_start_depends_on_the_seed_alone_and_leaves_the_globa
     assert all(torch.equal(first[name], second[name]) for name in first)
     other = initial_network(tiny.config(seed=1)).state_dict()
     assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def gradients_of(tiny, config, shares):
+    """(losses in the order of the slots, mean gradients) of the workers' shares, each added up as the loop does; dropout is on."""
+    network = network_and_batch(tiny, torch.float32)[1].train()
+    losses, gradients = torch.empty(config.batch_size), []
+    for rank in range(shares):
+        batch = tiny.loader(config, rank, shares).batch(0)
+        noise = step_noise(config.seed, 0, batch.slots, (3, 16, 16), 0.5)
+        network.zero_grad()
+        losses[batch.slots.start :: batch.slots.step] = add_gradients(network, batch, noise, 0, config)
+        gradients.append([p.grad.clone() for p in network.parameters()])
+    return losses, [sum(parts) / shares for parts in zip(*gradients, strict=True)]
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_micro_batches_of_one_worker_are_the_batches_of_as_many_workers_dropout_included(tiny, size):
+    config = tiny.config(micro_batch_size=size)
+    losses, gradients = gradients_of(tiny, config, 1)
+    expected, averages = gradients_of(tiny, tiny.config(), 8 // size)
+    torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-6)
+    for ours, theirs in zip(gradients, averages, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 7, 8, 100])
+def test_micro_batches_of_any_size_give_the_loss_and_gradients_of_the_whole_batch(tiny, size):
+    config, network, batch, noise = network_and_batch(tiny, torch.float32)  # in eval mode
+    whole = add_gradients(network, batch, noise, 0, config)
+    expected = [p.grad.clone() for p in network.parameters()]
+    network.zero_grad()
+    losses = add_gradients(network, batch, noise, 0, replace(config, micro_batch_size=size))
+    torch.testing.assert_close(losses, whole, rtol=1e-5, atol=1e-6)
+    for p, gradient in zip(network.parameters(), expected, strict=True):
+        torch.testing.assert_close(p.grad, gradient, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [8, 4])
+def test_a_loss_that_overflows_makes_gradients_that_other_workers_see(tiny, size):
+    config = tiny.config(prediction="x", micro_batch_size=size)
+    batch = tiny.loader(config).batch(0)
+    noise = step_noise(0, 0, batch.slots, (3, 16, 16), 0.0)
+    noise = replace(noise, t=torch.zeros_like(noise.t))  # where an error of x weighs exp(15)
+    network = initial_network(config)
+    losses = add_gradients(network, replace(batch, x=batch.x * 1e17), noise, 0, config)
+    assert losses.isinf().all()
+    assert network.head_out.weight.grad.isnan().all()
+    network.zero_grad()
+    mean = step_loss(network, batch.x * 1e17, batch.cond, noise, config.schedule, "x").mean()
+    mean.backward()  # by itself it would not be seen
+    assert network.head_out.weight.grad.isfinite().all()

@@ -1,0 +1,86 @@
+"""What training shows while it runs, for a person to look at: pictures from raw and EMA weights, and the loss by noise level.
+
+In: the network in training with its average, or the levels of a report. Out: a PNG, an SVG.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from semantica.datasets import read_manifest
+from semantica.denoiser.uvit import UViT
+from semantica.diffusion.samplers import SamplerConfig
+from semantica.generation.conditions import HELD_OUT, Conditions, TokensOf, held_out_candidates
+from semantica.generation.generate import GenerateConfig, choose_conditions, sample_pictures
+from semantica.generation.model import Model, SpeedConfig
+from semantica.metrics.charts import Curve, curve_svg
+from semantica.metrics.grids import grid_png
+from semantica.pairs.loader import decode_at
+from semantica.pairs.row_groups import RowGroupReader
+from semantica.storage import Location
+from semantica.training.ema import Ema
+from semantica.training.levels import LevelLoss
+from semantica.training.loop import initial_network
+from semantica.training.recipe import TrainConfig
+
+_SAMPLER = SamplerConfig(name="dpm_solver", num_steps=32)  # [C]: enough to see what is learned, in an eighth of the paper's calls
+_GUIDANCE = 0.5
+
+
+class TrainingSamples:
+    """`samples.png(network, ema)`: a row a held-out conditioning image: itself, a sample of the raw weights, one of the average.
+
+    Conditions and noise are the same every time, and those of `generate` with the same seed.
+    """
+
+    def __init__(self, config: TrainConfig, encodings: Location, tokens_of: TokensOf | None, device: torch.device | str) -> None:
+        self.config, self.device = config, device
+        self.settings = GenerateConfig(sampler=_SAMPLER, seed=config.seed)
+        places = held_out_candidates(encodings)
+        chosen = choose_conditions(list(places), config.num_samples, config.seed)
+        self.names = [f"{candidate.image_id}/0" for candidate in chosen]
+        self.cond = Conditions(encodings, tokens_of).read([(candidate, places[candidate]) for candidate in chosen])
+        reader = RowGroupReader(encodings, ["images"], stage="train", made_by="encode")
+        files = read_manifest(encodings, "encodings").shards(HELD_OUT)
+        stored: dict[str, bytes] = {}
+        for place in dict.fromkeys(places[candidate] for candidate in chosen):
+            rows = reader.read(files[place.file], place.group)["images"].to_pylist()
+            stored.update({image["image_id"]: image["bytes"] for row in rows for image in row})
+        self.conditions = [_array(decode_at(stored[c.image_id], config.denoiser.resolution_px)) for c in chosen]
+
+    def png(self, network: UViT, ema: Ema) -> bytes:
+        """The grid. The network in training is read, never run: neither its mode nor its compiled graph changes."""
+        raw, average = self._drawn(dict(network.named_parameters())), self._drawn(ema.values)
+        rows = list(zip(self.conditions, raw, average, strict=True))
+        return grid_png(rows, ["condition", "raw", "EMA"])
+
+    def _drawn(self, weights: Mapping[str, Tensor]) -> list[np.ndarray]:
+        network = initial_network(self.config).to(self.device).eval()
+        with torch.no_grad():
+            for name, parameter in network.named_parameters():
+                parameter.copy_(weights[name])
+        model = Model(network, self.config.schedule, self.config.prediction)
+        model = model.on(self.device, SpeedConfig(precision=self.config.compute.precision))
+        return [_array(picture) for picture in sample_pictures(model, self.cond, self.names, _GUIDANCE, self.settings)]
+
+
+def _array(pixels: Tensor) -> np.ndarray:
+    array: np.ndarray = pixels.permute(1, 2, 0).numpy()
+    return array
+
+
+def levels_svg(levels: Sequence[LevelLoss], step: int) -> str:
+    """The curve of the losses by noise level, over the interval that ends with `step`."""
+    x = [level.logsnr for level in levels]
+    curve = Curve(
+        title=f"Loss by noise level, step {step}",
+        x_label="logsnr",
+        y_label="mean square of the error",
+        log_y=True,
+        series={"eps": (x, [level.loss for level in levels]), "v": (x, [level.v_loss for level in levels])},
+    )
+    return curve_svg(curve)

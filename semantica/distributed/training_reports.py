@@ -1,0 +1,96 @@
+"""How what training says comes from its first worker to a person: reports and pictures through an actor into the progress bar,
+MLflow and `history.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from semantica.distributed.training_pictures import levels_svg
+from semantica.progress import Meter
+from semantica.storage import write_atomically
+from semantica.tracking import Run
+from semantica.training.recipe import TrainConfig
+
+HISTORY = "history.json"
+
+
+class Mailbox:
+    """Reports and pictures on their way from the first worker to the driver, for which no worker waits; and what the workers of one
+    attempt leave to know for those of the next.
+    """
+
+    def __init__(self) -> None:
+        self.items: list[dict[str, Any]] = []
+        self.failed_at: int | None = None  # the step up to which steps in a row were not finite
+        self.stopped = ""  # why there is no next attempt
+
+    def put(self, item: dict[str, Any]) -> None:
+        self.items.append(item)
+
+    def take(self) -> list[dict[str, Any]]:
+        taken, self.items = self.items, []
+        return taken
+
+    def fail(self, step: int) -> None:
+        self.failed_at = step
+
+    def last_failure(self) -> int | None:
+        return self.failed_at
+
+    def stop(self, reason: str) -> None:
+        self.stopped = reason
+
+    def why_stopped(self) -> str:
+        return self.stopped
+
+
+class Follower:
+    """Takes reports and pictures out of the mailbox while the trainer runs: into the progress bar, MLflow and `history.json`."""
+
+    def __init__(self, mailbox: Any, run: Run, config: TrainConfig, folder: Path) -> None:
+        self.mailbox, self.run, self.folder = mailbox, run, folder
+        self.meter = Meter("train", config.num_steps, "steps")
+        path = folder / HISTORY
+        self.history: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
+        self.stop = threading.Event()
+        self.last: dict[str, Any] = {"levels": []}
+        self.thread = threading.Thread(target=self._follow, daemon=True)
+
+    def __enter__(self) -> None:
+        self.meter.__enter__()
+        self.thread.start()
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop.set()
+        self.thread.join()
+        self._take()
+        if self.last["levels"]:
+            self.run.bytes(levels_svg(self.last["levels"], self.last["step"]).encode(), "loss_by_logsnr.svg")
+        self.meter.__exit__(*exc)
+
+    def _follow(self) -> None:
+        while not self.stop.wait(1.0):
+            self._take()
+
+    def _take(self) -> None:
+        items = ray.get(self.mailbox.take.remote())
+        for item in items:
+            step = item["step"]
+            if "samples" in item:
+                self.run.image(item["samples"], f"samples-{step:07d}")
+                continue
+            self.last, figures = item, item["metrics"]
+            # A restarted group repeats the steps since the last checkpoint: the later report of a step stands.
+            report = {"step": step, **{name: value for name, value in figures.items() if "_logsnr_" not in name}}
+            self.history = [h for h in self.history if h["step"] < step] + [report]
+            self.run.metrics(figures, step=step)
+            skipped = f", {figures['num_skipped']} steps skipped" if figures["num_skipped"] else ""
+            self.meter.advance(step - self.meter.done, f"loss {figures['loss']:.3f}{skipped}")
+        if items:
+            write_atomically(self.folder / HISTORY, json.dumps(self.history).encode())

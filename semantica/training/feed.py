@@ -1,0 +1,101 @@
+"""What a step needs, made while the step before computes: the loader's batch and the noise of its slots, on the device.
+
+In: the loader and the steps to make. Out: (batch, noise) of each step in order, `ahead` of them made by one thread before they are
+asked for. Both depend on the step alone, so nothing depends on how far the thread is.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import fields
+from typing import Protocol, TypeVar, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from semantica.conditioning import Conditioning
+from semantica.pairs.loader import Batch
+from semantica.training.recipe import TrainConfig
+from semantica.training.step import StepNoise, step_noise
+
+T = TypeVar("T")
+
+
+@runtime_checkable
+class Loader(Protocol):
+    """What training needs of a loader: this worker's share of the batch of a step.
+
+    One thread asks, not always the main one: torch's global generator, which dropout draws from, is not the loader's to use.
+    """
+
+    def batch(self, step: int) -> Batch: ...
+
+
+@contextmanager
+def feed(
+    loader: Loader, config: TrainConfig, steps: range, device: torch.device | str
+) -> Iterator[Iterator[tuple[Batch, StepNoise]]]:
+    """An iterator over (batch, noise) of the steps, on `device`.
+
+    What goes wrong in the thread is raised where the step is asked for. Every batch made ahead takes memory, of the device too.
+    """
+    with made_ahead(_maker(loader, config, torch.device(device)), steps, config.prefetch) as made:
+        yield made
+
+
+@contextmanager
+def made_ahead(make: Callable[[int], T], steps: range, ahead: int) -> Iterator[Iterator[T]]:
+    """An iterator over make(step), of which at most `ahead` that nobody asked for are made or in the making, by one thread."""
+    if ahead == 0:
+        yield map(make, steps)
+        return
+    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="feed")
+
+    def results() -> Iterator[T]:
+        waiting: deque[Future[T]] = deque(pool.submit(make, step) for step in steps[:ahead])
+        for index in range(len(steps)):
+            result = waiting.popleft().result()
+            waiting.extend(pool.submit(make, step) for step in steps[index + ahead : index + ahead + 1])
+            yield result
+
+    try:
+        yield results()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _maker(loader: Loader, config: TrainConfig, device: torch.device) -> Callable[[int], tuple[Batch, StepNoise]]:
+    side = config.denoiser.resolution_px
+
+    def make(step: int) -> tuple[Batch, StepNoise]:
+        batch = loader.batch(step)
+        shape = (3, side, side)
+        noise = step_noise(config.seed, step, batch.slots, shape, config.conditioning_dropout, config.similarity_dropout)
+        return batch, noise
+
+    if device.type != "cuda":
+        return lambda step: _moved(*make(step), lambda tensor: tensor.to(device))
+
+    # A stream of its own, so that neither the copies nor an encoder of the loader's wait for the step that computes.
+    copying, computing = torch.cuda.Stream(device), torch.cuda.current_stream(device)  # type: ignore[no-untyped-call]
+
+    def copied(tensor: Tensor) -> Tensor:
+        moved = tensor.pin_memory().to(device, non_blocking=True)
+        moved.record_stream(computing)  # its memory is not given away while the step still reads it
+        return moved
+
+    def make_on_cuda(step: int) -> tuple[Batch, StepNoise]:
+        with torch.cuda.stream(copying):
+            made = _moved(*make(step), copied)
+        copying.synchronize()  # this thread waits, not the loop: what it hands over is there
+        return made
+
+    return make_on_cuda
+
+
+def _moved(batch: Batch, noise: StepNoise, move: Callable[[Tensor], Tensor]) -> tuple[Batch, StepNoise]:
+    cond = Conditioning(*(move(getattr(batch.cond, field.name)) for field in fields(Conditioning)))
+    return Batch(move(batch.x), cond, batch.slots), StepNoise(*(move(getattr(noise, field.name)) for field in fields(StepNoise)))

@@ -1,0 +1,120 @@
+"""The shell of training on a real local Ray: what reaches MLflow, and what happens when steps are not finite."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from small import SmallRun
+
+from semantica.config import override
+from semantica.datasets import MANIFEST
+from semantica.distributed.train import MODEL, train
+from semantica.errors import ConfigError
+from semantica.pairs.loader import PairLoader
+from semantica.training.checkpoint import Provenance, open_checkpoint
+from semantica.training.loop import Hooks, fit
+from semantica.training.watch import NonFiniteError
+
+pytestmark = pytest.mark.ray
+
+
+def trained(small_run: SmallRun, out: Path, **changes: object) -> dict[str, Path]:
+    inputs = {"encodings": small_run.out / "encodings", "selection": small_run.out / "selection"}
+    config = override(small_run.config.train, changes)
+    train(
+        config,
+        **inputs,
+        out=out / "checkpoint",
+        runtime=override(small_run.runtime, {"tracking.uri": f"sqlite:///{out}/mlflow.db"}),
+    )
+    return inputs
+
+
+@pytest.fixture(scope="module")
+def out(small_run: SmallRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run with two workers, micro-batches and samples."""
+    folder = tmp_path_factory.mktemp("training")
+    trained(small_run, folder, sample_every=4, num_samples=3, micro_batch_size=2, peak_tflops=0.01)
+    return folder
+
+
+def test_levels_samples_and_speed_reach_mlflow(out: Path) -> None:
+    client = mlflow.MlflowClient(f"sqlite:///{out}/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("semantica").experiment_id])
+    figures = run.data.metrics
+    levels = {name for name in figures if name.startswith("loss_logsnr_")}
+    assert len(levels) >= 5
+    assert {f"v_{name}" for name in levels} == {name for name in figures if name.startswith("v_loss_logsnr_")}
+    assert {"mfu", "memory_bytes", "images_per_second", "data_wait_share", "grad_norm", "num_skipped"} <= set(figures)
+    assert figures["num_skipped"] == 0
+    assert [m.step for m in client.get_metric_history(run.info.run_id, "loss")] == [2, 4, 6]
+    history = json.loads((out / "checkpoint" / "history.json").read_text())
+    assert [h["step"] for h in history] == [2, 4, 6]
+    assert not any("_logsnr_" in name for name in history[0])
+    found = {a.path for a in client.list_artifacts(run.info.run_id)} | {
+        a.path for a in client.list_artifacts(run.info.run_id, "images")
+    }
+    assert {"loss_by_logsnr.svg", "images/samples-0000004.png", "images/samples-0000006.png"} <= found
+    sheets = [
+        np.asarray(Image.open(io.BytesIO(Path(client.download_artifacts(run.info.run_id, name)).read_bytes())).convert("RGB"))
+        for name in ("images/samples-0000004.png", "images/samples-0000006.png")
+    ]
+    first = sheets[0][:, :96]  # the column of conditions, enlarged to 96 px
+    assert np.array_equal(first, sheets[1][:, :96])
+    assert len(np.unique(first.reshape(-1, 3), axis=0)) > 2
+    assert not np.array_equal(sheets[0], sheets[1])  # the weights went on
+
+
+def test_micro_batches_of_two_workers_train_what_as_many_of_one_do(small_run: SmallRun, out: Path) -> None:
+    config = override(small_run.config.train, {"micro_batch_size": 2})
+    loader = PairLoader(
+        small_run.out / "encodings", small_run.out / "selection", seed=config.seed, batch_size=config.batch_size,
+        num_lanes=config.num_lanes, resolution_px=32, window_groups=config.window_groups,
+    )  # fmt: skip
+    hooks = Hooks(on_report=lambda report: None, on_checkpoint=lambda step, save: None)
+    alone = dict(fit(config, loader, Provenance({}, "", ""), hooks).named_parameters())
+    for name, value in open_checkpoint(out / "checkpoint" / MODEL).network(ema=False).named_parameters():
+        torch.testing.assert_close(value, alone[name], rtol=1e-3, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_weights_that_explode_go_back_to_the_last_checkpoint_once_and_then_stop_with_one_sentence(
+    small_run: SmallRun, tmp_path: Path
+) -> None:
+    changes = {
+        "optimizer.learning_rate": 1e30,
+        "optimizer.warmup_steps": 0,
+        "optimizer.cooldown_steps": 0,
+        "num_steps": 20,
+        "max_skipped": 3,
+        "checkpoint_every": 1,
+    }
+    with pytest.raises(NonFiniteError) as caught:
+        trained(small_run, tmp_path, **changes)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith("train: loss or gradients were not finite in 3 steps in a row up to step 6 (train.max_skipped is 3)")
+    assert message.endswith("it came again after going back to step 3, so it is no fault of a machine")
+    assert not (tmp_path / "checkpoint" / MANIFEST).exists()
+
+
+def test_samples_without_held_out_pictures_are_refused_before_training(small_run: SmallRun, tmp_path: Path) -> None:
+    from semantica.distributed.encode import encode
+    from semantica.distributed.ingest import ingest
+    from semantica.distributed.pairs import pairs
+
+    config, runtime = small_run.config, small_run.runtime
+    ingest(override(config.ingest, {"held_out_share": 0.0}), root=small_run.root, out=tmp_path / "episodes", runtime=runtime)
+    encode(config.encode, episodes=tmp_path / "episodes", out=tmp_path / "encodings", runtime=runtime)
+    pairs(config.band, encodings=tmp_path / "encodings", out=tmp_path / "selection", scores=None, runtime=runtime)
+    with pytest.raises(ConfigError, match=r"^train.sample_every: the encodings hold no held-out pictures"):
+        train(
+            override(config.train, {"sample_every": 2}), encodings=tmp_path / "encodings", selection=tmp_path / "selection",
+            out=tmp_path / "checkpoint", runtime=runtime,
+        )  # fmt: skip
