@@ -36,8 +36,8 @@ class SaveFailure:
 class Saver:
     """Saves the states of one run, on every worker. Used as a context: at its end the last save is waited for.
 
-    on_failure is called on the writer's thread. attempt: what `durable.new_attempt` gave the first worker, the same on all workers;
-    needed when there are several, which wait patience_s for each other. background False: the training waits for everything, and the files are the same.
+    on_failure is called on the writer's thread. background False: the training waits for everything, and the files are the same.
+    Several workers need the same attempt, which `durable.new_attempt` gives the first, and wait patience_s for each other.
     """
 
     def __init__(

@@ -10,6 +10,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -46,21 +47,34 @@ def write_checkpoint(folder: Path, snapshot: Snapshot, *, attempt: str | None = 
 def _contribute(folder: Path, snapshot: Snapshot, attempt: str, patience_s: float) -> None:
     partial = partial_of(folder, attempt)
     partial.mkdir(parents=True, exist_ok=True)
+    receipt = _receipt(partial, snapshot.rank)
     try:
         with marked(partial):
             entries = _write_tensors(partial, snapshot)
-            receipt = _receipt(partial, snapshot.rank)
-            write_file(receipt.with_suffix(".new"), [json.dumps([asdict(entry) for entry in entries]).encode()])
-            receipt.with_suffix(".new").rename(receipt)
-            _until(lambda: not partial.exists(), patience_s, f"{partial} is still there; the first worker did not finish it")
+            draft = receipt.with_suffix(".draft")
+            write_file(draft, [json.dumps([asdict(entry) for entry in entries]).encode()])
+            draft.rename(receipt)
+    except BaseException:
+        _take_back(partial, snapshot)
+        with suppress(OSError):  # so that the first worker does not wait in vain; without it, it waits
+            receipt.with_suffix(".failed").touch()
+        raise
+    try:
+        _until(lambda: not partial.exists(), patience_s, f"{partial} is still there; the first worker did not finish it")
         _require_published(folder)
     except BaseException:
-        # What this worker put there, and no more: others may still write.
-        for path in (*partial.glob(f"*-{snapshot.rank + 1:05d}-of-*"), *partial.glob(f"{_receipt(partial, snapshot.rank).stem}.*")):
-            path.unlink(missing_ok=True)
+        _take_back(partial, snapshot)
         if partial.exists() and not any(partial.iterdir()):
             shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def _take_back(partial: Path, snapshot: Snapshot) -> None:
+    """Remove what this worker put there, and no more: others may still write."""
+    own = {tensor_file(kind, snapshot.rank, snapshot.world) for kind in snapshot.pieces}
+    receipt = _receipt(partial, snapshot.rank)
+    for name in (*own, receipt.name, receipt.with_suffix(".draft").name):
+        (partial / name).unlink(missing_ok=True)
 
 
 def _require_published(folder: Path) -> None:
@@ -84,7 +98,10 @@ def _receipt(partial: Path, rank: int) -> Path:
 
 def _receipt_of(partial: Path, rank: int, patience_s: float) -> list[FileEntry]:
     path = _receipt(partial, rank)
-    _until(path.exists, patience_s, f"{path} is missing: worker {rank} did not write its share")
+    failed = path.with_suffix(".failed")
+    _until(lambda: path.exists() or failed.exists(), patience_s, f"{path} is missing: worker {rank} did not write its share")
+    if failed.exists():
+        raise WeightsError(f"checkpoint: worker {rank} could not write its share of {partial}; its log says why")
     entries = [FileEntry(**entry) for entry in json.loads(path.read_text())]
     path.unlink()
     return entries
