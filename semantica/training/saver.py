@@ -79,6 +79,11 @@ class Saver:
             self._write(snapshot)
         self.held_seconds += time.perf_counter() - started
 
+    @property
+    def in_flight(self) -> bool:
+        """True while a save is being written."""
+        return self._thread is not None and self._thread.is_alive()
+
     def wait(self) -> None:
         """Come back when no save is in flight."""
         if self._thread is not None:
