@@ -2,9 +2,9 @@
 
 The state is that of a denoiser of the chosen size after one update: weights, EMA and both moments of Adam, 16 bytes a parameter.
 Both ways go through the same Saver to the same disk, in an order that alternates. A save writes and syncs every file, reads the new
-checkpoint back and deletes the one before. Held is the time that `save` takes; the first save, which takes the host memory, is a
-figure of its own. Steps beside a save: square matmuls a second on one thread while the writer works, against the same right after,
-without it: what the writer leaves to a CPU that computes.
+checkpoint back and deletes the one before. Held is the time by the clock that `save` takes, since a save waits for a disk; the
+first save, which takes the host memory, is a figure of its own. Processor time is that of the whole process from the call of a
+background save until it is on the disk: what a training that computes on the same cores can lose to it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ from semantica.training.step import make_optimizer, update
 
 MAX_HELD = 0.25  # of the foreground's
 _MIN_ROUNDS = 5
-_MATMUL = 512
 
 
 def trained_state(settings: Settings) -> TrainState:
@@ -63,27 +62,6 @@ def seconds_of(run: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def matmuls_a_second(until: Callable[[], bool]) -> float:
-    """Matmuls a second of this thread until something holds, at least one."""
-    a = torch.randn(_MATMUL, _MATMUL)
-    out, calls, started = torch.empty_like(a), 0, time.perf_counter()
-    while calls == 0 or not until():
-        torch.mm(a, a, out=out)
-        calls += 1
-    return calls / (time.perf_counter() - started)
-
-
-def for_seconds(seconds: float) -> Callable[[], bool]:
-    """What holds after so many seconds from now."""
-    deadline = time.perf_counter() + seconds
-    return lambda: time.perf_counter() > deadline
-
-
-def is_done(saver: Saver) -> bool:
-    """Whether no save is in flight."""
-    return not saver.in_flight
-
-
 class Bench:
     """The savers of both ways, and what was measured."""
 
@@ -94,20 +72,19 @@ class Bench:
             way: Saver(Keeper(folder / way, KeepConfig(last=1)), failed, background=background) for way, background in ways.items()
         }
         self.held: dict[str, list[float]] = {way: [] for way in ways}
-        self.beside: list[float] = []
+        self.processor: dict[str, list[float]] = {way: [] for way in ways}
         self.step = 0
 
     def round(self, *, backwards: bool) -> None:
-        """One save each way, and what the background one leaves to who computes."""
+        """One save each way."""
         for way in sorted(self.savers, reverse=backwards):
             saver = self.savers[way]
-            saver.wait()
             self.step += 1
             state = replace(self.state, step=self.step)
+            before = time.process_time()
             self.held[way].append(seconds_of(partial(saver.save, state)))
-            if saver.background:
-                beside = matmuls_a_second(partial(is_done, saver))
-                self.beside.append(beside / matmuls_a_second(for_seconds(1.0)))
+            saver.wait()
+            self.processor[way].append(time.process_time() - before)
             saver.check()
 
 
@@ -120,9 +97,8 @@ def main() -> None:
         bench = Bench(Path(folder), state)
         bench.round(backwards=False)
         first = {way: held.pop() for way, held in bench.held.items()}
-        bench.beside.clear()
         started, backwards = time.perf_counter(), True
-        while len(bench.beside) < _MIN_ROUNDS or time.perf_counter() - started < settings.seconds:
+        while len(bench.held["background"]) < _MIN_ROUNDS or time.perf_counter() - started < settings.seconds:
             bench.round(backwards=backwards)
             backwards = not backwards
         newest = bench.savers["foreground"].keeper.newest()
@@ -131,7 +107,11 @@ def main() -> None:
         opening = statistics.median(seconds_of(partial(open_checkpoint, newest.folder)) for _ in range(_MIN_ROUNDS))
     held = {way: statistics.median(seconds) for way, seconds in bench.held.items()}
     ratio = statistics.median(b / f for b, f in zip(bench.held["background"], bench.held["foreground"], strict=True))
-    print(record("checkpoint", _figures(settings, first, held, ratio, statistics.median(bench.beside), size, opening)))
+    print(
+        record(
+            "checkpoint", _figures(settings, first, held, ratio, statistics.median(bench.processor["background"]), size, opening)
+        )
+    )
 
 
 def _figures(
@@ -139,7 +119,7 @@ def _figures(
     first: dict[str, float],
     held: dict[str, float],
     ratio: float,
-    beside: float,
+    processor: float,
     size: int,
     opening: float,
 ) -> list[Measured]:
@@ -155,7 +135,7 @@ def _figures(
             peer="foreground",
         ),
         Measured(name=f"held by the first save in the background ({of})", figure=1000 * first["background"], unit="ms"),
-        Measured(name=f"steps beside a save ({of})", figure=beside, unit="share", peer="no save"),
+        Measured(name=f"processor time of a save ({of})", figure=1000 * processor, unit="ms"),
         Measured(name=f"saved in the foreground ({of})", figure=size / 1e6 / held["foreground"], unit="MB/s"),
         Measured(name=f"opened, every byte hashed ({of})", figure=size / 1e6 / opening, unit="MB/s"),
     ]
