@@ -46,13 +46,7 @@ class Keeper:
 
         Raises WeightsError when there are checkpoints and none is loadable, or when the newest undamaged one is of another version.
         """
-        loadable, damaged = self._search()
-        if loadable is None and damaged:
-            raise WeightsError(
-                f"checkpoint: none of the {len(damaged)} checkpoints in {self.folder} is loadable; the last: {damaged[0][1]}; "
-                "delete the folder to train from the start"
-            )
-        return loadable
+        return self._search_for_one()[0]
 
     def resume(self) -> Checkpoint | None:
         """`newest`, after which damaged checkpoints of later steps are called damaged-..., so that these steps can be saved again.
@@ -60,14 +54,12 @@ class Keeper:
         Temporary folders that nobody writes any more are removed. Every such change is logged.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
+        sync_folder(self.folder.parent)
         for partial in remove_abandoned(self.folder, _STEM):
             _log.warning("checkpoint: %s was never finished and is removed", partial)
-        newest = self.newest()
-        for step, error in self._search()[1]:
-            aside = self._set_aside(step)
-            _log.warning(
-                "%s; it is called %s now, and training goes on from step %d", error, aside.name, newest.step if newest else 0
-            )
+        newest, damaged = self._search_for_one()
+        for step, error in damaged:
+            _log.warning("%s; it is called %s now, and an earlier one is used", error, self._set_aside(step).name)
         return newest
 
     def ready_for(self, step: int) -> bool:
@@ -106,6 +98,16 @@ class Keeper:
                 return opened, damaged
             damaged.append((step, opened))
         return None, damaged
+
+    def _search_for_one(self) -> tuple[Checkpoint | None, list[tuple[int, DamagedCheckpoint]]]:
+        """What `_search` gives. Raises WeightsError when all are damaged."""
+        loadable, damaged = self._search()
+        if loadable is None and damaged:
+            raise WeightsError(
+                f"checkpoint: none of the {len(damaged)} checkpoints in {self.folder} is loadable; the last: {damaged[0][1]}; "
+                "delete the folder to train from the start"
+            )
+        return loadable, damaged
 
     def _newest_first(self) -> Iterator[tuple[int, Checkpoint | DamagedCheckpoint]]:
         for step in reversed(self.steps()):

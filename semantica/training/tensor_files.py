@@ -48,7 +48,10 @@ def row_range(rows: int, rank: int, world: int) -> tuple[int, int]:
 
 
 def share(tensors: Mapping[str, Tensor], rank: int = 0, world: int = 1) -> dict[str, Piece]:
-    """What worker `rank` of `world` writes of tensors that it has whole. Views, no copies."""
+    """What worker `rank` of `world` writes of tensors that it has whole. Views, no copies.
+
+    A worker of FSDP2 has those rows and no others: its local tensor is such a piece as it is.
+    """
     pieces: dict[str, Piece] = {}
     for name, tensor in tensors.items():
         if tensor.ndim == 0 or len(tensor) == 0:
