@@ -1,31 +1,32 @@
 """Checkpoints: safetensors for weights, EMA and optimizer, JSON for the rest, a manifest with SHA-256 of every file last.
 
-A folder with a manifest whose hashes hold is a checkpoint; anything else is refused by name. Nothing pickled is ever opened.
+In: the state of a training. A save first copies its tensors to host memory (`Snapshot`), which is all that the training waits
+for, and then writes them (`write_checkpoint`), all by one worker or each its rows. Out: a folder that is there whole or not at all,
+and a `Checkpoint` opened from one whose hashes hold. Nothing pickled is ever opened.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from semantica.config import from_dict, to_dict
 from semantica.denoiser.uvit import UViT
 from semantica.errors import ConfigError, WeightsError
-from semantica.storage import file_sha256, write_atomically
+from semantica.storage import file_sha256
 from semantica.training.ema import Ema
+from semantica.training.manifest import CONFIG, MANIFEST, FileEntry, checked_files
 from semantica.training.recipe import TrainConfig
-
-FORMAT = 1
-_MANIFEST = "manifest.json"
-_MODEL, _EMA, _OPTIMIZER, _CONFIG = "model.safetensors", "ema.safetensors", "optimizer.safetensors", "config.json"
+from semantica.training.snapshot import HostMemory, Snapshot, copied
+from semantica.training.tensor_files import read_pieces
+from semantica.training.writing import write_checkpoint
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,49 @@ class Provenance:
 
 
 @dataclass(frozen=True)
+class TrainState:
+    """A training after `step` steps, as it lives: the tensors are those that the next step changes."""
+
+    network: nn.Module
+    ema: Ema
+    optimizer: torch.optim.Optimizer
+    config: TrainConfig
+    step: int
+    provenance: Provenance
+    counters: Mapping[str, int] = field(default_factory=dict)  # what else the loop wants to know again
+
+    def snapshot(self, memory: HostMemory | None = None, *, metric: float | None = None, rank: int = 0, world: int = 1) -> Snapshot:
+        """A copy in host memory of what worker `rank` of `world` writes. With `memory`, valid until the next one in it."""
+        tensors: dict[str, Mapping[str, Tensor]] = {
+            "model": dict(self.network.named_parameters()),
+            "ema": self.ema.values,
+            "optimizer": self._moments(),
+        }
+        states = self.optimizer.state.values()
+        described = {
+            "config": to_dict(self.config),
+            "step": self.step,
+            "provenance": self.provenance.__dict__,
+            "metric": metric if metric is not None and math.isfinite(metric) else None,
+            # Not the step: a step that was skipped counts in neither.
+            "num_ema_updates": self.ema.num_updates,
+            "num_optimizer_updates": int(max((float(state["step"]) for state in states), default=0.0)),
+            "counters": dict(self.counters),
+        }
+        pieces = copied(tensors, memory or HostMemory(), rank, world)
+        return Snapshot(step=self.step, pieces=pieces, described=described, rank=rank, world=world)
+
+    def _moments(self) -> dict[str, Tensor]:
+        """Adam's two moments of every weight; zeros before the first update."""
+        moments: dict[str, Tensor] = {}
+        for name, parameter in self.network.named_parameters():
+            state = self.optimizer.state.get(parameter) or {}
+            for moment in ("exp_avg", "exp_avg_sq"):
+                moments[f"{moment}/{name}"] = state[moment] if moment in state else torch.zeros_like(parameter)
+        return moments
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint opened for use: its resolved configuration, how far it got, and where its tensors are."""
 
@@ -48,42 +92,45 @@ class Checkpoint:
     config: TrainConfig
     step: int
     provenance: Provenance
+    metric: float | None
+    counters: Mapping[str, int]
+    num_ema_updates: int
+    num_optimizer_updates: int
+    files: tuple[FileEntry, ...]
 
     @property
     def hash(self) -> str:
         """SHA-256 of the manifest, which holds the SHA-256 of every other file."""
-        return file_sha256(self.folder / _MANIFEST)
+        return file_sha256(self.folder / MANIFEST)
 
     def network(self, *, ema: bool = True) -> UViT:
         """The denoiser with EMA or raw weights, in eval mode."""
         network = UViT(self.config.denoiser)
-        _load_strictly(network, self._tensors(_EMA if ema else _MODEL), self.folder)
+        _load_strictly(network, self.tensors("ema" if ema else "model"), self.folder)
         return network.eval()
 
     @torch.no_grad()
     def restore(self, network: nn.Module, ema: Ema, optimizer: torch.optim.Optimizer) -> None:
         """Put weights, EMA and optimizer state back in place, to go on at `step`."""
-        _load_strictly(network, self._tensors(_MODEL), self.folder)
-        average = self._tensors(_EMA)
+        _load_strictly(network, self.tensors("model"), self.folder)
+        average = self.tensors("ema")
         _check_names(ema.values, average, self.folder)
         for name, value in average.items():
             ema.values[name].copy_(value)
-        ema.num_updates = self.step
-        state = self._tensors(_OPTIMIZER)
+        ema.num_updates = self.num_ema_updates
+        state = self.tensors("optimizer")
         for name, parameter in network.named_parameters():
             optimizer.state[parameter] = {
-                "step": torch.tensor(float(self.step), device=parameter.device),
+                "step": torch.tensor(float(self.num_optimizer_updates), device=parameter.device),
                 # In the weight's own layout of memory: fused Adam walks all of them in one order.
                 "exp_avg": torch.empty_like(parameter).copy_(state[f"exp_avg/{name}"]),
                 "exp_avg_sq": torch.empty_like(parameter).copy_(state[f"exp_avg_sq/{name}"]),
             }
 
-    def _tensors(self, name: str) -> dict[str, Tensor]:
-        try:
-            tensors: dict[str, Tensor] = load_file(self.folder / name)
-        except (OSError, SafetensorError) as error:
-            raise WeightsError(f"checkpoint: {self.folder / name} is not readable ({error})") from None
-        return tensors
+    def tensors(self, kind: str, rank: int = 0, world: int = 1) -> dict[str, Tensor]:
+        """The rows of worker `rank` of `world` of all tensors of a kind (model, ema or optimizer), however many wrote them."""
+        paths = [self.folder / file.name for file in self.files if file.kind == kind]
+        return {name: piece.tensor for name, piece in read_pieces(paths, rank, world).items()}
 
 
 def save_checkpoint(
@@ -96,56 +143,32 @@ def save_checkpoint(
     step: int,
     provenance: Provenance,
 ) -> None:
-    """Write a checkpoint after `step` steps into an empty folder; the manifest comes last."""
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(_contiguous(dict(network.named_parameters())), folder / _MODEL)
-    save_file(_contiguous(ema.values), folder / _EMA)
-    moments: dict[str, Tensor] = {}
-    for name, parameter in network.named_parameters():
-        state = optimizer.state[parameter]
-        moments |= {f"exp_avg/{name}": state["exp_avg"], f"exp_avg_sq/{name}": state["exp_avg_sq"]}
-    save_file(_contiguous(moments), folder / _OPTIMIZER)
-    described = {"config": to_dict(config), "step": step, "provenance": provenance.__dict__, "format": FORMAT}
-    write_atomically(folder / _CONFIG, json.dumps(described, indent=1).encode())
-    files = {name: file_sha256(folder / name) for name in (_MODEL, _EMA, _OPTIMIZER, _CONFIG)}
-    write_atomically(folder / _MANIFEST, json.dumps(files, indent=1).encode())
+    """Write a checkpoint after `step` steps to a folder that is not there, or empty. The training waits for all of it."""
+    write_checkpoint(folder, TrainState(network, ema, optimizer, config, step, provenance).snapshot())
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
     """The checkpoint in a folder, every file checked against its hash. Raises WeightsError naming what is missing or damaged."""
-    manifest = folder / _MANIFEST
-    mend = "use an earlier checkpoint, or delete the output of jobs.train and run it again"
-    if not manifest.exists():
-        raise WeightsError(f"checkpoint: {folder} has no {_MANIFEST}, so it is no finished checkpoint; run jobs.train")
+    files = checked_files(folder)
     try:
-        expected = dict(json.loads(manifest.read_text()))
-    except (ValueError, TypeError):
-        expected = {}
-    if "kind" in expected and (folder / "model" / _MANIFEST).exists():
-        raise WeightsError(f"checkpoint: {folder} is the whole output of jobs.train; its checkpoint is {folder / 'model'}")
-    if expected.keys() != {_MODEL, _EMA, _OPTIMIZER, _CONFIG}:
-        raise WeightsError(f"checkpoint: {manifest} is damaged; {mend}")
-    for name, sha256 in expected.items():
-        path = folder / name
-        if not path.exists() or file_sha256(path) != sha256:
-            what = "is missing" if not path.exists() else "is damaged (its SHA-256 is not the manifest's)"
-            raise WeightsError(f"checkpoint: {path} {what}; {mend}")
-    described = json.loads((folder / _CONFIG).read_text())
-    if described.get("format") != FORMAT:
-        raise WeightsError(f"checkpoint: {folder} has format {described.get('format')}, expected {FORMAT}")
-    try:
-        config = from_dict(TrainConfig, described["config"])
-        return Checkpoint(folder, config, int(described["step"]), _provenance(described["provenance"]))
+        described = json.loads((folder / CONFIG).read_text())
+        return Checkpoint(
+            folder=folder,
+            config=from_dict(TrainConfig, described["config"]),
+            step=int(described["step"]),
+            provenance=_provenance(described["provenance"]),
+            metric=described["metric"],
+            counters=described["counters"],
+            num_ema_updates=int(described["num_ema_updates"]),
+            num_optimizer_updates=int(described["num_optimizer_updates"]),
+            files=files,
+        )
     except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
-        raise WeightsError(f"checkpoint: {folder / _CONFIG} is not a configuration this version reads ({error})") from None
+        raise WeightsError(f"checkpoint: {folder / CONFIG} is not a configuration this version reads ({error})") from None
 
 
 def _provenance(values: Mapping[str, Any]) -> Provenance:
     return Provenance(**{**values, "corpus_mean": tuple(values["corpus_mean"])})
-
-
-def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
 
 
 def _check_names(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], folder: Path) -> None:

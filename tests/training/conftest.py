@@ -1,3 +1,4 @@
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -60,3 +61,35 @@ def tiny(make, tmp_path_factory):
         )
 
     return SimpleNamespace(config=config, loader=loader, provenance=Provenance({"identity": {"name": "numbers"}}, "e", "s"))
+
+
+@pytest.fixture(scope="session")
+def living(tiny):
+    """living(step, network): a training by random gradients after `step` updates. living.on(state): after one more, in place."""
+    import torch
+
+    from semantica.training.checkpoint import TrainState
+    from semantica.training.ema import Ema
+    from semantica.training.loop import initial_network
+    from semantica.training.step import make_optimizer, update
+
+    def on(state):
+        generator = torch.Generator().manual_seed(state.step)
+        for parameter in state.network.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        update(state.network, state.optimizer, state.config.optimizer, 1e-2)
+        state.ema.update()
+        return replace(state, step=state.step + 1)
+
+    class Living:
+        def __call__(self, step, network=None):
+            config = tiny.config()
+            network = network or initial_network(config)
+            optimizer = make_optimizer(network, config.optimizer)
+            state = TrainState(network, Ema(network, config.ema), optimizer, config, 0, tiny.provenance, {"skipped": 3})
+            while state.step < step:
+                state = on(state)
+            return state
+
+    Living.on = staticmethod(on)
+    return Living()

@@ -1,0 +1,144 @@
+"""Tensors in safetensors files, whole or split over several files by rows, as N workers write them and M workers read them.
+
+In: named tensors, of which a worker has all or its rows. Out: files that are hashed as they are written; from files, the rows that
+a worker asks for. A split file says in its metadata which rows of which tensor it holds; without that it is an ordinary safetensors
+file, byte for byte what safetensors itself writes.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from semantica.errors import WeightsError
+from semantica.training.durable import Written, write_file
+
+_ROWS = "rows"
+_DTYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows [start, start + len(tensor)) of a tensor that has `rows` rows. rows None: a scalar or an empty tensor, whole."""
+
+    tensor: Tensor
+    start: int = 0
+    rows: int | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """True when there are no other pieces."""
+        return self.rows is None or len(self.tensor) == self.rows
+
+
+def row_range(rows: int, rank: int, world: int) -> tuple[int, int]:
+    """[start, stop) of the rows of worker `rank`: those of torch.chunk, which FSDP2's Shard(0) gives it. The last may have none."""
+    size = -(-rows // world)
+    return min(rank * size, rows), min((rank + 1) * size, rows)
+
+
+def share(tensors: Mapping[str, Tensor], rank: int = 0, world: int = 1) -> dict[str, Piece]:
+    """What worker `rank` of `world` writes of tensors that it has whole. Views, no copies.
+
+    A worker of FSDP2 has those rows and no others: its local tensor is such a piece as it is.
+    """
+    pieces: dict[str, Piece] = {}
+    for name, tensor in tensors.items():
+        if tensor.ndim == 0 or len(tensor) == 0:
+            if rank == 0:
+                pieces[name] = Piece(tensor)
+            continue
+        start, stop = row_range(len(tensor), rank, world)
+        if start < stop:
+            pieces[name] = Piece(tensor[start:stop], start, len(tensor))
+    return pieces
+
+
+def write_pieces(path: Path, pieces: Mapping[str, Piece]) -> Written:
+    """Size and hash of a safetensors file of the pieces, written as a stream: no copy of them in memory. They are on the CPU."""
+    return write_file(path, _stream(pieces))
+
+
+def read_pieces(paths: Sequence[Path], rank: int = 0, world: int = 1) -> dict[str, Piece]:
+    """The rows of worker `rank` of `world`, joined from the files that hold them. Raises WeightsError naming what does not fit."""
+    parts: dict[str, list[Piece]] = {}
+    totals: dict[str, int | None] = {}
+    for path in paths:
+        try:
+            for name, piece in _wanted(path, rank, world):
+                if totals.setdefault(name, piece.rows) != piece.rows:
+                    raise WeightsError(f"checkpoint: {path}: {name} has {piece.rows} rows, another file says {totals[name]}")
+                parts.setdefault(name, []).append(piece)
+        except (OSError, SafetensorError, ValueError, TypeError) as error:
+            if isinstance(error, WeightsError):
+                raise
+            raise WeightsError(f"checkpoint: {path} is not readable ({error})") from None
+    joined = {name: _join(name, found, rank, world, paths) for name, found in parts.items()}
+    return {name: piece for name, piece in joined.items() if piece is not None}
+
+
+def _wanted(path: Path, rank: int, world: int) -> Iterator[tuple[str, Piece]]:
+    """What of a file lies in the worker's rows; an empty piece where nothing does."""
+    with safe_open(path, "pt") as opened:
+        known = dict(json.loads((opened.metadata() or {}).get(_ROWS, "{}")))
+        for name in opened.keys():  # noqa: SIM118 - it is no mapping
+            view = opened.get_slice(name)
+            shape = view.get_shape()
+            if not shape or shape[0] == 0:
+                yield name, Piece(opened.get_tensor(name))
+                continue
+            first, rows = map(int, known.get(name, (0, shape[0])))
+            start, stop = row_range(rows, rank, world)
+            low, high = max(start, first), min(stop, first + shape[0])
+            yield name, Piece(view[low - first : high - first] if low < high else torch.empty(0), low, rows)
+
+
+def _join(name: str, found: Sequence[Piece], rank: int, world: int, paths: Sequence[Path]) -> Piece | None:
+    rows = found[0].rows
+    if rows is None:
+        return found[0] if rank == 0 or world == 1 else None
+    start, stop = row_range(rows, rank, world)
+    pieces = sorted((p for p in found if len(p.tensor)), key=lambda p: p.start)
+    at = start
+    for piece in pieces:
+        if piece.start != at:
+            break
+        at += len(piece.tensor)
+    if at != stop or sum(len(p.tensor) for p in pieces) != stop - start:
+        raise WeightsError(
+            f"checkpoint: {paths[0].parent}: {name} must have rows {start} to {stop} once, got "
+            f"{[(p.start, p.start + len(p.tensor)) for p in pieces]}; use an earlier checkpoint"
+        )
+    if not pieces:
+        return None
+    return Piece(pieces[0].tensor if len(pieces) == 1 else torch.cat([p.tensor for p in pieces]), start, rows)
+
+
+def _stream(pieces: Mapping[str, Piece]) -> Iterator[bytes | memoryview]:
+    # safetensors' own order: the widest numbers first, then by name, so that every tensor is aligned.
+    ordered = sorted(pieces.items(), key=lambda item: (-item[1].tensor.element_size(), item[0]))
+    header: dict[str, object] = {}
+    split = {name: (p.start, p.rows) for name, p in sorted(pieces.items()) if not p.is_whole}
+    if split:
+        header["__metadata__"] = {_ROWS: json.dumps(split)}
+    offset = 0
+    for name, piece in ordered:
+        end = offset + piece.tensor.numel() * piece.tensor.element_size()
+        header[name] = {"dtype": _DTYPES[piece.tensor.dtype], "shape": list(piece.tensor.shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    yield struct.pack("<Q", len(text)) + text
+    for _, piece in ordered:
+        if piece.tensor.numel():
+            yield piece.tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
