@@ -36,10 +36,11 @@ from semantica.pairs.draw import generator
 from semantica.pairs.loader import PairLoader, decode_at, to_unit
 from semantica.pairs.scores import pooled_rows
 from semantica.pairs.selection import BandConfig, select, selection_stage
-from semantica.training.checkpoint import Checkpoint, open_checkpoint
+from semantica.training.checkpoint import Checkpoint, TrainState, open_checkpoint
 from semantica.training.loop import Hooks, fit
 from semantica.training.recipe import TrainConfig
 from semantica.training.step import StepNoise, step_loss
+from semantica.training.writing import write_checkpoint
 
 WEIGHTS = (0.0, 0.5, 3.0)
 BEYOND = {
@@ -202,10 +203,9 @@ def trained(bench: Bench, num_steps: int, folder: Path) -> Checkpoint:
     )
     started = time.monotonic()
 
-    def on_checkpoint(step: int, save: object) -> None:
-        if step == num_steps:
-            assert callable(save)
-            save(folder / "model")
+    def on_checkpoint(state: TrainState) -> None:
+        if state.step == num_steps:
+            write_checkpoint(folder / "model", state.snapshot())
 
     hooks = Hooks(
         lambda r: print(f"step {r.step}: loss {r.loss:.3f}, {time.monotonic() - started:.0f} s", flush=True), on_checkpoint

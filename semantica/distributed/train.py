@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
-from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,15 +11,13 @@ from typing import Any
 import ray
 import ray.train
 import ray.train.torch
-import torch
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig
 
-from semantica.config import from_dict, to_dict
+from semantica.config import to_dict
 from semantica.datasets import Manifest, StageOutput, read_manifest
-from semantica.denoiser.uvit import UViT
 from semantica.distributed.session import check_resources, stage_session
-from semantica.distributed.training_pictures import TrainingSamples
 from semantica.distributed.training_reports import HISTORY, Follower, Mailbox
+from semantica.distributed.training_worker import train_on_worker
 from semantica.encoders.on_the_fly import tokens_on_the_fly
 from semantica.errors import ConfigError, DataError
 from semantica.generation.conditions import HELD_OUT
@@ -31,88 +26,11 @@ from semantica.runtime import ClusterConfig, Runtime
 from semantica.storage import Location, location, uri
 from semantica.tracking import Run
 from semantica.training.checkpoint import Provenance, open_checkpoint
-from semantica.training.ema import Ema
-from semantica.training.loop import Hooks, fit
+from semantica.training.keeper import Keeper
 from semantica.training.recipe import TrainConfig
-from semantica.training.watch import NonFiniteError, StepReport
+from semantica.training.watch import NonFiniteError
 
-MODEL = "model"
-
-
-def train_on_worker(job: dict[str, Any]) -> None:
-    """What each worker runs: the loader of its share, the latest checkpoint, the loop. `job` is plain data and the mailbox.
-
-    After steps in a row that are not finite the group starts again from the latest checkpoint, once: what a machine did wrong does
-    not come again. Data, noise and weights do, bit for bit: the second time all workers end, and the driver says why.
-    """
-    config = from_dict(TrainConfig, job["config"])
-    context = ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
-    device = ray.train.torch.get_device()
-    encodings = location(job["encodings"])
-    tokens_of = tokens_on_the_fly(read_manifest(encodings, "encodings"), str(device))
-    loader = PairLoader(
-        encodings,
-        location(job["selection"]),
-        seed=config.seed,
-        batch_size=config.batch_size,
-        num_lanes=config.num_lanes,
-        window_groups=config.window_groups,
-        resolution_px=config.denoiser.resolution_px,
-        max_images=config.denoiser.max_images,
-        rank=rank,
-        world=world,
-        max_open_bytes=job["loader_mb"] * 2**20,
-        tokens_of=tokens_of,
-    )
-    mailbox = job["mailbox"]
-
-    def total(figures: torch.Tensor) -> torch.Tensor:
-        if world > 1:
-            torch.distributed.all_reduce(figures)
-        return figures
-
-    def on_report(report: StepReport) -> None:
-        if rank == 0:
-            mailbox.put.remote({"step": report.step, "metrics": report.metrics(), "levels": report.levels})
-
-    samples: list[TrainingSamples] = []  # made when first asked for
-
-    def on_samples(step: int, network: UViT, ema: Ema) -> None:
-        if rank == 0:  # the others wait for it in the next average of gradients
-            if not samples:
-                samples.append(TrainingSamples(config, encodings, tokens_of, device))
-            mailbox.put.remote({"step": step, "samples": samples[0].png(network, ema)})
-
-    def on_checkpoint(step: int, save: Callable[[Path], None]) -> None:
-        if rank != 0:
-            ray.train.report({"step": step})
-            return
-        folder = Path(tempfile.mkdtemp())
-        save(folder)
-        checkpoint = ray.train.Checkpoint.from_directory(folder)
-        ray.train.report({"step": step}, checkpoint=checkpoint, delete_local_checkpoint_after_upload=True)
-
-    latest = ray.train.get_checkpoint()
-    with latest.as_directory() if latest else nullcontext() as folder:
-        start = open_checkpoint(Path(folder)) if folder else None
-        first = start.step if start else 0
-        failed_at = ray.get(mailbox.last_failure.remote())  # read by all workers before any of them can fail
-        try:
-            fit(
-                config,
-                loader,
-                Provenance(**job["provenance"]),
-                Hooks(on_report, on_checkpoint, on_samples, total),
-                start=start,
-                wrap=lambda network: ray.train.torch.prepare_model(network, parallel_strategy="ddp" if world > 1 else None),
-                device=device,
-            )
-        except NonFiniteError as error:
-            if failed_at is None or error.step - config.max_skipped > failed_at:  # not the same steps, nor the next ones
-                ray.get(mailbox.fail.remote(error.step))
-                raise
-            ray.get(mailbox.stop.remote(f"{error}; it came again after going back to step {first}, so it is no fault of a machine"))
+MODEL, CHECKPOINTS = "model", "checkpoints"
 
 
 def train(
@@ -163,23 +81,28 @@ def train(
             "encodings": uri(encodings),
             "selection": uri(selection),
             "provenance": asdict(provenance),
-            "use_gpu": runtime.cluster.use_gpu,
+            "checkpoints": str(folder / CHECKPOINTS),
             "loader_mb": runtime.cluster.loader_mb,
             "mailbox": ray.remote(num_cpus=0)(Mailbox).remote(),
         }
         check_resources(runtime.cluster, gpus=float(runtime.cluster.num_workers if runtime.cluster.use_gpu else 0))
         with Follower(job["mailbox"], session.run, config, folder):
-            result = _trainer(job, config, runtime.cluster, folder).fit()
+            _trainer(job, config, runtime.cluster, folder).fit()
         if reason := ray.get(job["mailbox"].why_stopped.remote()):
             raise NonFiniteError(reason)
-        _keep_model(Path(result.checkpoint.path), folder / MODEL, config)
+        latest = Keeper(folder / CHECKPOINTS, config.keep).newest()
+        if latest is None:
+            raise DataError(f"train: {folder / CHECKPOINTS} has no checkpoint; run jobs.train again")
+        _keep_model(latest.folder, folder / MODEL, config)
         files = [f"{MODEL}/{p.name}" for p in sorted((folder / MODEL).iterdir())]
         history = json.loads((folder / HISTORY).read_text())
         loss = history[-1]["loss"] if history else float("nan")
         rate = sorted(h["images_per_second"] for h in history)[len(history) // 2] if history else 0.0
         session.summary = f"{config.num_steps} steps of {config.batch_size} pairs, loss {loss:.3f}, {rate:.0f} images/s"
         manifest = stage.finish({"num_steps": config.num_steps}, {"loss": loss}, [*files, HISTORY])
-        shutil.rmtree(folder / "ray")  # what Ray kept to resume from
+        shutil.rmtree(folder / "ray", ignore_errors=True)  # Ray's own records
+        if not (config.keep.best or config.keep.every_steps):
+            shutil.rmtree(folder / CHECKPOINTS)  # all that was kept to go on from
         for name in ("config.json", "ema.safetensors"):
             session.run.artifact(folder / MODEL / name, MODEL)
         return manifest
@@ -205,10 +128,8 @@ def _trainer(job: dict[str, Any], config: TrainConfig, cluster: ClusterConfig, o
         train_loop_config=job,
         scaling_config=ScalingConfig(num_workers=cluster.num_workers, use_gpu=cluster.use_gpu, resources_per_worker=resources),
         run_config=RunConfig(
-            # The same name and folder find the last checkpoint after a killed driver; `StageOutput` made sure it is the same run.
             name="ray",
             storage_path=str(out),
-            checkpoint_config=CheckpointConfig(num_to_keep=config.keep_checkpoints),
             failure_config=FailureConfig(max_failures=cluster.max_failures, controller_failure_limit=cluster.max_failures),
         ),
     )

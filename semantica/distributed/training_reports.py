@@ -5,6 +5,7 @@ MLflow and `history.json`.
 from __future__ import annotations
 
 import json
+import logging
 import threading
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from semantica.tracking import Run
 from semantica.training.recipe import TrainConfig
 
 HISTORY = "history.json"
+_log = logging.getLogger(__name__)
 
 
 class Mailbox:
@@ -84,6 +86,9 @@ class Follower:
             step = item["step"]
             if "samples" in item:
                 self.run.image(item["samples"], f"samples-{step:07d}")
+                continue
+            if "save_failed" in item:
+                _log.error("train: step %d was not saved: %s (%d in a row)", step, item["save_failed"], item["in_a_row"])
                 continue
             self.last, figures = item, item["metrics"]
             # A restarted group repeats the steps since the last checkpoint: the later report of a step stands.

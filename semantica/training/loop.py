@@ -9,14 +9,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from semantica.denoiser.uvit import UViT
-from semantica.training.checkpoint import Checkpoint, Provenance, save_checkpoint
+from semantica.training.checkpoint import Checkpoint, Provenance, TrainState
 from semantica.training.ema import Ema
 from semantica.training.feed import Loader, feed
 from semantica.training.recipe import TrainConfig
@@ -27,13 +25,14 @@ from semantica.training.watch import StepReport, Watch
 @dataclass(frozen=True)
 class Hooks:
     """What happens outside, on every worker: on_report every log_every steps, on_samples(step, network, ema) every sample_every and
-    on_checkpoint(step, save) every checkpoint_every steps, and all of them at the end.
+    on_checkpoint(state) every checkpoint_every steps, and all of them at the end.
 
-    on_samples leaves the network as it is. total adds a vector of figures up over the workers, in place or not.
+    The state lives: what is to be kept of it is copied before on_checkpoint comes back (`Saver.save` does). on_samples leaves the
+    network as it is. total adds a vector of figures up over the workers, in place or not.
     """
 
     on_report: Callable[[StepReport], None]
-    on_checkpoint: Callable[[int, Callable[[Path], None]], None]
+    on_checkpoint: Callable[[TrainState], None]
     on_samples: Callable[[int, UViT, Ema], None] = lambda step, network, ema: None
     total: Callable[[Tensor], Tensor] = lambda figures: figures
 
@@ -69,9 +68,6 @@ def fit(
     wrapped = wrap(network)
     watch = Watch(config, device)
 
-    def save(folder: Path, step: int) -> None:
-        save_checkpoint(folder, network, ema, optimizer, config=config, step=step, provenance=provenance)
-
     with feed(loader, config, range(first, config.num_steps), device) as made:
         for step in range(first, config.num_steps):
             before = time.perf_counter()
@@ -90,5 +86,5 @@ def fit(
             if config.is_due(config.sample_every, done):
                 hooks.on_samples(done, network, ema)
             if config.is_due(config.checkpoint_every, done):
-                hooks.on_checkpoint(done, partial(save, step=done))
+                hooks.on_checkpoint(TrainState(network, ema, optimizer, config, done, provenance))
     return network

@@ -7,6 +7,7 @@ from semantica.denoiser.uvit import DenoiserConfig
 from semantica.diffusion.process import Prediction
 from semantica.diffusion.schedule import ScheduleConfig
 from semantica.training.compute import ComputeConfig
+from semantica.training.retention import KeepConfig
 
 
 @config
@@ -81,10 +82,10 @@ class TrainConfig:
     num_samples: int = 8  # of each, of held-out conditioning images that stay the same
     peak_tflops: float | None = None  # of one device, for MFU; None: measured on CUDA when training starts, no MFU on a CPU
     checkpoint_every: int = 5_000  # steps
-    keep_checkpoints: int = 2  # while training; the last one stays
+    keep: KeepConfig = KeepConfig()  # while training; the last one stays
 
     def __post_init__(self) -> None:
-        counts = ("num_steps", "batch_size", "num_lanes", "log_every", "checkpoint_every", "keep_checkpoints", "window_groups")
+        counts = ("num_steps", "batch_size", "num_lanes", "log_every", "checkpoint_every", "window_groups")
         for name in (*counts, "max_skipped", "num_samples"):
             require(getattr(self, name) > 0, f"train.{name}", "positive", getattr(self, name))
         for name in ("micro_batch_size", "sample_every", "peak_tflops"):

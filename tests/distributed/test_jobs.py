@@ -118,7 +118,7 @@ def test_a_killed_training_job_goes_on_and_ends_with_the_same_weights(small_run:
 
     process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while not list((tmp_path / "killed").glob("ray/checkpoint_*/manifest.json")):
+    while not list((tmp_path / "killed").glob("checkpoints/step-*/manifest.json")):
         assert process.poll() is None, "the job ended before it could be killed"
         assert time.monotonic() < deadline, "no checkpoint in two minutes"
         time.sleep(0.05)

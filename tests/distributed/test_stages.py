@@ -50,7 +50,7 @@ def test_ray_train_with_two_workers_equals_the_plain_loop(small_run: SmallRun) -
         small_run.out / "encodings", small_run.out / "selection", seed=config.seed, batch_size=config.batch_size,
         num_lanes=config.num_lanes, resolution_px=32, window_groups=config.window_groups,
     )  # fmt: skip
-    hooks = Hooks(on_report=lambda report: None, on_checkpoint=lambda step, save: None)
+    hooks = Hooks(on_report=lambda report: None, on_checkpoint=lambda state: None)
     alone = dict(fit(config, loader, Provenance({}, "", ""), hooks).named_parameters())
     trained = dict(open_checkpoint(small_run.out / "checkpoint" / MODEL).network(ema=False).named_parameters())
     for name, value in trained.items():

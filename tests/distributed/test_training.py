@@ -78,7 +78,7 @@ def test_micro_batches_of_two_workers_train_what_as_many_of_one_do(small_run: Sm
         small_run.out / "encodings", small_run.out / "selection", seed=config.seed, batch_size=config.batch_size,
         num_lanes=config.num_lanes, resolution_px=32, window_groups=config.window_groups,
     )  # fmt: skip
-    hooks = Hooks(on_report=lambda report: None, on_checkpoint=lambda step, save: None)
+    hooks = Hooks(on_report=lambda report: None, on_checkpoint=lambda state: None)
     alone = dict(fit(config, loader, Provenance({}, "", ""), hooks).named_parameters())
     for name, value in open_checkpoint(out / "checkpoint" / MODEL).network(ema=False).named_parameters():
         torch.testing.assert_close(value, alone[name], rtol=1e-3, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}")

@@ -66,6 +66,7 @@ def _train(make, folder, weights, image_px, **denoiser):
     from semantica.training.checkpoint import Provenance
     from semantica.training.loop import Hooks, fit
     from semantica.training.recipe import EmaConfig, OptimizerConfig, TrainConfig
+    from semantica.training.writing import write_checkpoint
 
     episodes = StageOutput(folder / "episodes", "episodes", {}, {})
     assert episodes.open() is None
@@ -123,7 +124,7 @@ def _train(make, folder, weights, image_px, **denoiser):
         corpus_mean=tuple(encodings.facts["corpus_mean"]),
     )
     model = folder / "checkpoint" / "model"
-    fit(config, loader, provenance, Hooks(lambda report: None, lambda step, save: save(model)))
+    fit(config, loader, provenance, Hooks(lambda report: None, lambda state: write_checkpoint(model, state.snapshot())))
     train_output = StageOutput(folder / "checkpoint", "checkpoint", to_dict(config), {})
     train_output.finish({"num_steps": 12}, {"loss": 1.0}, [f"model/{path.name}" for path in sorted(model.iterdir())])
     stored = [image["bytes"] for row in table["images"].to_pylist() for image in row]

@@ -15,7 +15,7 @@ def trained(tiny, compute):
     """(reports, network) of a few steps."""
     config = tiny.config(compute=compute, log_every=1)
     reports = []
-    hooks = Hooks(reports.append, lambda step, save: None)
+    hooks = Hooks(reports.append, lambda state: None)
     return reports, fit(config, tiny.loader(config), tiny.provenance, hooks)
 
 

@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 from semantica.storage import file_sha256
 from semantica.training.checkpoint import open_checkpoint
 from semantica.training.loop import Hooks, fit
+from semantica.training.writing import write_checkpoint
 
 FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors", "config.json")
 
@@ -14,7 +15,7 @@ FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors", "confi
 def run(tiny, folder, start=None, **changes):
     """(the trained network, the reports), with every checkpoint saved in folder/STEP."""
     config, reports = tiny.config(**changes), []
-    hooks = Hooks(reports.append, lambda step, save: save(folder / str(step)))
+    hooks = Hooks(reports.append, lambda state: write_checkpoint(folder / str(state.step), state.snapshot()))
     return fit(config, tiny.loader(config), tiny.provenance, hooks, start=start), reports
 
 

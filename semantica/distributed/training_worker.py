@@ -1,0 +1,117 @@
+"""What every training worker runs under Ray Train: its share of the data, the newest checkpoint, the loop, and the hooks that tell
+the driver and the disk.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+from ray.train.collective import barrier, broadcast_from_rank_zero
+
+from semantica.config import from_dict
+from semantica.datasets import read_manifest
+from semantica.denoiser.uvit import UViT
+from semantica.distributed.training_pictures import TrainingSamples
+from semantica.encoders.on_the_fly import tokens_on_the_fly
+from semantica.pairs.loader import PairLoader
+from semantica.storage import explained, location
+from semantica.training.checkpoint import Checkpoint, Provenance, TrainState, open_checkpoint
+from semantica.training.ema import Ema
+from semantica.training.keeper import Keeper
+from semantica.training.loop import Hooks, fit
+from semantica.training.recipe import TrainConfig
+from semantica.training.saver import SaveFailure, Saver
+from semantica.training.watch import NonFiniteError, StepReport
+
+
+def train_on_worker(job: dict[str, Any]) -> None:
+    """What each worker runs: the loader of its share, the newest checkpoint, the loop. `job` is plain data and the mailbox.
+
+    After steps in a row that are not finite the group starts again from the newest checkpoint, once: what a machine did wrong does
+    not come again. Data, noise and weights do, bit for bit: the second time all workers end, and the driver says why.
+    """
+    config = from_dict(TrainConfig, job["config"])
+    mailbox = job["mailbox"]
+    keeper = Keeper(Path(job["checkpoints"]), config.keep)
+    start = _newest(keeper)
+    first = start.step if start else 0
+    failed_at = ray.get(mailbox.last_failure.remote())  # read by all workers before any of them can fail
+    try:
+        _fit(config, job, keeper, start)
+    except NonFiniteError as error:
+        barrier()  # the first worker has waited for its last save: all fail together, none before it
+        if failed_at is None or error.step - config.max_skipped > failed_at:  # not the same steps, nor the next ones
+            ray.get(mailbox.fail.remote(error.step))
+            raise
+        ray.get(mailbox.stop.remote(f"{error}; it came again after going back to step {first}, so it is no fault of a machine"))
+
+
+def _newest(keeper: Keeper) -> Checkpoint | None:
+    """The checkpoint that all go on from: the first worker, which alone owns the folder, says which."""
+    rank = ray.train.get_context().get_world_rank()
+    newest = keeper.resume() if rank == 0 else None
+    step = broadcast_from_rank_zero(newest.step if newest else 0)
+    return open_checkpoint(keeper.folder_of(step)) if rank > 0 and step else newest
+
+
+def _fit(config: TrainConfig, job: dict[str, Any], keeper: Keeper, start: Checkpoint | None) -> None:
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    device = ray.train.torch.get_device()
+    mailbox = job["mailbox"]
+    encodings = location(job["encodings"])
+    tokens_of = tokens_on_the_fly(read_manifest(encodings, "encodings"), str(device))
+    loader = PairLoader(
+        encodings,
+        location(job["selection"]),
+        seed=config.seed,
+        batch_size=config.batch_size,
+        num_lanes=config.num_lanes,
+        window_groups=config.window_groups,
+        resolution_px=config.denoiser.resolution_px,
+        max_images=config.denoiser.max_images,
+        rank=rank,
+        world=world,
+        max_open_bytes=job["loader_mb"] * 2**20,
+        tokens_of=tokens_of,
+    )
+    samples: list[TrainingSamples] = []  # made when first asked for
+
+    def total(figures: torch.Tensor) -> torch.Tensor:
+        if world > 1:
+            torch.distributed.all_reduce(figures)
+        return figures
+
+    def on_report(report: StepReport) -> None:
+        saver.check()  # a training that cannot be saved is stopped now, not at the next save
+        if rank == 0:
+            mailbox.put.remote({"step": report.step, "metrics": report.metrics(), "levels": report.levels})
+
+    def on_samples(step: int, network: UViT, ema: Ema) -> None:
+        if rank == 0:  # the others wait for it in the next average of gradients
+            if not samples:
+                samples.append(TrainingSamples(config, encodings, tokens_of, device))
+            mailbox.put.remote({"step": step, "samples": samples[0].png(network, ema)})
+
+    def on_checkpoint(state: TrainState) -> None:
+        if rank == 0:  # under DDP every worker has all of the state
+            saver.save(state)
+
+    def on_failure(failure: SaveFailure) -> None:
+        mailbox.put.remote({"step": failure.step, "save_failed": explained(failure.error), "in_a_row": failure.in_a_row})
+
+    with Saver(keeper, on_failure) as saver:
+        fit(
+            config,
+            loader,
+            Provenance(**job["provenance"]),
+            Hooks(on_report, on_checkpoint, on_samples, total),
+            start=start,
+            wrap=lambda network: ray.train.torch.prepare_model(network, parallel_strategy="ddp" if world > 1 else None),
+            device=device,
+        )
