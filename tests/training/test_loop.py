@@ -10,6 +10,7 @@ from semantica.training.ema import Ema
 from semantica.training.loop import Hooks, fit, initial_network
 from semantica.training.step import slot_seed, step_loss, step_noise
 from semantica.training.watch import NonFiniteError
+from semantica.training.writing import write_checkpoint
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +47,7 @@ def plainly(tiny, config, skipped=()):
 def ours(tiny, config, folder, loader=None, start=None, **hooks):
     """(weights, EMA, reports) of the loop, with every checkpoint in folder/STEP."""
     reports = []
-    made = Hooks(reports.append, lambda step, save: save(folder / str(step)), **hooks)
+    made = Hooks(reports.append, lambda state: write_checkpoint(folder / str(state.step), state.snapshot()), **hooks)
     network = fit(config, loader or tiny.loader(config), tiny.provenance, made, start=start)
     average = dict(open_checkpoint(folder / str(config.num_steps)).network().named_parameters())
     return dict(network.named_parameters()), average, reports

@@ -74,7 +74,7 @@ def test_sums_of_parts_add_up_to_those_of_the_whole_and_a_step_not_counted_adds_
 
 def reports_of(tiny, config, total=lambda figures: figures, rank=0, world=1):
     reports = []
-    hooks = Hooks(reports.append, lambda step, save: None, total=total)
+    hooks = Hooks(reports.append, lambda state: None, total=total)
     fit(config, tiny.loader(config, rank, world), tiny.provenance, hooks)
     return reports
 
@@ -202,7 +202,7 @@ def test_the_time_that_a_slow_loader_takes_is_counted_as_waiting(tiny):
             time.sleep(0.05)
             return inner.batch(step)
 
-    fit(config, Slow(), tiny.provenance, Hooks(reports.append, lambda step, save: None))
+    fit(config, Slow(), tiny.provenance, Hooks(reports.append, lambda state: None))
     for report in reports:
         seconds = config.log_every * config.batch_size / report.images_per_second
         assert config.log_every * 0.05 <= report.data_wait_share * seconds < seconds
