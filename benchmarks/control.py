@@ -4,7 +4,6 @@ On the real pictures of `make demo`, which has to have run. Guidance is measured
 encoder's features (against the held-out pictures; small n, so it compares within this table only) and similarity to the
 conditioning image (corpus mean subtracted), with and without what goes beyond plain w. Then one denoiser of the same size is
 trained that takes the similarity of the pair and one to four images, on a wider band over the same scores, and asked for both.
-
 """
 
 from __future__ import annotations
@@ -51,6 +50,7 @@ BEYOND = {
     "APG": GuidanceConfig(parallel=0.0),
 }
 ASKED = (0.1, 0.3, 0.5, 0.7, 0.9)
+ASKED_AT = (0.5, 2.0)  # guidance w
 MAX_IMAGES = 4
 SAMPLER = SamplerConfig(num_steps=48)  # the demo's
 SAMPLERS = (
@@ -220,53 +220,83 @@ def _recipe(config: TrainConfig, num_steps: int) -> TrainConfig:
 
 
 def similarity_table(bench: Bench, model: Model, num: int) -> list[Measured]:
-    """Does the similarity of samples follow the one that was asked for?"""
-    pictures = bench.chosen(num)
-    found = {}
-    measured = []
-    for asked in (None, *ASKED):
-        found[asked] = bench.cosine(bench.sample(model, conditioning([[p] for p in pictures], asked), 0.5), pictures)
-        label = "similarity of samples, none asked for" if asked is None else f"similarity of samples, {asked:g} asked for"
-        measured.append(Measured(name=label, figure=float(found[asked].mean()), unit=f"cosine, ± {_error(found[asked]):.3f}"))
-    got, x = np.stack([found[asked] for asked in ASKED]), np.array(ASKED)
-    slopes = ((x - x.mean())[:, None] * got).sum(0) / ((x - x.mean()) ** 2).sum()
-    slope, error = float(slopes.mean()), _error(slopes)
-    rising = float((slopes > 0).mean())
-    means = got.mean(1)
-    return [
-        *measured,
-        Measured(
-            name="slope of similarity against request",
-            figure=slope,
-            unit=f"per unit asked for, ± {error:.3f}",
-            target="> 0 by 3 standard errors",
-            holds=slope > 3 * error,
-        ),
-        Measured(name="conditioning images whose samples follow", figure=rising, unit="share"),
-        Measured(
-            name="requests in order",
-            figure=float((np.diff(means) > 0).mean()),
-            unit="share of neighbours",
-            target="1",
-            holds=bool((np.diff(means) > 0).all()),
-        ),
-    ]
+    """Does the similarity of samples follow the one that was asked for? Guidance strengthens the request like the condition."""
+    pictures, measured = bench.chosen(num), told_table(bench, model, 2 * num)
+    x = np.array(ASKED)
+    for w in ASKED_AT:
+        found = {}
+        for asked in (None, *ASKED):
+            found[asked] = bench.cosine(bench.sample(model, conditioning([[p] for p in pictures], asked), w), pictures)
+            what = "none" if asked is None else f"{asked:g}"
+            label = f"similarity of samples at w = {w:g}, {what} asked for"
+            measured.append(Measured(name=label, figure=float(found[asked].mean()), unit=f"cosine, ± {_error(found[asked]):.3f}"))
+            print(f"{label}: {measured[-1].figure:.3f}", flush=True)
+        got = np.stack([found[asked] for asked in ASKED])
+        slopes = ((x - x.mean())[:, None] * got).sum(0) / ((x - x.mean()) ** 2).sum()
+        slope, error = float(slopes.mean()), _error(slopes)
+        measured += [
+            Measured(
+                name=f"slope of similarity against request at w = {w:g}",
+                figure=slope,
+                unit=f"per unit asked for, ± {error:.3f}",
+                target="> 0 by 3 standard errors",
+                holds=slope > 3 * error,
+            ),
+            Measured(
+                name=f"conditioning images whose samples follow at w = {w:g}", figure=float((slopes > 0).mean()), unit="share"
+            ),
+        ]
+    return measured
+
+
+def told_table(bench: Bench, model: Model, num: int) -> list[Measured]:
+    """Does it help the denoiser to be told the similarity of a held-out pair: against nothing, and against another pair's?"""
+    trials, side = bench.trials(num), model.schedule.resolution_px
+    x = to_unit(torch.stack([decode_at(target.data, side) for target, _ in trials]))
+    ends = torch.stack([torch.stack([target.pooled, others[0].pooled]) for target, others in trials]).double()
+    ends = torch.nn.functional.normalize(ends - torch.from_numpy(bench.mean), dim=-1)
+    true = (ends[:, 0] * ends[:, 1]).sum(-1).float()
+    tokens = conditioning([others[0]] for _, others in trials)
+    told = {"its own": true, "none": None, "another pair's": true.roll(1)}
+    losses = {
+        name: _losses(model, x, replace(tokens, similarity=tokens.similarity if similarity is None else similarity))
+        for name, similarity in told.items()
+    }
+    measured = [Measured(name=f"loss, told {name}", figure=float(each.mean()), unit="eps-loss") for name, each in losses.items()]
+    for other in ("none", "another pair's"):
+        gain = losses[other] - losses["its own"]
+        measured.append(
+            Measured(
+                name="gain in loss by being told the similarity",
+                figure=float(gain.mean()),
+                unit=f"paired, ± {_error(gain):.5f}",
+                target="> 0 by 2 standard errors",
+                holds=bool(gain.mean() > 2 * _error(gain)),
+                peer=f"told {other}",
+            )
+        )
+    return measured
+
+
+def _losses(model: Model, x: Tensor, cond: Conditioning) -> np.ndarray:
+    """The eps-loss (n,) of each picture, over ten levels, with the same noise whatever the condition."""
+    draws = torch.Generator().manual_seed(0)
+    levels, eps = torch.linspace(0.05, 0.95, 10), torch.randn(10, *x.shape, generator=draws)
+    never = torch.zeros(len(x), dtype=torch.bool)
+    with torch.inference_mode():
+        noises = [StepNoise(t.expand(len(x)), e, never, never) for t, e in zip(levels, eps, strict=True)]
+        each = [step_loss(model.network, x, cond, noise, model.schedule, model.prediction) for noise in noises]
+    return torch.stack(each).mean(0).numpy()
 
 
 def images_table(bench: Bench, model: Model, num: int) -> list[Measured]:
     """Do more images describe a picture better? Loss on a held-out one, and likeness to it, given others of its page."""
     trials, side = bench.trials(num), model.schedule.resolution_px
     x = to_unit(torch.stack([decode_at(target.data, side) for target, _ in trials]))
-    draws = torch.Generator().manual_seed(0)
-    levels, eps = torch.linspace(0.05, 0.95, 10), torch.randn(10, *x.shape, generator=draws)
-    never = torch.zeros(len(x), dtype=torch.bool)
     losses, likeness = [], []
     for m in range(1, MAX_IMAGES + 1):
         cond = conditioning(others[:m] for _, others in trials)
-        with torch.inference_mode():
-            noises = [StepNoise(t.expand(len(x)), e, never, never) for t, e in zip(levels, eps, strict=True)]
-            each = [step_loss(model.network, x, cond, noise, model.schedule, model.prediction) for noise in noises]
-        losses.append(torch.stack(each).mean(0).numpy())
+        losses.append(_losses(model, x, cond))
         likeness.append(bench.cosine(bench.sample(model, cond, 0.5), [target for target, _ in trials]))
     measured = []
     for m in range(1, MAX_IMAGES + 1):
