@@ -26,6 +26,7 @@ from semantica.metrics.evaluate import EvaluateConfig
 from semantica.pairs.selection import BandConfig
 from semantica.training.compute import ComputeConfig
 from semantica.training.recipe import EmaConfig, OptimizerConfig, TrainConfig
+from semantica.training.retention import KeepConfig
 
 
 @config
@@ -68,6 +69,8 @@ def tiny() -> PipelineConfig:
             num_lanes=4,
             window_groups=64,
             log_every=10,
+            sample_every=300,
+            num_samples=4,
             checkpoint_every=200,
         ),
         generate=GenerateConfig(sampler=SamplerConfig(num_steps=48), num_conditions=48, batch_size=16),
@@ -181,6 +184,8 @@ def _paper(
             num_steps=num_steps,
             batch_size=batch_size,
             num_lanes=num_lanes,
+            sample_every=10_000,
+            keep=KeepConfig(every_steps=50_000),  # what Fig. 2 is drawn from
             compute=ComputeConfig(precision="bfloat16", compile=True),
         ),
         generate=GenerateConfig(
