@@ -1,8 +1,10 @@
 """One training while something is killed. A script: `test_training_faults.py` runs it.
 
-python training_chaos.py '{"job": {...}, "record": FOLDER, "step_s": s, "kill": "worker" | "stop" | "node", "at": [step, ...]}'.
-With "kill" it runs on a cluster of its own, where two nodes have room, and the last line it prints is JSON; without, it is the
-command `jobs.train` on its own Ray. Workers write down what they train on: RECORD/PID.jsonl, and RECORD/at-RANK for where they are.
+python training_chaos.py '{"job": {...}, "record": FOLDER, "step_s": s, "kill": [what, ...], "at": [step, ...]}'. With "kill" it
+runs on a cluster of its own, and the last line it prints is JSON; without, it is the command `jobs.train` on its own Ray. What is
+killed: "worker" by SIGKILL, "stop" by SIGSTOP, "node" or "nodes" (two at once), which others replace, "drain" (a node that is
+told before), "shrink" (a node, which is replaced later). Workers write down what they train on: RECORD/PID.jsonl, and
+RECORD/at-RANK for where they are.
 """
 
 from __future__ import annotations
@@ -70,7 +72,7 @@ class Chaos:
     """Kills at each of the steps `at`; `killed` says what, where and after how many seconds the training was at work again."""
 
     def __init__(self, job: dict[str, Any], cluster: Cluster, nodes: list[Any]) -> None:
-        self.kill, self.record, self.cluster, self.nodes = job["kill"], Path(job["record"]), cluster, nodes
+        self.kills, self.record, self.cluster, self.nodes = list(job["kill"]), Path(job["record"]), cluster, nodes
         self.checkpoints = Path(job["job"]["out"], "checkpoints")
         self.at, self.chance = list(job["at"]), random.Random(0)
         self.step_s = job["step_s"]
@@ -88,16 +90,16 @@ class Chaos:
 
     def run(self, is_over: Callable[[], bool]) -> None:
         """Kill, until all is killed that is to be killed or the training is over."""
-        for index, step in enumerate(self.at):
+        for kill, step in zip(self.kills, self.at, strict=True):
             before = {process for _, process, _ in self.places().values()} if self.killed else set()
             while not self._at_work(step, before):
                 if is_over():
                     return
                 time.sleep(0.002)
             time.sleep(self.chance.uniform(0, self.step_s))
-            if index % 2 == 0:
+            if len(self.killed) % 2 == 0:
                 self._wait_for_a_save()
-            self.killed.append({"step": step, "saving": self._saving(), **self._strike(index)})
+            self.killed.append({"step": step, "saving": self._saving(), **self._strike(kill)})
 
     def _at_work(self, step: int, before: set[int]) -> bool:
         """True when a group of two that is another one than `before` is at `step` or later."""
@@ -113,24 +115,51 @@ class Chaos:
         while not self._saving() and time.monotonic() < deadline:
             time.sleep(0.001)
 
-    def _strike(self, index: int) -> dict[str, Any]:
+    def _strike(self, kill: str) -> dict[str, Any]:
         places = self.places()
-        if self.kill == "node":
-            both = index % 4 == 3
-            return self._remove([place[2] for place in places.values()][: 2 if both else 1])
         rank = self.chance.choice([0, 1])
-        number = signal.SIGSTOP if self.kill == "stop" else signal.SIGKILL
+        if kill in ("node", "drain", "shrink"):
+            return getattr(self, f"_{kill}")([places[rank][2]])
+        if kill == "nodes":
+            return self._node([place[2] for place in places.values()])
+        number = signal.SIGSTOP if kill == "stop" else signal.SIGKILL
         os.kill(places[rank][1], number)  # raises when there is no such process
         return {"rank": rank, "process": places[rank][1], "signal": int(number)}
 
-    def _remove(self, ids: list[str]) -> dict[str, Any]:
+    def _remove(self, ids: list[str]) -> int:
         struck = [node for node in self.nodes if node.node_id in ids]
         for node in struck:
             self.nodes.remove(node)
             self.cluster.remove_node(node, allow_graceful=False)
-        for _ in struck:
+        return len(struck)
+
+    def _node(self, ids: list[str]) -> dict[str, Any]:
+        count = self._remove(ids)
+        for _ in range(count):
             self.nodes.append(add_node(self.cluster))
-        return {"nodes": len(struck)}
+        return {"nodes": count}
+
+    def _drain(self, ids: list[str]) -> dict[str, Any]:
+        from ray._raylet import GcsClient
+        from ray.core.generated import autoscaler_pb2
+
+        reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+        end = time.time() + 8
+        accepted, why = GcsClient(address=self.cluster.address).drain_node(ids[0], reason, "taken away", int(end * 1000))
+        time.sleep(max(0.0, end - time.time()))
+        return {"accepted": accepted, "why": why, **self._node(ids)}
+
+    def _shrink(self, ids: list[str]) -> dict[str, Any]:
+        count, struck_at = self._remove(ids), max(step for step, *_ in self.places().values())
+        while self._alone() < struck_at + 3:
+            time.sleep(0.05)
+        self.nodes.append(add_node(self.cluster))
+        return {"nodes": count}
+
+    def _alone(self) -> int:
+        """The step at which a group of one worker is; -1 when there is none."""
+        said = [json.loads(path.read_text().splitlines()[-1]) for path in self.record.glob("*.jsonl")]
+        return max((line["step"] for line in said if line["world"] == 1), default=-1)
 
 
 def add_node(cluster: Cluster) -> Any:
@@ -141,7 +170,8 @@ def add_node(cluster: Cluster) -> Any:
 def on_a_cluster(job: dict[str, Any]) -> None:
     """Train on a cluster under fire; nodes can be added on the main thread alone, so the training has another one."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 80 * 2**20})
-    nodes = [add_node(cluster) for _ in range(4 if job["kill"] == "node" else 2)]
+    spare = {"node": 1, "nodes": 2, "drain": 1}
+    nodes = [add_node(cluster) for _ in range(2 + max(spare.get(kill, 0) for kill in job["kill"]))]
     ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False)
     values, failed = from_dict(TrainJob, job["job"]), []
 
