@@ -18,7 +18,7 @@ from semantica.datasets import Manifest, StageOutput, read_manifest
 from semantica.distributed.session import check_resources, stage_session
 from semantica.distributed.training_control import Control
 from semantica.distributed.training_elastic import ElasticTrainer
-from semantica.distributed.training_guard import Failures, Guard, run_until_asked
+from semantica.distributed.training_guard import Groups, Guard, run_until_asked
 from semantica.distributed.training_history import JOURNAL, complete_history
 from semantica.distributed.training_reports import HISTORY, Follower, Mailbox
 from semantica.distributed.training_worker import train_on_worker
@@ -107,11 +107,11 @@ def train(
         history = complete_history(folder)
         if reason := ray.get(job["mailbox"].why_stopped.remote()):
             raise NonFiniteError(reason)
-        stopped, failures = ray.get(job["control"].outcome.remote())
+        stopped, num_groups, failures = ray.get(job["control"].outcome.remote())
         if stopped is not None or not ended:
             raise TrainingStopped(_stopped(stopped, config, folder))
-        if failures:
-            session.notes.append(f"workers were lost {len(failures)} times, and training went on from a checkpoint")
+        if num_groups > 1:
+            session.notes.append(f"{num_groups} groups of workers, one after the other; {len(failures)} of them failed")
         latest = Keeper(folder / CHECKPOINTS, config.keep).newest()
         if latest is None:
             raise DataError(f"train: {folder / CHECKPOINTS} has no checkpoint; run jobs.train again")
@@ -172,7 +172,7 @@ def _trainer(job: dict[str, Any], config: TrainConfig, cluster: ClusterConfig, o
             name="ray",
             storage_path=str(out),
             failure_config=FailureConfig(max_failures=cluster.max_failures, controller_failure_limit=cluster.max_failures),
-            callbacks=[Failures(job["control"])],
+            callbacks=[Groups(job["control"])],
         ),
     )
     if isinstance(trainer, ElasticTrainer):

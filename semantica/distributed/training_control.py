@@ -55,12 +55,14 @@ class Control:
         self.num_saves = 0  # that were asked for so far
         self.stopped: int | None = None
         self.failures: list[str] = []
+        self.num_groups = 0
 
     def join(self, rank: int, world: int, name: str, actor: Any) -> None:
         """A worker of a new group begins, in the place of that of the group before."""
         now = time.monotonic()
         self.members = {other: member for other, member in self.members.items() if other < world}
         self.members[rank] = _Member(name, actor, 0, now, now)
+        self.num_groups += rank == 0
 
     def beat(self, rank: int, name: str, steps: int) -> tuple[bool, int]:
         """A worker's sign of life, after so many steps. Returns whether to stop, and how many saves were asked for so far."""
@@ -77,9 +79,13 @@ class Control:
             del self.members[rank]
 
     def fail(self, reason: str) -> None:
-        """The group has failed: none of its workers is watched any more."""
-        self.members = {}
+        """The group has failed."""
         self.failures.append(reason)
+        self.end()
+
+    def end(self) -> None:
+        """Ray ends the group: none of its workers is watched any more."""
+        self.members = {}
 
     def look(self) -> list[Seen]:
         """The workers of the group that runs."""
@@ -98,9 +104,9 @@ class Control:
         """The training was saved at `step` and has ended, as asked."""
         self.stopped = step
 
-    def outcome(self) -> tuple[int | None, list[str]]:
-        """The step at which the training was stopped, if it was, and why each group that failed did."""
-        return self.stopped, self.failures
+    def outcome(self) -> tuple[int | None, int, list[str]]:
+        """The step at which the training was stopped, if it was, the number of groups, and why each that failed did."""
+        return self.stopped, self.num_groups, self.failures
 
 
 class Pulse:

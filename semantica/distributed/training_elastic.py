@@ -4,12 +4,18 @@ cluster has free. Out: a group that shrinks when machines go and grows when they
 
 from __future__ import annotations
 
+import logging
+import time
 from typing import Any
 
+import ray
+from ray.exceptions import RayError
 from ray.train import Result
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision, ScalingDecision
 from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScalingPolicy
+
+_log = logging.getLogger(__name__)
 
 
 def largest_world(possible: int, num_lanes: int) -> int:
@@ -27,6 +33,16 @@ class LanesPolicy(ElasticScalingPolicy):  # type: ignore[misc]
 
     def _count_possible_workers(self, reserved_resources: Any) -> int:
         return largest_world(super()._count_possible_workers(reserved_resources), self.num_lanes)
+
+    def _get_reserved_resources(self) -> Any:
+        """A fresh look. Ray's own is up to 20 s old, and a group that counts on a machine that has gone waits for it in vain."""
+        if time.monotonic() - self._latest_reserved_resources_query_time >= self.GET_RESERVED_RESOURCES_INTERVAL_S:
+            look = self._autoscaling_coordinator.get_reserved_resources.remote(self._requester_id, recompute=True)
+            try:
+                ray.get(look, timeout=5)
+            except RayError as error:
+                _log.warning("train: the cluster's resources were not looked at afresh (%s)", error)
+        return super()._get_reserved_resources()
 
     def make_decision_for_running_worker_group(self, worker_group_state: Any, worker_group_status: Any) -> ScalingDecision:
         """Ray ends the group to resize it: it is asked to save at one look, and resized at the next if that still is right."""

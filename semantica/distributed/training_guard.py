@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Any
 
 import ray
-from ray.train import UserCallback
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 
 from semantica.distributed.session import say
 from semantica.distributed.training_control import Seen
@@ -21,17 +21,24 @@ from semantica.distributed.training_control import Seen
 _GONE_S = 10.0  # workers without a sign of life for so long will not save what they are asked to save [C]
 
 
-class Failures(UserCallback):
-    """Tells Control when Ray has seen a group fail. Runs where Ray's controller of the training runs."""
+class Groups(WorkerGroupCallback):  # type: ignore[misc]
+    """Tells Control when Ray sees a group fail and when it ends one. Runs where Ray's controller of the training runs.
+
+    Ray's public `UserCallback` does not hear of a group that ends because a machine is taken away.
+    """
 
     def __init__(self, control: Any) -> None:
         self.control = control
 
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+    def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
         """Say which workers failed, and of what the first."""
-        first = next(iter(worker_exceptions.values()), None)
-        ranks = ", ".join(map(str, sorted(worker_exceptions)))
-        self.control.fail.remote(f"worker {ranks}: {str(first).strip().splitlines()[0][:200]}" if first else f"worker {ranks}")
+        if errors := worker_group_status.errors:
+            first = str(next(iter(errors.values()))).strip() or "no reason given"
+            self.control.fail.remote(f"worker {', '.join(map(str, sorted(errors)))}: {first.splitlines()[0][:200]}")
+
+    def before_worker_group_shutdown(self, worker_group: Any) -> None:
+        """Say that the group ends."""
+        self.control.end.remote()
 
 
 def culprits(workers: Sequence[Seen], stall_s: float) -> list[Seen]:

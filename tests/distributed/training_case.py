@@ -26,6 +26,7 @@ STEP_S = 0.05  # that a step takes longer here, so that it can be hit
 QUICK = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
     "RAY_health_check_period_ms": "500",
     "RAY_health_check_timeout_ms": "1000",
     "RAY_health_check_failure_threshold": "3",
@@ -84,15 +85,15 @@ def wait_for_step(process: subprocess.Popen[str], job: dict[str, Any], step: int
 
 
 def under_fire(job: dict[str, Any], kills: Sequence[str], at: Sequence[int]) -> tuple[list[dict[str, Any]], int]:
-    """What was killed, and how many groups Ray lost: a training while one thing after another is killed, at each step of `at`."""
+    """What was killed, and how many groups failed: a training while one thing after another is killed, at each step of `at`."""
     done = run({**job, "kill": list(kills), "at": list(at)})
     assert done.returncode == 0, done.stderr[-3000:]
     said = json.loads(next(line for line in done.stdout.splitlines() if line.startswith('{"killed"')))
     assert not said["failed"], said
     assert [strike["step"] for strike in said["killed"]] == list(at)  # all, before the end
-    lost = re.search(r"workers were lost (\d+) times", done.stderr)
+    lost = re.search(r"(\d+) groups of workers, one after the other; (\d+) of them failed", done.stderr)
     assert lost, done.stderr[-3000:]
-    return said["killed"], int(lost[1])
+    return said["killed"], int(lost[2])
 
 
 def losses(out: Path) -> list[tuple[int, float, float, float]]:
