@@ -11,7 +11,8 @@ import tyro
 
 from jobs.command import run
 from semantica.config import config
-from semantica.distributed.train import train
+from semantica.distributed.session import say
+from semantica.distributed.train import TrainingStopped, train
 from semantica.runtime import Runtime
 from semantica.training.recipe import TrainConfig
 
@@ -31,12 +32,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The exit code of the job."""
     return run(
         TrainJob,
-        lambda job: train(job.train, encodings=job.encodings, selection=job.selection, out=job.out, runtime=job.runtime),
+        _train,
         prog="jobs.train",
-        description="Train the denoiser on the selected pairs. Interrupted, the same command goes on from the last checkpoint.",
+        description="Train the denoiser on the selected pairs. "
+        "Stopped by Ctrl-C or SIGTERM it saves first and ends with 0; the same command goes on.",
         sections=lambda p: {"train": p.train},
         argv=argv,
     )
+
+
+def _train(job: TrainJob) -> None:
+    try:
+        train(job.train, encodings=job.encodings, selection=job.selection, out=job.out, runtime=job.runtime)
+    except TrainingStopped as stopped:  # as asked: nothing went wrong
+        say(str(stopped))
 
 
 if __name__ == "__main__":

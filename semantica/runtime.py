@@ -18,10 +18,15 @@ class ClusterConfig:
     cpus_per_actor: float = 1.0
     gpus_per_actor: float = 0.0
     num_workers: int = 2  # of train
+    min_workers: int | None = None  # of train; with it the group shrinks to so many when machines go, and grows when they come
+    resize_every_s: float = 60.0  # how often such a group looks for more machines
     cpus_per_worker: float = 1.0
     use_gpu: bool = False  # one GPU a training worker
     loader_mb: int = 2048  # of row groups that a training worker keeps in memory, so that each is read once
     max_failures: int = 3  # of training workers, before the job gives up; it goes on from the last checkpoint each time
+    # A training that makes no step for so long is restarted, at the cost of one of max_failures: more than the longest step, the
+    # first one, which compiles, and the longest drawing of samples.
+    stall_s: float = 600.0
     worker_logs: bool = False  # show what workers print
 
     def __post_init__(self) -> None:
@@ -30,6 +35,11 @@ class ClusterConfig:
         require(
             self.min_actors <= self.num_actors, "cluster.min_actors", f"at most num_actors = {self.num_actors}", self.min_actors
         )
+        if self.min_workers is not None:
+            between = f"in 1..num_workers = {self.num_workers}, or None"
+            require(1 <= self.min_workers <= self.num_workers, "cluster.min_workers", between, self.min_workers)
+        for name in ("resize_every_s", "stall_s"):
+            require(getattr(self, name) > 0, f"cluster.{name}", "positive", getattr(self, name))
         require(self.object_store_mb >= 80, "cluster.object_store_mb", "80 or more (Ray's own lower bound)", self.object_store_mb)
 
 

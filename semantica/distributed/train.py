@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,19 @@ import ray
 import ray.train
 import ray.train.torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from semantica.config import to_dict
 from semantica.datasets import Manifest, StageOutput, read_manifest
 from semantica.distributed.session import check_resources, stage_session
+from semantica.distributed.training_control import Control
+from semantica.distributed.training_elastic import ElasticTrainer
+from semantica.distributed.training_guard import Groups, Guard, run_until_asked
+from semantica.distributed.training_history import JOURNAL, complete_history
 from semantica.distributed.training_reports import HISTORY, Follower, Mailbox
 from semantica.distributed.training_worker import train_on_worker
 from semantica.encoders.on_the_fly import tokens_on_the_fly
-from semantica.errors import ConfigError, DataError
+from semantica.errors import ConfigError, DataError, SemanticaError
 from semantica.generation.conditions import HELD_OUT
 from semantica.pairs.loader import PairLoader
 from semantica.runtime import ClusterConfig, Runtime
@@ -33,6 +37,10 @@ from semantica.training.watch import NonFiniteError
 MODEL, CHECKPOINTS = "model", "checkpoints"
 
 
+class TrainingStopped(SemanticaError):
+    """Training was asked to stop, and has been saved. The output is not finished."""
+
+
 def train(
     config: TrainConfig,
     *,
@@ -42,7 +50,10 @@ def train(
     runtime: Runtime,
     parent: Run | None = None,
 ) -> Manifest:
-    """Train on the pairs of `selection` and put the checkpoint in `out`/model. Returns the stage's manifest."""
+    """Train on the pairs of `selection` and put the checkpoint in `out`/model. Returns the stage's manifest.
+
+    Raises TrainingStopped when Ctrl-C or SIGTERM asked for it: called again, it goes on. A second signal raises KeyboardInterrupt.
+    """
     encodings, selection = location(encodings), location(selection)
     source, chosen = read_manifest(encodings, "encodings"), read_manifest(selection, "selection")
     check_fits(config, source, runtime.cluster)
@@ -82,25 +93,36 @@ def train(
             "selection": uri(selection),
             "provenance": asdict(provenance),
             "checkpoints": str(folder / CHECKPOINTS),
+            "journal": str(folder / JOURNAL),
             "loader_mb": runtime.cluster.loader_mb,
-            "mailbox": ray.remote(num_cpus=0)(Mailbox).remote(),
+            "stall_s": runtime.cluster.stall_s,
+            "mailbox": _beside_the_driver(Mailbox),
+            "control": _beside_the_driver(Control),
         }
-        check_resources(runtime.cluster, gpus=float(runtime.cluster.num_workers if runtime.cluster.use_gpu else 0))
-        with Follower(job["mailbox"], session.run, config, folder):
-            _trainer(job, config, runtime.cluster, folder).fit()
+        fewest = replace(runtime.cluster, num_workers=runtime.cluster.min_workers or runtime.cluster.num_workers)
+        check_resources(fewest, gpus=float(fewest.num_workers if fewest.use_gpu else 0))
+        complete_history(folder)  # with what the driver before, if it was killed, did not come to write
+        with Follower(job["mailbox"], session.run, config, folder), Guard(job["control"], runtime.cluster.stall_s):
+            ended = run_until_asked(_trainer(job, config, runtime.cluster, folder).fit, job["control"])
+        history = complete_history(folder)
         if reason := ray.get(job["mailbox"].why_stopped.remote()):
             raise NonFiniteError(reason)
+        stopped, num_groups, failures = ray.get(job["control"].outcome.remote())
+        if stopped is not None or not ended:
+            raise TrainingStopped(_stopped(stopped, config, folder))
+        if num_groups > 1:
+            session.notes.append(f"{num_groups} groups of workers, one after the other; {len(failures)} of them failed")
         latest = Keeper(folder / CHECKPOINTS, config.keep).newest()
         if latest is None:
             raise DataError(f"train: {folder / CHECKPOINTS} has no checkpoint; run jobs.train again")
         _keep_model(latest.folder, folder / MODEL, config)
         files = [f"{MODEL}/{p.name}" for p in sorted((folder / MODEL).iterdir())]
-        history = json.loads((folder / HISTORY).read_text())
         loss = history[-1]["loss"] if history else float("nan")
         rate = sorted(h["images_per_second"] for h in history)[len(history) // 2] if history else 0.0
         session.summary = f"{config.num_steps} steps of {config.batch_size} pairs, loss {loss:.3f}, {rate:.0f} images/s"
         manifest = stage.finish({"num_steps": config.num_steps}, {"loss": loss}, [*files, HISTORY])
         shutil.rmtree(folder / "ray", ignore_errors=True)  # Ray's own records
+        (folder / JOURNAL).unlink(missing_ok=True)
         if not (config.keep.best or config.keep.every_steps):
             shutil.rmtree(folder / CHECKPOINTS)  # all that was kept to go on from
         for name in ("config.json", "ema.safetensors"):
@@ -121,18 +143,41 @@ def check_fits(config: TrainConfig, encodings: Manifest, cluster: ClusterConfig)
         raise ConfigError(f"cluster.num_workers must divide train.num_lanes = {config.num_lanes}, got {cluster.num_workers}")
 
 
+def _beside_the_driver(cls: type) -> Any:
+    """An actor of the class on the driver's machine, as the controller of the training is: other machines may go."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(cls).remote()
+
+
+def _stopped(step: int | None, config: TrainConfig, folder: Path) -> str:
+    if step is None:
+        newest = Keeper(folder / CHECKPOINTS, config.keep).newest()
+        step = newest.step if newest else 0
+    return f"train: stopped as asked, saved at step {step} of {config.num_steps}; the same command goes on from there"
+
+
 def _trainer(job: dict[str, Any], config: TrainConfig, cluster: ClusterConfig, out: Path) -> ray.train.torch.TorchTrainer:
     resources = {"CPU": cluster.cpus_per_worker, **({"GPU": 1.0} if cluster.use_gpu else {})}
-    return ray.train.torch.TorchTrainer(
+    elastic = cluster.min_workers is not None
+    trainer = (ElasticTrainer if elastic else ray.train.torch.TorchTrainer)(
         train_on_worker,
         train_loop_config=job,
-        scaling_config=ScalingConfig(num_workers=cluster.num_workers, use_gpu=cluster.use_gpu, resources_per_worker=resources),
+        scaling_config=ScalingConfig(
+            num_workers=(cluster.min_workers, cluster.num_workers) if elastic else cluster.num_workers,
+            elastic_resize_monitor_interval_s=cluster.resize_every_s,
+            use_gpu=cluster.use_gpu,
+            resources_per_worker=resources,
+        ),
         run_config=RunConfig(
             name="ray",
             storage_path=str(out),
             failure_config=FailureConfig(max_failures=cluster.max_failures, controller_failure_limit=cluster.max_failures),
+            callbacks=[Groups(job["control"])],
         ),
     )
+    if isinstance(trainer, ElasticTrainer):
+        trainer.num_lanes, trainer.control = config.num_lanes, job["control"]
+    return trainer
 
 
 def _keep_model(latest: Path, model: Path, config: TrainConfig) -> None:

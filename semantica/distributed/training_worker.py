@@ -16,6 +16,8 @@ from ray.train.collective import barrier, broadcast_from_rank_zero
 from semantica.config import from_dict
 from semantica.datasets import read_manifest
 from semantica.denoiser.uvit import UViT
+from semantica.distributed.training_control import Orders, Pulse
+from semantica.distributed.training_history import Journal
 from semantica.distributed.training_pictures import TrainingSamples
 from semantica.encoders.on_the_fly import tokens_on_the_fly
 from semantica.pairs.loader import PairLoader
@@ -30,11 +32,19 @@ from semantica.training.watch import NonFiniteError, StepReport
 
 
 def train_on_worker(job: dict[str, Any]) -> None:
-    """What each worker runs: the loader of its share, the newest checkpoint, the loop. `job` is plain data and the mailbox.
+    """What each worker runs: the loader of its share, the newest checkpoint, the loop. `job` is plain data and two actors.
+
+    Asked to stop, all workers end after the same step, and the first one, when it has saved that, says so.
 
     After steps in a row that are not finite the group starts again from the newest checkpoint, once: what a machine did wrong does
     not come again. Data, noise and weights do, bit for bit: the second time all workers end, and the driver says why.
     """
+    context = ray.train.get_context()
+    with Pulse(job["control"], context.get_world_rank(), context.get_world_size(), job["stall_s"]) as pulse:
+        _train(job, pulse)
+
+
+def _train(job: dict[str, Any], pulse: Pulse) -> None:
     config = from_dict(TrainConfig, job["config"])
     mailbox = job["mailbox"]
     keeper = Keeper(Path(job["checkpoints"]), config.keep)
@@ -42,7 +52,9 @@ def train_on_worker(job: dict[str, Any]) -> None:
     first = start.step if start else 0
     failed_at = ray.get(mailbox.last_failure.remote())  # read by all workers before any of them can fail
     try:
-        _fit(config, job, keeper, start)
+        reached = _fit(config, job, keeper, start, pulse)
+        if reached < config.num_steps and pulse.rank == 0:
+            ray.get(pulse.control.set_stopped.remote(reached))
     except NonFiniteError as error:
         barrier()  # the first worker has waited for its last save: all fail together, none before it
         if failed_at is None or error.step - config.max_skipped > failed_at:  # not the same steps, nor the next ones
@@ -59,9 +71,9 @@ def _newest(keeper: Keeper) -> Checkpoint | None:
     return open_checkpoint(keeper.folder_of(step)) if rank > 0 and step else newest
 
 
-def _fit(config: TrainConfig, job: dict[str, Any], keeper: Keeper, start: Checkpoint | None) -> None:
-    context = ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
+def _fit(config: TrainConfig, job: dict[str, Any], keeper: Keeper, start: Checkpoint | None, pulse: Pulse) -> int:
+    """The step of the last checkpoint: the last of all, or an earlier one when the training was asked to stop."""
+    rank, world = pulse.rank, pulse.world
     device = ray.train.torch.get_device()
     mailbox = job["mailbox"]
     encodings = location(job["encodings"])
@@ -81,6 +93,9 @@ def _fit(config: TrainConfig, job: dict[str, Any], keeper: Keeper, start: Checkp
         tokens_of=tokens_of,
     )
     samples: list[TrainingSamples] = []  # made when first asked for
+    journal = Journal(Path(job["journal"])) if rank == 0 else None
+    orders = Orders(pulse)
+    reached = start.step if start else 0
 
     def total(figures: torch.Tensor) -> torch.Tensor:
         if world > 1:
@@ -89,7 +104,8 @@ def _fit(config: TrainConfig, job: dict[str, Any], keeper: Keeper, start: Checkp
 
     def on_report(report: StepReport) -> None:
         saver.check()  # a training that cannot be saved is stopped now, not at the next save
-        if rank == 0:
+        if journal is not None:
+            journal.add(report.step, report.metrics())
             mailbox.put.remote({"step": report.step, "metrics": report.metrics(), "levels": report.levels})
 
     def on_samples(step: int, network: UViT, ema: Ema) -> None:
@@ -99,6 +115,8 @@ def _fit(config: TrainConfig, job: dict[str, Any], keeper: Keeper, start: Checkp
             mailbox.put.remote({"step": step, "samples": samples[0].png(network, ema)})
 
     def on_checkpoint(state: TrainState) -> None:
+        nonlocal reached
+        reached = state.step
         if rank == 0:  # under DDP every worker has all of the state
             saver.save(state)
 
@@ -110,8 +128,10 @@ def _fit(config: TrainConfig, job: dict[str, Any], keeper: Keeper, start: Checkp
             config,
             loader,
             Provenance(**job["provenance"]),
-            Hooks(on_report, on_checkpoint, on_samples, total),
+            Hooks(on_report, on_checkpoint, on_samples, total, orders),
             start=start,
             wrap=lambda network: ray.train.torch.prepare_model(network, parallel_strategy="ddp" if world > 1 else None),
             device=device,
         )
+        orders.close()
+    return reached

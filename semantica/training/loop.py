@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import IntEnum
 
 import torch
 from torch import Tensor, nn
@@ -22,19 +23,29 @@ from semantica.training.step import add_gradients, make_optimizer, update
 from semantica.training.watch import StepReport, Watch
 
 
+class Order(IntEnum):
+    """What a training is asked for from outside between two steps; a higher one holds when several are asked for."""
+
+    GO_ON = 0
+    SAVE = 1  # now, and go on: a machine may go away soon
+    STOP = 2  # save and end
+
+
 @dataclass(frozen=True)
 class Hooks:
     """What happens outside, on every worker: on_report every log_every steps, on_samples(step, network, ema) every sample_every and
     on_checkpoint(state) every checkpoint_every steps, and all of them at the end.
 
     The state lives: what is to be kept of it is copied before on_checkpoint comes back (`Saver.save` does). on_samples leaves the
-    network as it is. total adds a vector of figures up over the workers, in place or not.
+    network as it is. total adds a vector of figures up over the workers, in place or not. order is asked after every step and says
+    the same on every worker.
     """
 
     on_report: Callable[[StepReport], None]
     on_checkpoint: Callable[[TrainState], None]
     on_samples: Callable[[int, UViT, Ema], None] = lambda step, network, ema: None
     total: Callable[[Tensor], Tensor] = lambda figures: figures
+    order: Callable[[], Order] = lambda: Order.GO_ON
 
 
 def initial_network(config: TrainConfig) -> UViT:
@@ -54,7 +65,7 @@ def fit(
     wrap: Callable[[UViT], nn.Module] = lambda network: network,
     device: torch.device | str = "cpu",
 ) -> UViT:
-    """The trained network (raw weights), after steps [start.step or 0, num_steps).
+    """The trained network (raw weights), after steps [start.step or 0, num_steps), or fewer when hooks.order says STOP.
 
     Raises NonFiniteError after max_skipped steps in a row whose loss or gradients are not finite; fewer are skipped and counted.
     """
@@ -79,12 +90,16 @@ def fit(
             ema.update()
             watch.add(losses, noise.t, norm)
             done = step + 1
+            order = hooks.order()
+            saves = order is not Order.GO_ON or config.is_due(config.checkpoint_every, done)
             if config.is_due(config.log_every, done):
                 hooks.on_report(watch.report(done, rate, hooks.total))
-            if config.is_due(config.log_every, done) or config.is_due(config.checkpoint_every, done):
+            if config.is_due(config.log_every, done) or saves:
                 watch.check(done)
-            if config.is_due(config.sample_every, done):
+            if config.is_due(config.sample_every, done) and order is not Order.STOP:
                 hooks.on_samples(done, network, ema)
-            if config.is_due(config.checkpoint_every, done):
+            if saves:
                 hooks.on_checkpoint(TrainState(network, ema, optimizer, config, done, provenance))
+            if order is Order.STOP:
+                break
     return network
