@@ -148,7 +148,7 @@ def final() -> PipelineConfig:
     """
     optimizer = OptimizerConfig(learning_rate=2e-4)
     made = _paper(denoisers.final(), optimizer, weights="facebook/dinov2-large", num_steps=2_000_000)
-    return replace(made, train=replace(made.train, compute=replace(made.train.compute, recompute="transformer")))
+    return replace(made, train=replace(made.train, compute=replace(made.train.compute, recompute="transformer", parallel="fsdp")))
 
 
 def label_grouped() -> PipelineConfig:

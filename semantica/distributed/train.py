@@ -1,4 +1,4 @@
-"""Stage `train`: encodings + selection -> a checkpoint, by Ray Train workers (DDP; gloo on CPUs, NCCL on GPUs)."""
+"""Stage `train`: encodings + selection -> a checkpoint, by Ray Train workers (gloo on CPUs, NCCL on GPUs)."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def train(
         tokens_of=tokens_on_the_fly(source),
     )
     folder = out.absolute()
-    stage = StageOutput(folder, "checkpoint", to_dict(config), {"encodings": source.hash, "selection": chosen.hash})
+    stage = StageOutput(folder, "checkpoint", _identity(config), {"encodings": source.hash, "selection": chosen.hash})
     with stage_session("train", stage, runtime, parent) as session:
         if session.done is not None:
             return session.done
@@ -125,8 +125,8 @@ def train(
         (folder / JOURNAL).unlink(missing_ok=True)
         if not (config.keep.best or config.keep.every_steps):
             shutil.rmtree(folder / CHECKPOINTS)  # all that was kept to go on from
-        for name in ("config.json", "ema.safetensors"):
-            session.run.artifact(folder / MODEL / name, MODEL)
+        for path in (folder / MODEL / "config.json", *sorted((folder / MODEL).glob("ema*.safetensors"))):
+            session.run.artifact(path, MODEL)
         return manifest
 
 
@@ -141,6 +141,15 @@ def check_fits(config: TrainConfig, encodings: Manifest, cluster: ClusterConfig)
             )
     if config.num_lanes % cluster.num_workers:
         raise ConfigError(f"cluster.num_workers must divide train.num_lanes = {config.num_lanes}, got {cluster.num_workers}")
+    config.compute.check_workers(cluster.num_workers)
+
+
+def _identity(config: TrainConfig) -> dict[str, Any]:
+    """What the output depends on: like the number of workers, how they share the state may change while a run is interrupted."""
+    values = to_dict(config)
+    for name in ("parallel", "shard_workers"):
+        del values["compute"][name]
+    return values
 
 
 def _beside_the_driver(cls: type) -> Any:

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from semantica.datasets import read_manifest
-from semantica.denoiser.uvit import UViT
 from semantica.diffusion.samplers import SamplerConfig
 from semantica.generation.conditions import HELD_OUT, Conditions, TokensOf, held_out_candidates
 from semantica.generation.generate import GenerateConfig, choose_conditions, sample_pictures
@@ -22,7 +21,6 @@ from semantica.metrics.grids import grid_png
 from semantica.pairs.loader import decode_at
 from semantica.pairs.row_groups import RowGroupReader
 from semantica.storage import Location
-from semantica.training.ema import Ema
 from semantica.training.levels import LevelLoss
 from semantica.training.loop import initial_network
 from semantica.training.recipe import TrainConfig
@@ -32,7 +30,7 @@ _GUIDANCE = 0.5
 
 
 class TrainingSamples:
-    """`samples.png(network, ema)`: a row a held-out conditioning image: itself, a sample of the raw weights, one of the average.
+    """`samples.png(raw, average)`: a row a held-out conditioning image: itself, a sample of the raw weights, one of the average.
 
     Conditions and noise are the same every time, and those of `generate` with the same seed.
     """
@@ -52,10 +50,9 @@ class TrainingSamples:
             stored.update({image["image_id"]: image["bytes"] for row in rows for image in row})
         self.conditions = [_array(decode_at(stored[c.image_id], config.denoiser.resolution_px)) for c in chosen]
 
-    def png(self, network: UViT, ema: Ema) -> bytes:
-        """The grid. The network in training is read, never run: neither its mode nor its compiled graph changes."""
-        raw, average = self._drawn(dict(network.named_parameters())), self._drawn(ema.values)
-        rows = list(zip(self.conditions, raw, average, strict=True))
+    def png(self, raw: Mapping[str, Tensor], average: Mapping[str, Tensor]) -> bytes:
+        """The grid of whole weights by name. They are copied: the network in training is never run, so its graph stays as it is."""
+        rows = list(zip(self.conditions, self._drawn(raw), self._drawn(average), strict=True))
         return grid_png(rows, ["condition", "raw", "EMA"])
 
     def _drawn(self, weights: Mapping[str, Tensor]) -> list[np.ndarray]:

@@ -23,11 +23,14 @@ from semantica.encoders.on_the_fly import tokens_on_the_fly
 from semantica.pairs.loader import PairLoader
 from semantica.storage import explained, location
 from semantica.training.checkpoint import Checkpoint, Provenance, TrainState, open_checkpoint
+from semantica.training.durable import new_attempt
 from semantica.training.ema import Ema
 from semantica.training.keeper import Keeper
 from semantica.training.loop import Hooks, fit
+from semantica.training.parallel import sharing, wrapped
 from semantica.training.recipe import TrainConfig
 from semantica.training.saver import SaveFailure, Saver
+from semantica.training.sharded import whole
 from semantica.training.watch import NonFiniteError, StepReport
 
 
@@ -109,28 +112,32 @@ def _fit(config: TrainConfig, job: dict[str, Any], keeper: Keeper, start: Checkp
             mailbox.put.remote({"step": report.step, "metrics": report.metrics(), "levels": report.levels})
 
     def on_samples(step: int, network: UViT, ema: Ema) -> None:
-        if rank == 0:  # the others wait for it in the next average of gradients
+        # Sharded weights are gathered by all workers; the first draws, the others wait for it in the next step.
+        raw, average = whole(dict(network.named_parameters()), keep=rank == 0), whole(ema.values, keep=rank == 0)
+        if rank == 0:
             if not samples:
                 samples.append(TrainingSamples(config, encodings, tokens_of, device))
-            mailbox.put.remote({"step": step, "samples": samples[0].png(network, ema)})
+            mailbox.put.remote({"step": step, "samples": samples[0].png(raw, average)})
 
     def on_checkpoint(state: TrainState) -> None:
         nonlocal reached
         reached = state.step
-        if rank == 0:  # under DDP every worker has all of the state
+        if share.replica == 0:  # other copies are the same
             saver.save(state)
 
     def on_failure(failure: SaveFailure) -> None:
         mailbox.put.remote({"step": failure.step, "save_failed": explained(failure.error), "in_a_row": failure.in_a_row})
 
-    with Saver(keeper, on_failure) as saver:
+    share = sharing(config.compute, rank, world)
+    attempt = broadcast_from_rank_zero(new_attempt())
+    with Saver(keeper, on_failure, rank=share.rank, world=share.world, attempt=attempt) as saver:
         fit(
             config,
             loader,
             Provenance(**job["provenance"]),
             Hooks(on_report, on_checkpoint, on_samples, total, orders),
             start=start,
-            wrap=lambda network: ray.train.torch.prepare_model(network, parallel_strategy="ddp" if world > 1 else None),
+            wrap=lambda network: wrapped(network, config.compute, device),
             device=device,
         )
         orders.close()

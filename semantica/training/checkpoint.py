@@ -24,8 +24,9 @@ from semantica.storage import file_sha256
 from semantica.training.ema import Ema
 from semantica.training.manifest import CONFIG, MANIFEST, FileEntry, checked_files
 from semantica.training.recipe import TrainConfig
+from semantica.training.sharded import local, place
 from semantica.training.snapshot import HostMemory, Snapshot, copied
-from semantica.training.tensor_files import read_pieces
+from semantica.training.tensor_files import Piece, read_pieces
 from semantica.training.writing import write_checkpoint
 
 
@@ -54,7 +55,10 @@ class TrainState:
     counters: Mapping[str, int] = field(default_factory=dict)  # what else the loop wants to know again
 
     def snapshot(self, memory: HostMemory | None = None, *, metric: float | None = None, rank: int = 0, world: int = 1) -> Snapshot:
-        """A copy in host memory of what worker `rank` of `world` writes. With `memory`, valid until the next one in it."""
+        """A copy in host memory of what worker `rank` of `world` writes. With `memory`, valid until the next one in it.
+
+        A worker with sharded weights writes the rows that it has, no others: rank and world are those of its `Sharing`.
+        """
         tensors: dict[str, Mapping[str, Tensor]] = {
             "model": dict(self.network.named_parameters()),
             "ema": self.ema.values,
@@ -106,31 +110,48 @@ class Checkpoint:
     def network(self, *, ema: bool = True) -> UViT:
         """The denoiser with EMA or raw weights, in eval mode."""
         network = UViT(self.config.denoiser)
-        _load_strictly(network, self.tensors("ema" if ema else "model"), self.folder)
+        self._load("ema" if ema else "model", dict(network.named_parameters()))
         return network.eval()
 
     @torch.no_grad()
     def restore(self, network: nn.Module, ema: Ema, optimizer: torch.optim.Optimizer) -> None:
-        """Put weights, EMA and optimizer state back in place, to go on at `step`."""
-        _load_strictly(network, self.tensors("model"), self.folder)
-        average = self.tensors("ema")
-        _check_names(ema.values, average, self.folder)
-        for name, value in average.items():
-            ema.values[name].copy_(value)
+        """Put weights, EMA and optimizer state back in place, to go on at `step`.
+
+        Of sharded weights a worker reads its own rows, however many workers wrote them, and has nothing whole at any time.
+        """
+        self._load("model", dict(network.named_parameters()))
+        self._load("ema", ema.values)
         ema.num_updates = self.num_ema_updates
-        state = self.tensors("optimizer")
+        moments: dict[str, Tensor] = {}
         for name, parameter in network.named_parameters():
-            optimizer.state[parameter] = {
-                "step": torch.tensor(float(self.num_optimizer_updates), device=parameter.device),
-                # In the weight's own layout of memory: fused Adam walks all of them in one order.
-                "exp_avg": torch.empty_like(parameter).copy_(state[f"exp_avg/{name}"]),
-                "exp_avg_sq": torch.empty_like(parameter).copy_(state[f"exp_avg_sq/{name}"]),
-            }
+            # In the weight's own layout of memory: fused Adam walks all of them in one order.
+            first, second = torch.empty_like(parameter), torch.empty_like(parameter)
+            count = torch.tensor(float(self.num_optimizer_updates), device=parameter.device)
+            optimizer.state[parameter] = {"step": count, "exp_avg": first, "exp_avg_sq": second}
+            moments |= {f"exp_avg/{name}": first, f"exp_avg_sq/{name}": second}
+        self._load("optimizer", moments)
+
+    @torch.no_grad()
+    def _load(self, kind: str, into: Mapping[str, Tensor]) -> None:
+        """Fill the tensors of a kind, all of them and no others, with their rows."""
+        rank, world = place(next(iter(into.values())))
+        pieces = self._pieces(kind, rank, world)
+        if into.keys() != pieces.keys():
+            odd = sorted(into.keys() ^ pieces.keys())[:3]
+            raise WeightsError(f"checkpoint: {self.folder} does not fit its own configuration; tensors that differ: {odd}")
+        for name, tensor in into.items():
+            piece = pieces[name]
+            shape = piece.tensor.shape if piece.rows is None else (piece.rows, *piece.tensor.shape[1:])
+            if tuple(tensor.shape) != tuple(shape):
+                raise WeightsError(f"checkpoint: {self.folder}: {name} must be {tuple(tensor.shape)}, got {tuple(shape)}")
+            local(tensor).copy_(piece.tensor)
 
     def tensors(self, kind: str, rank: int = 0, world: int = 1) -> dict[str, Tensor]:
         """The rows of worker `rank` of `world` of all tensors of a kind (model, ema or optimizer), however many wrote them."""
-        paths = [self.folder / file.name for file in self.files if file.kind == kind]
-        return {name: piece.tensor for name, piece in read_pieces(paths, rank, world).items()}
+        return {name: piece.tensor for name, piece in self._pieces(kind, rank, world).items()}
+
+    def _pieces(self, kind: str, rank: int, world: int) -> dict[str, Piece]:
+        return read_pieces([self.folder / file.name for file in self.files if file.kind == kind], rank, world)
 
 
 def save_checkpoint(
@@ -169,21 +190,3 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 
 def _provenance(values: Mapping[str, Any]) -> Provenance:
     return Provenance(**{**values, "corpus_mean": tuple(values["corpus_mean"])})
-
-
-def _check_names(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], folder: Path) -> None:
-    if expected.keys() != tensors.keys():
-        odd = sorted(expected.keys() ^ tensors.keys())[:3]
-        raise WeightsError(f"checkpoint: {folder} does not fit its own configuration; tensors that differ: {odd}")
-
-
-def _load_strictly(network: nn.Module, tensors: Mapping[str, Tensor], folder: Path) -> None:
-    parameters = dict(network.named_parameters())
-    _check_names(parameters, tensors, folder)
-    with torch.no_grad():
-        for name, value in tensors.items():
-            if parameters[name].shape != value.shape:
-                raise WeightsError(
-                    f"checkpoint: {folder}: {name} must be {tuple(parameters[name].shape)}, got {tuple(value.shape)}"
-                )
-            parameters[name].copy_(value)

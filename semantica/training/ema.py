@@ -6,10 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from semantica.training.recipe import EmaConfig
+from semantica.training.sharded import local
 
 
 class Ema:
-    """The running average of a network's parameters. Buffers are constants of the architecture and are not averaged."""
+    """The running average of a network's parameters, of which a worker has what it has of them. Buffers are constants of the
+    architecture and are not averaged.
+    """
 
     def __init__(self, network: nn.Module, settings: EmaConfig) -> None:
         self.settings = settings
@@ -21,6 +24,6 @@ class Ema:
     def update(self) -> None:
         """Move the average towards the current weights by 1 - decay."""
         weight = 1.0 - self.settings.at(self.num_updates)
-        live = [p.detach().float() for p in self._live.values()]
-        torch._foreach_lerp_(list(self.values.values()), live, weight)
+        live = [local(p).float() for p in self._live.values()]
+        torch._foreach_lerp_([local(value) for value in self.values.values()], live, weight)
         self.num_updates += 1

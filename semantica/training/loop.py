@@ -70,13 +70,13 @@ def fit(
     Raises NonFiniteError after max_skipped steps in a row whose loss or gradients are not finite; fewer are skipped and counted.
     """
     network = config.compute.prepare(initial_network(config).to(device).train())
+    wrapped = wrap(network)  # first: sharded weights are other parameters than whole ones
     ema = Ema(network, config.ema)
     optimizer = make_optimizer(network, config.optimizer)
     first = 0
     if start is not None:
         start.restore(network, ema, optimizer)
         first = start.step
-    wrapped = wrap(network)
     watch = Watch(config, device)
 
     with feed(loader, config, range(first, config.num_steps), device) as made:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -109,7 +110,10 @@ def add_gradients(network: nn.Module, batch: Batch, noise: StepNoise, step: int,
 
 
 def _averaged_over_workers(network: nn.Module, now: bool) -> AbstractContextManager[object]:
-    """DDP averages the gradients in the backward pass: once, with the last micro-batch."""
+    """DDP and FSDP average the gradients in the backward pass: once, with the last micro-batch; until then they are whole."""
+    if isinstance(network, FSDPModule):
+        network.set_requires_gradient_sync(now)
+        return nullcontext()
     if now or not isinstance(network, DistributedDataParallel):
         return nullcontext()
     waiting: AbstractContextManager[object] = network.no_sync()
@@ -129,9 +133,11 @@ def update(network: nn.Module, optimizer: torch.optim.Adam, settings: OptimizerC
     counts all the same, so that Adam's count is the number of the step, which is what a checkpoint knows. The norm is a tensor: to
     read its value would make the host wait for the device at every step.
     """
-    norm = nn.utils.clip_grad_norm_(network.parameters(), settings.max_grad_norm, foreach=True).detach()
-    if isinstance(norm, DTensor):  # of sharded weights
+    weights = list(network.parameters())
+    norm = nn.utils.get_total_norm([p.grad for p in weights if p.grad is not None], foreach=True)
+    if isinstance(norm, DTensor):  # of sharded weights: the sum over all workers' rows
         norm = norm.full_tensor()
+    nn.utils.clip_grads_with_norm_(weights, settings.max_grad_norm, norm, foreach=True)
     skipped = (~torch.isfinite(norm)).float()
     for group in optimizer.param_groups:
         group["lr"] = rate

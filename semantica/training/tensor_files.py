@@ -16,9 +16,11 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from semantica.errors import WeightsError
 from semantica.training.durable import Written, write_file
+from semantica.training.sharded import local, place
 
 _ROWS = "rows"
 _DTYPES = {
@@ -48,12 +50,12 @@ def row_range(rows: int, rank: int, world: int) -> tuple[int, int]:
 
 
 def share(tensors: Mapping[str, Tensor], rank: int = 0, world: int = 1) -> dict[str, Piece]:
-    """What worker `rank` of `world` writes of tensors that it has whole. Views, no copies.
-
-    A worker of FSDP2 has those rows and no others: its local tensor is such a piece as it is.
-    """
+    """What worker `rank` of `world` writes of tensors that it has whole, or has these rows of. Views, no copies."""
     pieces: dict[str, Piece] = {}
     for name, tensor in tensors.items():
+        if isinstance(tensor, DTensor):
+            pieces.update(_own_rows(name, tensor, rank, world))
+            continue
         if tensor.ndim == 0 or len(tensor) == 0:
             if rank == 0:
                 pieces[name] = Piece(tensor)
@@ -64,13 +66,24 @@ def share(tensors: Mapping[str, Tensor], rank: int = 0, world: int = 1) -> dict[
     return pieces
 
 
+def _own_rows(name: str, tensor: DTensor, rank: int, world: int) -> dict[str, Piece]:
+    start, stop = row_range(len(tensor), rank, world)
+    if place(tensor) != (rank, world) or len(local(tensor)) != stop - start:
+        has = "{} of {}".format(*place(tensor))
+        raise ValueError(f"{name} must be split so that this worker has share {rank} of {world}, got share {has}")
+    return {name: Piece(local(tensor), start, len(tensor))} if start < stop else {}
+
+
 def write_pieces(path: Path, pieces: Mapping[str, Piece]) -> Written:
     """Size and hash of a safetensors file of the pieces, written as a stream: no copy of them in memory. They are on the CPU."""
     return write_file(path, _stream(pieces))
 
 
 def read_pieces(paths: Sequence[Path], rank: int = 0, world: int = 1) -> dict[str, Piece]:
-    """The rows of worker `rank` of `world`, joined from the files that hold them. Raises WeightsError naming what does not fit."""
+    """The rows of worker `rank` of `world`, joined from the files that hold them: none of a tensor with too few for all workers.
+
+    Raises WeightsError naming what does not fit.
+    """
     parts: dict[str, list[Piece]] = {}
     totals: dict[str, int | None] = {}
     for path in paths:
@@ -88,7 +101,7 @@ def read_pieces(paths: Sequence[Path], rank: int = 0, world: int = 1) -> dict[st
 
 
 def _wanted(path: Path, rank: int, world: int) -> Iterator[tuple[str, Piece]]:
-    """What of a file lies in the worker's rows; an empty piece where nothing does."""
+    """What of a file lies in the worker's rows; a piece without rows where nothing does."""
     with safe_open(path, "pt") as opened:
         known = dict(json.loads((opened.metadata() or {}).get(_ROWS, "{}")))
         for name in opened.keys():  # noqa: SIM118 - it is no mapping
@@ -100,7 +113,7 @@ def _wanted(path: Path, rank: int, world: int) -> Iterator[tuple[str, Piece]]:
             first, rows = map(int, known.get(name, (0, shape[0])))
             start, stop = row_range(rows, rank, world)
             low, high = max(start, first), min(stop, first + shape[0])
-            yield name, Piece(view[low - first : high - first] if low < high else torch.empty(0), low, rows)
+            yield name, Piece(view[low - first : high - first] if low < high else view[0:0], low, rows)
 
 
 def _join(name: str, found: Sequence[Piece], rank: int, world: int, paths: Sequence[Path]) -> Piece | None:
@@ -120,7 +133,7 @@ def _join(name: str, found: Sequence[Piece], rank: int, world: int, paths: Seque
             f"{[(p.start, p.start + len(p.tensor)) for p in pieces]}; use an earlier checkpoint"
         )
     if not pieces:
-        return None
+        return Piece(found[0].tensor, start, rows)
     return Piece(pieces[0].tensor if len(pieces) == 1 else torch.cat([p.tensor for p in pieces]), start, rows)
 
 

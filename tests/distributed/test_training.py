@@ -84,6 +84,37 @@ def test_micro_batches_of_two_workers_train_what_as_many_of_one_do(small_run: Sm
         torch.testing.assert_close(value, alone[name], rtol=1e-3, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
 
 
+def test_sharded_workers_train_what_workers_with_all_of_it_do_and_write_their_rows(
+    small_run: SmallRun, out: Path, tmp_path: Path
+) -> None:
+    changes = {"sample_every": 4, "num_samples": 3, "micro_batch_size": 2, "peak_tflops": 0.01}
+    inputs = trained(small_run, tmp_path, **changes, **{"compute.parallel": "fsdp"})
+    written = {p.name for p in (tmp_path / "checkpoint" / MODEL).glob("*.safetensors")}
+    assert written == {f"{kind}-0000{rank}-of-00002.safetensors" for kind in ("model", "ema", "optimizer") for rank in (1, 2)}
+    sharded, whole = (open_checkpoint(folder / "checkpoint" / MODEL) for folder in (tmp_path, out))
+    expected = dict(whole.network(ema=False).named_parameters())
+    for name, value in sharded.network(ema=False).named_parameters():
+        torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("semantica").experiment_id])
+    kept = {Path(a.path).name for a in client.list_artifacts(run.info.run_id, MODEL)}
+    assert kept == {"config.json", "ema-00001-of-00002.safetensors", "ema-00002-of-00002.safetensors"}
+    images = {a.path for a in client.list_artifacts(run.info.run_id, "images")}
+    assert {"images/samples-0000004.png", "images/samples-0000006.png"} <= images
+    # What is done is done, however the workers share the state.
+    before = (tmp_path / "checkpoint" / MANIFEST).stat().st_mtime_ns
+    config = override(small_run.config.train, changes)
+    train(config, **inputs, out=tmp_path / "checkpoint", runtime=small_run.runtime)
+    assert (tmp_path / "checkpoint" / MANIFEST).stat().st_mtime_ns == before
+
+
+def test_workers_that_cannot_share_copies_are_refused_before_training(small_run: SmallRun, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^train.compute.shard_workers must divide cluster.num_workers = 2, got 3; ") as caught:
+        trained(small_run, tmp_path, **{"compute.parallel": "hsdp", "compute.shard_workers": 3})
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "checkpoint").exists()
+
+
 def test_weights_that_explode_go_back_to_the_last_checkpoint_once_and_then_stop_with_one_sentence(
     small_run: SmallRun, tmp_path: Path
 ) -> None:

@@ -6,7 +6,10 @@ import pytest
 
 @pytest.fixture(scope="session")
 def tiny(make, tmp_path_factory):
-    """A real dataset and a run on it: tiny.config(**changes), tiny.loader(config, rank, world), tiny.provenance."""
+    """A real dataset and a run on it: tiny.config(**changes), tiny.loader(config, rank, world), tiny.provenance.
+
+    tiny.folder holds its encodings and its selection.
+    """
     from semantica.denoiser.uvit import DenoiserConfig, StageConfig
     from semantica.diffusion.schedule import ScheduleConfig
     from semantica.pairs.loader import PairLoader
@@ -60,7 +63,9 @@ def tiny(make, tmp_path_factory):
             world=world,
         )
 
-    return SimpleNamespace(config=config, loader=loader, provenance=Provenance({"identity": {"name": "numbers"}}, "e", "s"))
+    return SimpleNamespace(
+        folder=folder, config=config, loader=loader, provenance=Provenance({"identity": {"name": "numbers"}}, "e", "s")
+    )
 
 
 @pytest.fixture(scope="session")

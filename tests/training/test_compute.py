@@ -6,9 +6,15 @@ import textwrap
 
 import pytest
 import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
-from semantica.training.compute import ComputeConfig
-from semantica.training.loop import Hooks, fit
+from semantica.config import from_dict
+from semantica.errors import ConfigError
+from semantica.training.compute import ComputeConfig, shard_units
+from semantica.training.loop import Hooks, fit, initial_network
+from semantica.training.step import add_gradients, step_noise
 
 
 def trained(tiny, compute):
@@ -49,6 +55,43 @@ def test_autocast_makes_products_coarse_and_leaves_the_loss_fine():
         assert product.dtype == torch.bfloat16
     with ComputeConfig().autocast("cpu"):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_maps_between_sharded_weights_are_channels_last_in_the_first_pass_and_the_second(tiny, tmp_path, size):
+    config = tiny.config(compute=ComputeConfig(parallel="fsdp", recompute="all"), micro_batch_size=size)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        network = config.compute.prepare(initial_network(config).train())
+        mesh, laid_out = init_device_mesh("cpu", (1,)), []
+        for block in shard_units(network):
+            fully_shard(block, mesh=mesh)
+        fully_shard(network, mesh=mesh)
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d | nn.GroupNorm):
+                module.register_forward_hook(lambda module, args, out: laid_out.append(out.stride()))
+        batch = tiny.loader(config).batch(0)
+        add_gradients(network, batch, step_noise(0, 0, batch.slots, (3, 16, 16), 0.0), 0, config)
+    finally:
+        torch.distributed.destroy_process_group()
+    assert len(laid_out) > 20 * 8 // size
+    # Not is_contiguous, which does not look at the stride of a batch of one; what chooses a layout does.
+    assert all(stride[1] == 1 and stride[0] % stride[2] == 0 and stride[0] > stride[2] for stride in laid_out)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"parallel": "hsdp"}, "shard_workers must be 2 or more with parallel hsdp, got None"),
+        ({"parallel": "hsdp", "shard_workers": 1}, "shard_workers must be 2 or more with parallel hsdp, got 1"),
+        ({"parallel": "fsdp", "shard_workers": 2}, "shard_workers must be None with parallel fsdp, got 2"),
+        ({"shard_workers": 2}, "shard_workers must be None with parallel ddp, got 2"),
+        ({"parallel": "zero"}, "parallel: Input should be 'ddp', 'fsdp' or 'hsdp'"),
+    ],
+)
+def test_kinds_that_make_no_sense_are_refused(values, expected):
+    with pytest.raises(ConfigError, match=expected):
+        from_dict(ComputeConfig, values)
 
 
 def test_the_step_is_one_graph_and_is_compiled_once():
