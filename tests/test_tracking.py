@@ -2,8 +2,6 @@
 
 import os
 import pickle
-import sys
-import threading
 import time
 
 import pytest
@@ -197,6 +195,20 @@ def test_the_same_place_goes_on_in_the_same_run(store, tmp_path):
     assert not (tmp_path / "spools").exists()
 
 
+def test_a_finished_run_that_starts_again_is_running_again(store, tmp_path):
+    _, uri = store
+    place, ids = Place(tmp_path / "spools", "t2"), []
+    for attempt in ("first", "second"):
+        with start_run(uri, "tests", "train", place=place, tags={"attempt": attempt}) as run:
+            run.metrics({"loss": 1.0})
+            assert run.flush(60)
+            found = recorded(uri, run)
+            assert (found.info.status, found.data.tags["attempt"]) == ("RUNNING", attempt)
+        ids.append(run.run_id)
+        assert recorded(uri, run).info.status == "FINISHED"
+    assert ids[0] == ids[1]
+
+
 def test_what_another_output_of_the_same_place_left_is_sent_and_its_run_ends(store, tmp_path):
     _, uri = store
     spool = tmp_path / "spools" / "gone-1"
@@ -221,22 +233,3 @@ def test_samples_of_the_machine_have_mlflows_names(store):
             time.sleep(0.05)
     names = set(recorded(uri, run).data.metrics)
     assert {"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes", "system/disk_usage_percentage"} <= names
-
-
-def test_a_network_is_asked_by_the_sender_alone(store):
-    _, uri = store
-    asked = []
-    watching = [True]
-
-    def hook(event, _):
-        if watching and event in ("socket.connect", "socket.getaddrinfo", "sqlite3.connect"):
-            asked.append(threading.current_thread().name)
-
-    sys.addaudithook(hook)  # for ever: it is told to stop by the list
-    with start_run(uri, "tests", "train", tracking=TrackingConfig(system_metrics_s=0.05)) as run:
-        run.params({"a": 1})
-        run.metrics({"loss": 1.0})
-        run.image(b"png", "grid")
-        run.flush(60)
-    watching.clear()
-    assert set(asked) == {"tracking"}

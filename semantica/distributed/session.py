@@ -99,8 +99,8 @@ def stage_session(name: str, stage: StageOutput, runtime: Runtime, parent: Run |
                 return
     say(f"{name:<9} already done: {_shown(stage.folder)}")
     if runtime.tracking.uri != "off":
-        tracking = runtime.tracking
-        send_what_is_left(Place.beside(stage.folder, tracking).root, done=_token(stage.folder), seconds=tracking.flush_s)
+        tracking, token = runtime.tracking, run_token(stage.folder, make=False)
+        send_what_is_left(Place.beside(stage.folder, tracking).root, done=token, seconds=tracking.flush_s)
     yield StageSession(stage, Run(), done)
 
 
@@ -108,7 +108,7 @@ def _work(name: str, stage: StageOutput, runtime: Runtime, parent: Run | None) -
     database = stage.folder.parent if isinstance(stage.folder, Path) else Path.cwd()  # SQLite needs a disk
     tracking = runtime.tracking
     uri = parent.uri if parent and parent.folder else resolve_uri(tracking, database)
-    place = Place.beside(stage.folder, tracking, "" if uri == "off" else _token(stage.folder) or _new_token(stage.folder))
+    place = Place.beside(stage.folder, tracking, "" if uri == "off" else run_token(stage.folder))
     tags = {"semantica.config_hash": config_hash(dict(stage.config))}
     tags |= {f"semantica.inputs.{kind}": manifest for kind, manifest in stage.inputs.items()}
     started = time.monotonic()
@@ -132,18 +132,22 @@ def _work(name: str, stage: StageOutput, runtime: Runtime, parent: Run | None) -
             say(f"{'':<9} {note}")
 
 
-def _token(folder: Location) -> str:
-    """What names the run that fills this folder; "" when none has begun, or the folder is a copy of another."""
+def run_token(folder: Location, *, work: str = "", make: bool = True) -> str:
+    """What names the run that fills this folder with this work: made when none has begun, or when the folder is a copy of another.
+
+    work: names what is done, where the folder itself does not keep to one configuration. make: else "" is returned.
+    """
+    begun = {"folder": str(folder), "work": work}
     try:
         known = json.loads((folder / RUN).read_text())
-    except (FileNotFoundError, ValueError):
+        if known | begun == known:
+            return str(known["token"])
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        pass  # none, or damaged: a run of its own
+    if not make:
         return ""
-    return str(known["token"]) if known.get("folder") == str(folder) else ""
-
-
-def _new_token(folder: Location) -> str:
     token = uuid.uuid4().hex
-    write_atomically(folder / RUN, json.dumps({"token": token, "folder": str(folder)}).encode())
+    write_atomically(folder / RUN, json.dumps({**begun, "token": token}).encode())
     return token
 
 

@@ -115,7 +115,8 @@ class Run:
             self._writer().append(kind, body, data)
 
     def _writer(self) -> Writer:
-        return _WRITERS.setdefault(self.folder, Writer(Path(self.folder)))
+        found = _WRITERS.get(self.folder)
+        return found or _WRITERS.setdefault(self.folder, Writer(Path(self.folder)))
 
 
 @dataclass(frozen=True)
@@ -251,6 +252,7 @@ def send_what_is_left(root: Path, *, done: str = "", but: Path | None = None, se
         try:
             lock = try_lock(folder)
             if lock is None:  # a living process sends it
+                sending += sender.ending(folder)
                 continue
             load()
             if last_status(folder) not in _ENDED:

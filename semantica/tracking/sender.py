@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 _LOOK_S = 0.25  # how often the journal is looked at
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 60.0  # between attempts; each wait is twice the one before
+_HOPELESS = 4  # attempts in a row, over about three seconds, after which the end of a run does not wait for more
 _LANES = ("figures", "files")
 _FIGURES = frozenset({"metrics", "params", "tags"})
 _SENDERS: dict[str, Sender] = {}  # of this process, by folder
@@ -55,6 +56,12 @@ def wait_until_sent(folder: str, seconds: float | int) -> bool:
     return True
 
 
+def ending(folder: Path) -> list[Sender]:
+    """The sender of this process that has the spool of a run that has ended, if there is one."""
+    found = _SENDERS.get(str(folder))
+    return [found] if found is not None and found.is_closing() else []
+
+
 class Sender:
     """Sends one spool until it is told that nothing more comes, and all is sent.
 
@@ -81,11 +88,20 @@ class Sender:
         self._failures, self._due = dict.fromkeys(_LANES, 0), dict.fromkeys(_LANES, 0.0)
         self._wake.set()
 
+    def is_closing(self) -> bool:
+        """Whether nothing more comes."""
+        return self._closing.is_set()
+
     def close(self, seconds: float | int = 0) -> bool:
-        """Nothing more comes: whether all is sent before so many seconds have passed. The thread goes on where it is not."""
+        """Nothing more comes: whether all is sent before so many seconds have passed, or some attempts in a row have failed.
+
+        The thread goes on where it is not.
+        """
         self._closing.set()
         self.try_now()
-        self._thread.join(seconds)
+        deadline = time.monotonic() + seconds
+        while self._thread.is_alive() and time.monotonic() < deadline and max(self._failures.values()) < _HOPELESS:
+            self._thread.join(min(0.1, max(0.0, deadline - time.monotonic())))
         return not self._thread.is_alive()
 
     def _serve(self) -> None:
@@ -141,6 +157,9 @@ class Sender:
         self.sent.experiment_id, self.sent.run_id = self._server.experiment_id, self._server.run_id
         _IDS[str(self.folder)] = self.sent.experiment_id, self.sent.run_id
         again = is_new and bool(self.sent.figures or self.sent.files)
+        if not is_new and not (self.sent.figures or self.sent.files):  # it was finished, or another machine began it
+            self._server.status("RUNNING", 0)
+            self._server.send(Batch(tags=dict(self.spec.tags)))
         if again:
             self.sent.figures = self.sent.files = 0
         return not again

@@ -1,10 +1,12 @@
 """A real MLflow server that is down, killed, slow, failing or losing its answers: everything arrives, once and in order."""
 
+import math
 import os
 import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -42,15 +44,18 @@ def test_a_server_that_is_down_at_the_start_has_everything_when_it_comes_up(serv
     ):
         run.params({"optimizer": {"learning_rate": 1e-4}})
         log_steps(run, 0, 300)
+        run.metrics({"odd": float("nan")}, step=1)
         run.image(b"png", "grid")
         assert run.run_id == ""
-    assert "303 records of train are not at" in caplog.text  # parameters, 300 steps, a picture and the status
+    assert "304 records of train are not at" in caplog.text  # parameters, 301 steps, a picture and the status
     server.start()
     until(lambda: not any(place.root.exists() for place in places))
     pipeline, train = server.runs("down")
     assert (pipeline.info.run_name, train.info.run_name) == ("pipeline", "train")
     assert {pipeline.info.status, train.info.status} == {"FINISHED"}
     assert server.history(train) == steps(0, 300)
+    ((_, odd),) = server.history(train, "odd")
+    assert math.isnan(odd)
     assert train.data.params == {"optimizer.learning_rate": "0.0001"}
     assert train.info.end_time - train.info.start_time < 60_000  # the times are those of the stage, not of the sending
     kept = server.folder / "artifacts" / train.info.experiment_id / train.info.run_id / "artifacts" / "images" / "grid.png"
@@ -83,7 +88,7 @@ def test_a_server_killed_in_the_middle_and_started_again_has_everything_once(up,
 
 
 def test_a_server_that_loses_its_answers_has_one_run_and_every_figure_once(up, proxy, tmp_path):
-    proxy.lost_answers = 5  # of making the experiment, of making the run, of figures
+    proxy.lost_answers = 3  # of making the experiment, of making the run, of figures
     with start_run(proxy.uri, "lost", "train", place=Place(tmp_path / "spools", "lost"), tracking=PATIENT) as run:
         for first in range(0, 60, 20):
             log_steps(run, first, first + 20)
@@ -99,7 +104,7 @@ def test_a_server_that_fails_and_then_is_slow_has_everything(up, proxy, tmp_path
     with start_run(proxy.uri, "failing", "train", place=Place(tmp_path / "spools", "failing"), tracking=PATIENT) as run:
         log_steps(run, 0, 50)
         until(lambda: len(proxy.asked) >= 3)
-        proxy.fail_with, proxy.delay_s = None, 2.0
+        proxy.fail_with, proxy.delay_s = None, 1.0
         log_steps(run, 50, 100)
     (found,) = up.runs("failing")
     assert up.history(found) == steps(0, 100)
@@ -144,14 +149,34 @@ def test_a_run_that_somebody_deleted_is_made_again_with_all_its_figures(up, tmp_
     assert up.history(found) == steps(0, 20)
 
 
+def test_the_network_is_for_the_senders_thread_alone(up, proxy, tmp_path):
+    connected, watching = set(), [True]
+
+    def hook(event, _):
+        if watching and event in ("socket.connect", "socket.getaddrinfo", "sqlite3.connect"):
+            connected.add(threading.current_thread().name)
+
+    sys.addaudithook(hook)  # for the rest of the process: the list tells it to stop
+    sampled = TrackingConfig(flush_s=120.0, system_metrics_s=0.05)
+    with start_run(proxy.uri, "threads", "train", place=Place(tmp_path / "spools", "threads"), tracking=sampled) as run:
+        run.params({"a": 1})
+        log_steps(run, 0, 10)
+        run.image(b"png", "grid")
+        assert run.flush(60)
+    watching.clear()
+    assert "tracking" in connected
+    assert not connected & {threading.main_thread().name, "system metrics"}
+
+
 DRIVER = """
 import sys, time
 from pathlib import Path
 from semantica.tracking import Place, TrackingConfig, start_run
-uri, root, first, last = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+uri, root, last = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 with start_run(uri, "driver", "train", place=Place(root, "driver"), tracking=TrackingConfig(system_metrics_s=0.0)) as run:
     run.params({"seed": 0})
-    for step in range(first, last):
+    known = run.recorded("loss")  # one more than was printed, if it was killed before it could print
+    for step in range(max(known, default=-1) + 1, last):
         run.metrics({"loss": 1 / (step + 1), "same": 0.5}, step=step)
         time.sleep(0.01)
         print(step, flush=True)
@@ -164,7 +189,7 @@ def test_a_driver_killed_while_it_sends_goes_on_in_the_same_run_and_nothing_is_l
     done, seed = 0, random.Random(0)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     for _ in range(3):
-        words = [sys.executable, "-c", DRIVER, proxy.uri, str(tmp_path / "spools"), str(done), str(done + 150)]
+        words = [sys.executable, "-c", DRIVER, proxy.uri, str(tmp_path / "spools"), str(done + 150)]
         process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment)
         end = done + seed.randrange(60, 150)
         for line in process.stdout:
@@ -177,7 +202,7 @@ def test_a_driver_killed_while_it_sends_goes_on_in_the_same_run_and_nothing_is_l
     proxy.delay_s = 0.0
     (spool,) = (tmp_path / "spools").iterdir()
     with start_run(proxy.uri, "driver", "train", place=Place(tmp_path / "spools", "driver"), tracking=PATIENT) as run:
-        done = 1 + max(run.recorded("loss"))  # one more than was printed, if it was killed before it could print
+        done = 1 + max(run.recorded("loss"))
         log_steps(run, done, done + 20)
     (found,) = up.runs("driver")
     assert found.info.status == "FINISHED"
@@ -192,7 +217,7 @@ def test_what_a_finished_stage_left_is_sent_by_the_next_start_of_its_output(up, 
     code = DRIVER.replace("time.sleep(60)", "import os; os.kill(os.getpid(), 9)")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     proxy.fail_with = 503
-    words = [sys.executable, "-c", code.replace('"driver"', '"left"'), proxy.uri, str(root), "0", "30"]
+    words = [sys.executable, "-c", code.replace('"driver"', '"left"'), proxy.uri, str(root), "30"]
     assert subprocess.run(words, env=environment, stdout=subprocess.DEVNULL, check=False).returncode == -signal.SIGKILL
     assert up.runs("left") == []
     proxy.fail_with = None
