@@ -2,13 +2,14 @@
 
 import os
 import pickle
+import time
 
 import pytest
 from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
 
 from semantica.errors import ConfigError
-from semantica.tracking import Run, TrackingConfig, git_commit, resolve_uri, start_run
+from semantica.tracking import Place, Run, TrackingConfig, git_commit, resolve_uri, send_what_is_left, start_run
+from semantica.tracking.spool import Spec, Writer
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +128,108 @@ def test_servers_and_databases_are_taken_as_given(tmp_path):
         assert resolve_uri(TrackingConfig(uri=uri), tmp_path) == uri
 
 
-def test_a_run_that_is_not_there_is_an_error(store):
+@pytest.mark.parametrize("uri", ["nonsense://x", "ftp://host/mlflow"])
+def test_a_uri_that_can_never_work_is_refused_before_the_stage(uri, tmp_path):
+    with pytest.raises(ConfigError, match=r"tracking\.uri"), start_run(uri, "tests", "train"):
+        pytest.fail("the stage began")
+    with pytest.raises(ConfigError, match=r"tracking\.uri"):
+        resolve_uri(TrackingConfig(uri=uri), tmp_path)
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"tracking\.uri: cannot make"), start_run(f"sqlite:///{tmp_path}/file/db", "e", "n"):
+        pytest.fail("the stage began")
+
+
+def test_an_artifact_that_is_not_there_is_said_and_does_not_stop_the_stage(store, caplog):
+    folder, uri = store
+    with start_run(uri, "tests", "train") as run:
+        run.artifact(folder / "not-there")
+        run.metrics({"after": 1.0})
+    assert f"{folder / 'not-there'} is not there any more and is not recorded" in caplog.text
+    assert recorded(uri, run).data.metrics == {"after": 1.0}
+
+
+def test_a_file_is_recorded_as_it_was_at_that_moment(store, tmp_path):
+    folder, uri = store
+    report = tmp_path / "report.txt"
+    report.write_text("first")
+    with start_run(uri, "tests", "train") as run:
+        run.artifact(report)
+        report.write_text("later")
+    assert (folder / "mlartifacts" / run.run_id / "artifacts" / "report.txt").read_text() == "first"
+
+
+def test_nothing_is_left_beside_the_output_when_all_is_sent(store, tmp_path):
     _, uri = store
-    with pytest.raises(MlflowException):
-        Run(uri, "0", "f" * 32).artifact(store[0] / "mlflow.db")
+    place = Place.beside(tmp_path / "checkpoint", TrackingConfig(), "t0")
+    with start_run(uri, "tests", "train", place=place) as run:
+        run.image(b"png", "grid")
+        assert list(tmp_path.iterdir()) == [tmp_path / ".checkpoint.tracking"]
+    assert list(tmp_path.iterdir()) == []
+    assert recorded(uri, run).info.status == "FINISHED"
+
+
+def test_the_same_place_goes_on_in_the_same_run(store, tmp_path):
+    _, uri = store
+    place, seen = Place(tmp_path / "spools", "t1"), []
+
+    def stage(step, fails):
+        with start_run(uri, "tests", "train", place=place, tags={"attempt": str(step)}) as run:
+            run.params({"same": 1})
+            run.metrics({"loss": float(step)}, step=step)
+            assert run.recorded("loss") == {s: float(s) for s in range(step + 1)}
+            assert run.flush(60)
+            seen.append((run.run_id, recorded(uri, run).info.status))
+            if fails:
+                raise KeyError("stop")
+
+    for step in range(2):
+        with pytest.raises(KeyError):
+            stage(step, fails=True)
+    stage(2, fails=False)
+    assert len({run_id for run_id, _ in seen}) == 1
+    assert {status for _, status in seen} == {"RUNNING"}
+    client = MlflowClient(tracking_uri=uri)
+    found = client.get_run(seen[0][0])
+    assert (found.info.status, found.data.tags["attempt"]) == ("FINISHED", "2")
+    assert sorted((m.step, m.value) for m in client.get_metric_history(found.info.run_id, "loss")) == [(0, 0), (1, 1), (2, 2)]
+    assert not (tmp_path / "spools").exists()
+
+
+def test_a_finished_run_that_starts_again_is_running_again(store, tmp_path):
+    _, uri = store
+    place, ids = Place(tmp_path / "spools", "t2"), []
+    for attempt in ("first", "second"):
+        with start_run(uri, "tests", "train", place=place, tags={"attempt": attempt}) as run:
+            run.metrics({"loss": 1.0})
+            assert run.flush(60)
+            found = recorded(uri, run)
+            assert (found.info.status, found.data.tags["attempt"]) == ("RUNNING", attempt)
+        ids.append(run.run_id)
+        assert recorded(uri, run).info.status == "FINISHED"
+    assert ids[0] == ids[1]
+
+
+def test_what_another_output_of_the_same_place_left_is_sent_and_its_run_ends(store, tmp_path):
+    _, uri = store
+    spool = tmp_path / "spools" / "gone-1"
+    spool.mkdir(parents=True)
+    Spec("gone", uri, "tests", "abandoned", {}, 1000).keep(spool)  # as a driver leaves it that is killed before anything is sent
+    Writer(spool).append("metrics", {"values": {"loss": 3.0}, "step": 7})
+    with start_run(uri, "tests", "train", place=Place(tmp_path / "spools", "new")) as run:
+        pass
+    send_what_is_left(tmp_path / "spools", seconds=60)
+    assert not spool.exists()
+    client = MlflowClient(tracking_uri=uri)
+    (found,) = client.search_runs([run.experiment_id], "tags.`semantica.run` = 'gone'")
+    assert (found.info.status, found.info.run_name, found.data.metrics) == ("KILLED", "abandoned", {"loss": 3.0})
+
+
+def test_samples_of_the_machine_have_mlflows_names(store):
+    _, uri = store
+    with start_run(uri, "tests", "train", tracking=TrackingConfig(system_metrics_s=0.05)) as run:
+        deadline = time.monotonic() + 60
+        while len(run.recorded("system/cpu_utilization_percentage")) < 2:
+            assert time.monotonic() < deadline, "no sample in a minute"
+            time.sleep(0.05)
+    names = set(recorded(uri, run).data.metrics)
+    assert {"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes", "system/disk_usage_percentage"} <= names

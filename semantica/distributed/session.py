@@ -8,6 +8,7 @@ import math
 import os
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -17,13 +18,14 @@ from pathlib import Path
 import ray
 from ray.exceptions import RayError
 
-from semantica.config import to_dict
+from semantica.config import config_hash, to_dict
 from semantica.datasets import TIMING, Manifest, StageOutput
 from semantica.errors import ConfigError, SemanticaError
 from semantica.runtime import ClusterConfig, Runtime
 from semantica.storage import Location, write_atomically
-from semantica.tracking import Run, resolve_uri, start_run
+from semantica.tracking import Place, Run, resolve_uri, send_what_is_left, start_run
 
+RUN = "_run.json"  # in an output: which run made it, so that the next start goes on in it
 _SHARED: ContextVar[bool] = ContextVar("shared", default=False)
 
 
@@ -96,15 +98,24 @@ def stage_session(name: str, stage: StageOutput, runtime: Runtime, parent: Run |
                 yield from _work(name, stage, runtime, parent)
                 return
     say(f"{name:<9} already done: {_shown(stage.folder)}")
+    if runtime.tracking.uri != "off":
+        tracking, token = runtime.tracking, run_token(stage.folder, make=False)
+        send_what_is_left(Place.beside(stage.folder, tracking).root, done=token, seconds=tracking.flush_s)
     yield StageSession(stage, Run(), done)
 
 
 def _work(name: str, stage: StageOutput, runtime: Runtime, parent: Run | None) -> Iterator[StageSession]:
     database = stage.folder.parent if isinstance(stage.folder, Path) else Path.cwd()  # SQLite needs a disk
-    uri = parent.uri if parent and parent.run_id else resolve_uri(runtime.tracking, database)
+    tracking = runtime.tracking
+    uri = parent.uri if parent and parent.folder else resolve_uri(tracking, database)
+    place = Place.beside(stage.folder, tracking, "" if uri == "off" else run_token(stage.folder))
+    tags = {"semantica.config_hash": config_hash(dict(stage.config))}
+    tags |= {f"semantica.inputs.{kind}": manifest for kind, manifest in stage.inputs.items()}
     started = time.monotonic()
-    with ray_session(runtime.cluster), start_run(uri, runtime.tracking.experiment, name, parent=parent) as run:
-        run.params({**stage.config, "inputs": dict(stage.inputs), "cluster": to_dict(runtime.cluster)})
+    run_of_stage = start_run(uri, tracking.experiment, name, parent=parent, tags=tags, place=place, tracking=tracking)
+    with ray_session(runtime.cluster), run_of_stage as run:
+        run.params({**stage.config, "inputs": dict(stage.inputs)})
+        run.tags({"cluster": to_dict(runtime.cluster)})  # the next start of the same run may be given another one
         session = StageSession(stage, run, None)
         try:
             yield session
@@ -112,11 +123,32 @@ def _work(name: str, stage: StageOutput, runtime: Runtime, parent: Run | None) -
             raise user_error(error) or error from None
         seconds = time.monotonic() - started
         run.metrics({"stage_seconds": seconds})
+        if manifest := stage.finished():
+            run.tags({"semantica.manifest": manifest.hash})
         # Beside the manifest, not in it: the same work has the same hash however long it took. The last attempt's alone.
         write_atomically(stage.folder / TIMING, json.dumps({"seconds": seconds}).encode())
         say(f"{name:<9} {session.summary} in {seconds:.1f} s -> {_shown(stage.folder)}")
         for note in session.notes:
             say(f"{'':<9} {note}")
+
+
+def run_token(folder: Location, *, work: str = "", make: bool = True) -> str:
+    """What names the run that fills this folder with this work: made when none has begun, or when the folder is a copy of another.
+
+    work: names what is done, where the folder itself does not keep to one configuration. make: else "" is returned.
+    """
+    begun = {"folder": str(folder), "work": work}
+    try:
+        known = json.loads((folder / RUN).read_text())
+        if known | begun == known:
+            return str(known["token"])
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        pass  # none, or damaged: a run of its own
+    if not make:
+        return ""
+    token = uuid.uuid4().hex
+    write_atomically(folder / RUN, json.dumps({**begun, "token": token}).encode())
+    return token
 
 
 def check_resources(cluster: ClusterConfig, *, gpus: float) -> None:
