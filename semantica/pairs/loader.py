@@ -26,6 +26,7 @@ from semantica.conditioning import Conditioning
 from semantica.config import to_dict
 from semantica.datasets import Manifest, read_manifest
 from semantica.errors import DataError
+from semantica.pairs.batch_memory import BatchMemory
 from semantica.pairs.draw import Draw, PairStream
 from semantica.pairs.open_group import OpenGroup, decode_at, to_unit
 from semantica.pairs.row_groups import RowGroupReader
@@ -108,7 +109,13 @@ class PairLoader:
         self._in_batch: set[RowGroup] = set()
         self.max_open_bytes = max_open_bytes
         self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="loader") if num_threads > 1 else None
-        self._warn_of_windows(len({slot % num_lanes for slot in self.slots}) * window_groups)
+        self._memory = BatchMemory()
+        lanes = {slot % num_lanes for slot in self.slots}
+        self._warn_of_windows(len(lanes) * window_groups)
+        # A target comes once an epoch: its pixels are worth their memory only where all are there when the next epoch begins.
+        share = self.stream.num_draws_of(lanes)
+        stored = sum(file.num_bytes for file in self._files) * share / self.stream.num_draws
+        self._keeps_pixels = stored + share * 3 * resolution_px**2 <= max_open_bytes
 
     def batch(self, step: int) -> Batch:
         """Targets and conditioning of this worker's slots at `step`."""
@@ -134,7 +141,7 @@ class PairLoader:
         return Batch(x, cond, self.slots)
 
     def _pictures(self, targets: Sequence[_Image]) -> Float[Tensor, "b 3 h w"]:
-        x = torch.empty(len(targets), 3, self.resolution_px, self.resolution_px)
+        x = self._memory.new(len(targets), 3, self.resolution_px, self.resolution_px)
 
         def fill(index: int) -> UInt8[Tensor, "3 h w"]:
             group, row, image = targets[index]
@@ -143,7 +150,8 @@ class PairLoader:
             return pixels
 
         for (group, row, image), pixels in zip(targets, self._each(fill, range(len(targets))), strict=True):
-            group.keep_pixels(row, image, pixels)
+            if self._keeps_pixels:
+                group.keep_pixels(row, image, pixels)
         return x
 
     def _each(self, function: Callable[[T], R], arguments: Iterable[T]) -> Iterable[R]:
@@ -152,9 +160,10 @@ class PairLoader:
 
     def _conditioning(self, conditions: Sequence[_Image], places: Sequence[tuple[int, int]], similarity: Tensor) -> Conditioning:
         shape = (len(similarity), self.max_images)
-        new = torch.empty if len(places) == len(similarity) * self.max_images else torch.zeros
-        tokens = new(*shape, *self._token_shape)
-        pooled = new(*shape, conditions[0][0].pooled[0].shape[1])
+        tokens = self._memory.new(*shape, *self._token_shape)
+        if len(places) < len(similarity) * self.max_images:
+            tokens.zero_()
+        pooled = torch.zeros(*shape, conditions[0][0].pooled[0].shape[1])
         present = torch.zeros(shape, dtype=torch.bool)
 
         def fill(index: int) -> None:

@@ -39,7 +39,7 @@ def decode_at(data: bytes, resolution_px: int) -> UInt8[Tensor, "3 h w"]:
             rgb = rgb.resize((resolution_px, resolution_px), Image.Resampling.BOX)
         # Line by line the reds, the greens, the blues: Pillow takes the channels apart faster than a strided copy does.
         lines = np.frombuffer(bytearray(rgb.tobytes("raw", "RGB;L")), np.uint8).reshape(resolution_px, 3, resolution_px)
-    return torch.from_numpy(lines).permute(1, 0, 2).contiguous()
+    return torch.from_numpy(lines).permute(1, 0, 2)
 
 
 class OpenGroup:
