@@ -24,7 +24,7 @@ class BatchMemory:
     def __init__(self) -> None:
         self._arrays: list[np.ndarray] = []
 
-    def new(self, *shape: int) -> Float[Tensor, "..."]:
+    def new(self, *shape: int) -> Float[Tensor, ...]:
         """A tensor of a shape, in memory that nobody else sees."""
         size = math.prod(shape)
         for array in self._arrays:
