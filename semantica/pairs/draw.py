@@ -9,7 +9,7 @@ whole resume state is k.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -101,7 +101,11 @@ class PairStream:
     @property
     def num_draws(self) -> int:
         """Draws of one epoch, all lanes together."""
-        return sum(lane.num_draws for lane in self._lanes)
+        return self.num_draws_of(range(self.num_lanes))
+
+    def num_draws_of(self, lanes: Iterable[int]) -> int:
+        """Draws of one epoch of these lanes."""
+        return sum(self._lanes[lane].num_draws for lane in lanes)
 
     def slots(self, rank: int, world: int) -> range:
         """The slots that worker `rank` of `world` fills."""

@@ -9,32 +9,34 @@ that is passed in; both give the same batches.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import numpy as np
-import pyarrow as pa
 import torch
 from jaxtyping import Float, UInt8
-from PIL import Image
 from torch import Tensor
 
 from semantica.conditioning import Conditioning
 from semantica.config import to_dict
 from semantica.datasets import Manifest, read_manifest
 from semantica.errors import DataError
+from semantica.pairs.batch_memory import BatchMemory
 from semantica.pairs.draw import Draw, PairStream
+from semantica.pairs.open_group import OpenGroup, decode_at, to_unit
 from semantica.pairs.row_groups import RowGroupReader
-from semantica.pairs.scores import pooled_rows, square
-from semantica.pairs.selection import BandConfig, RowGroup, Selection, read_selection, score_rows
+from semantica.pairs.selection import BandConfig, RowGroup, Selection, read_selection
 from semantica.storage import Location
 
 logger = logging.getLogger(__name__)
+__all__ = ["Batch", "PairLoader", "TokensOf", "decode_at", "stream_key", "to_unit"]
+
+T, R = TypeVar("T"), TypeVar("R")
 
 # Stored pictures -> tokens (M, N, D), float32, with the values that the encodings would hold.
 TokensOf: TypeAlias = Callable[[Sequence[bytes]], Tensor]
@@ -49,63 +51,8 @@ class Batch:
     slots: range
 
 
-def to_unit(pixels: UInt8[Tensor, "... 3 h w"]) -> Float[Tensor, "... 3 h w"]:
-    """uint8 [0, 255] as float32 [-1, 1]."""
-    return pixels.float() / 127.5 - 1
-
-
-def decode_at(data: bytes, resolution_px: int) -> UInt8[Tensor, "3 h w"]:
-    """The RGB pixels of a stored square picture at resolution_px (area-averaged when it is stored larger)."""
-    with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as image:
-        rgb = image.convert("RGB")
-        if rgb.size != (resolution_px, resolution_px):
-            if min(rgb.size) < resolution_px:
-                raise DataError(
-                    f"pairs: target must be at least {resolution_px} px, got {rgb.size[0]}x{rgb.size[1]}; ingest larger"
-                )
-            rgb = rgb.resize((resolution_px, resolution_px), Image.Resampling.BOX)
-        return torch.from_numpy(np.array(rgb)).permute(2, 0, 1).contiguous()
-
-
-class _OpenGroup:
-    """One row group in memory: which pictures may be targets, with which partners, and their data, decoded when first used."""
-
-    def __init__(self, table: pa.Table, scores: pa.Table, selection: Selection, shape: tuple[int, int], resolution_px: int) -> None:
-        self.images = table["images"].to_pylist()
-        self.pooled = pooled_rows(table["pooled"])
-        self._stored: list[np.ndarray] | None = None
-        if "tokens" in table.column_names:
-            flat = [tokens.values.flatten().to_numpy(zero_copy_only=False) for tokens in table["tokens"]]
-            self._stored = [values.reshape(-1, *shape) for values in flat]
-        self._computed: dict[tuple[int, int], Tensor] = {}  # float16, as stored ones are held
-        self.resolution_px = resolution_px
-        self.scores = [square(upper, n) for n, upper in score_rows(scores, selection.band.score)]
-        self.partners = [selection.band.holds(matrix) for matrix in self.scores]
-        self.targets = [(row, int(t)) for row, allowed in enumerate(self.partners) for t in np.flatnonzero(allowed.any(1))]
-        self._pixels: dict[tuple[int, int], Tensor] = {}
-        self.num_bytes = sum(len(image["bytes"]) for row in self.images for image in row)  # grows with what is decoded
-        self.num_bytes += sum(
-            array.nbytes for held in (self.pooled, self._stored or [], self.scores, self.partners) for array in held
-        )
-
-    def pixels(self, row: int, image: int) -> Tensor:
-        key = (row, image)
-        if key not in self._pixels:
-            self._pixels[key] = decode_at(self.images[row][image]["bytes"], self.resolution_px)
-            self.num_bytes += self._pixels[key].nbytes
-        return self._pixels[key]
-
-    def lacks_tokens(self, row: int, image: int) -> bool:
-        return self._stored is None and (row, image) not in self._computed
-
-    def keep_tokens(self, row: int, image: int, tokens: Float[Tensor, "n d"]) -> None:
-        self._computed[row, image] = tokens.half()
-        self.num_bytes += self._computed[row, image].nbytes
-
-    def tokens(self, row: int, image: int) -> Float[Tensor, "n d"]:
-        if self._stored is None:
-            return self._computed[row, image].float()
-        return torch.from_numpy(self._stored[row][image].astype(np.float32))
+# A picture: its row group, and there the row and which of the row's images.
+_Image: TypeAlias = tuple[OpenGroup, int, int]
 
 
 class PairLoader:
@@ -126,11 +73,12 @@ class PairLoader:
         max_open_bytes: int = 2**31,
         tokens_of: TokensOf | None = None,
         max_images: int = 1,
+        num_threads: int = 1,
     ) -> None:
         """max_open_bytes: of row groups kept in memory; those of one batch are kept whatever their size. No draw depends on it.
 
         tokens_of: needed when the encodings hold no tokens; asked once for a conditioning image while its row group is open.
-        max_images: a target is conditioned on 1 to so many images of its page, as the draw says.
+        max_images: a target is conditioned on 1 to so many images of its page, as the draw says. num_threads: that decode a batch.
         """
         self.encodings, self.resolution_px, self.max_images = encodings, resolution_px, max_images
         self.manifest = read_manifest(encodings, "encodings")
@@ -157,46 +105,77 @@ class PairLoader:
             window_groups=window_groups,
         )
         self.slots = self.stream.slots(rank, world)
-        self._open: OrderedDict[RowGroup, _OpenGroup] = OrderedDict()
+        self._open: OrderedDict[RowGroup, OpenGroup] = OrderedDict()
         self._in_batch: set[RowGroup] = set()
         self.max_open_bytes = max_open_bytes
-        self._warn_of_windows(len({slot % num_lanes for slot in self.slots}) * window_groups)
+        self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="loader") if num_threads > 1 else None
+        self._memory = BatchMemory()
+        lanes = {slot % num_lanes for slot in self.slots}
+        self._warn_of_windows(len(lanes) * window_groups)
+        # A target comes once an epoch: its pixels are worth their memory only where all are there when the next epoch begins.
+        share = self.stream.num_draws_of(lanes)
+        stored = sum(file.num_bytes for file in self._files) * share / self.stream.num_draws
+        self._keeps_pixels = stored + share * 3 * resolution_px**2 <= max_open_bytes
 
     def batch(self, step: int) -> Batch:
         """Targets and conditioning of this worker's slots at `step`."""
         self._in_batch.clear()
-        x: list[Tensor] = []
+        targets: list[_Image] = []
         similarity: list[float] = []
-        conditions: list[tuple[_OpenGroup, int, int]] = []
+        conditions: list[_Image] = []
         places: list[tuple[int, int]] = []  # of each condition: the row of the batch, and which of the row's images it is
         for slot in self.slots:
             draw = self.stream.draw(step, slot)
             group = self._group(draw)
             row, target = group.targets[draw.index]
             images = self.stream.partners(draw, np.flatnonzero(group.partners[row][target]), self.max_images)
-            places += [(len(x), place) for place in range(len(images))]
+            places += [(len(targets), place) for place in range(len(images))]
             conditions += [(group, row, image) for image in images]
-            similarity.append(float(group.scores[row][target, images].mean()))
-            x.append(group.pixels(row, target))
+            scores = group.scores[row][target]
+            similarity.append(float(scores[images].mean() if len(images) > 1 else scores[images[0]]))
+            targets.append((group, row, target))
         self._compute_tokens(conditions)
         cond = self._conditioning(conditions, places, torch.tensor(similarity))
+        x = self._pictures(targets)
         self._close_oldest()
-        return Batch(to_unit(torch.stack(x)), cond, self.slots)
+        return Batch(x, cond, self.slots)
 
-    def _conditioning(
-        self, conditions: Sequence[tuple[_OpenGroup, int, int]], places: Sequence[tuple[int, int]], similarity: Tensor
-    ) -> Conditioning:
+    def _pictures(self, targets: Sequence[_Image]) -> Float[Tensor, "b 3 h w"]:
+        x = self._memory.new(len(targets), 3, self.resolution_px, self.resolution_px)
+
+        def fill(index: int) -> UInt8[Tensor, "3 h w"]:
+            group, row, image = targets[index]
+            pixels = group.pixels(row, image)
+            to_unit(pixels, out=x[index])
+            return pixels
+
+        for (group, row, image), pixels in zip(targets, self._each(fill, range(len(targets))), strict=True):
+            if self._keeps_pixels:
+                group.keep_pixels(row, image, pixels)
+        return x
+
+    def _each(self, function: Callable[[T], R], arguments: Iterable[T]) -> Iterable[R]:
+        """The function's results in order, by all threads."""
+        return map(function, arguments) if self._threads is None else self._threads.map(function, arguments)
+
+    def _conditioning(self, conditions: Sequence[_Image], places: Sequence[tuple[int, int]], similarity: Tensor) -> Conditioning:
         shape = (len(similarity), self.max_images)
-        tokens = torch.zeros(*shape, *self._token_shape)
+        tokens = self._memory.new(*shape, *self._token_shape)
+        if len(places) < len(similarity) * self.max_images:
+            tokens.zero_()
         pooled = torch.zeros(*shape, conditions[0][0].pooled[0].shape[1])
         present = torch.zeros(shape, dtype=torch.bool)
-        for (group, row, image), place in zip(conditions, places, strict=True):
-            tokens[place] = group.tokens(row, image)
-            pooled[place] = torch.from_numpy(group.pooled[row][image])
-            present[place] = True
+
+        def fill(index: int) -> None:
+            group, row, image = conditions[index]
+            tokens[places[index]] = group.tokens(row, image)
+            pooled[places[index]] = torch.from_numpy(group.pooled[row][image])
+            present[places[index]] = True
+
+        list(self._each(fill, range(len(conditions))))
         return Conditioning(tokens, pooled, present, similarity)
 
-    def _compute_tokens(self, conditions: Sequence[tuple[_OpenGroup, int, int]]) -> None:
+    def _compute_tokens(self, conditions: Sequence[_Image]) -> None:
         """Give every conditioning image its tokens: one call for all that are neither stored nor computed before."""
         missing = {
             (id(group), row, image): (group, row, image) for group, row, image in conditions if group.lacks_tokens(row, image)
@@ -206,13 +185,13 @@ class PairLoader:
             for (group, row, image), tokens in zip(missing.values(), found, strict=True):
                 group.keep_tokens(row, image, tokens)
 
-    def _group(self, draw: Draw) -> _OpenGroup:
+    def _group(self, draw: Draw) -> OpenGroup:
         key = draw.group
         self._in_batch.add(key)
         if key not in self._open:
             table = self._reader.read(self._files[key.file], key.group)
             scores = self._score_reader.read(self._score_files[key.file], key.group)
-            self._open[key] = _OpenGroup(table, scores, self.selection, self._token_shape, self.resolution_px)
+            self._open[key] = OpenGroup(table, scores, self.selection, self._token_shape, self.resolution_px)
             self._close_oldest()
         self._open.move_to_end(key)
         return self._open[key]
