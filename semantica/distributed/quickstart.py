@@ -9,21 +9,21 @@ from pathlib import Path
 from typing import Literal
 
 from semantica import packages
-from semantica.config import override, to_dict, to_yaml
+from semantica.config import config_hash, override, to_dict, to_yaml
 from semantica.datasets import MANIFEST, Manifest
 from semantica.distributed.encode import encode
 from semantica.distributed.evaluate import evaluate
 from semantica.distributed.generate import generate
 from semantica.distributed.ingest import ingest
 from semantica.distributed.pairs import pairs
-from semantica.distributed.session import check_absolute_when_submitted, say, shared_ray
+from semantica.distributed.session import check_absolute_when_submitted, run_token, say, shared_ray
 from semantica.distributed.train import MODEL, train
 from semantica.errors import ConfigError, DataError
 from semantica.metrics.summary import Sources
 from semantica.packages import DebianPackage, Package
 from semantica.presets import PipelineConfig
 from semantica.runtime import Runtime
-from semantica.tracking import Run, resolve_uri, start_run
+from semantica.tracking import Place, Run, resolve_uri, send_what_is_left, start_run
 
 SourceName = Literal["clip-art", "html-docs"]
 Provenance = tuple[tuple[str, str, str], ...]
@@ -76,9 +76,16 @@ def quickstart(
         raise DataError(f"--out {out}: cannot be made ({error.strerror or error}); choose another folder") from None
     uri = resolve_uri(runtime.tracking, out)
     runtime = replace(runtime, tracking=replace(runtime.tracking, uri=uri))
+    tracking = replace(runtime.tracking, system_metrics_s=0.0)  # the stages sample
     done = (out / "evaluation" / MANIFEST).exists() and not runtime.fresh
     # When all is done, no stage records anything, and the parent run would be empty.
-    with shared_ray(), start_run("off" if done else uri, runtime.tracking.experiment, "quickstart") as parent:
+    place = None
+    if uri != "off":
+        place = Place(out / ".tracking", run_token(out, work=config_hash(config), make=not done))
+        if done:
+            send_what_is_left(place.root, done=place.token, seconds=tracking.flush_s)
+            uri = "off"
+    with shared_ray(), start_run(uri, runtime.tracking.experiment, "quickstart", place=place, tracking=tracking) as parent:
         parent.params(to_dict(config))
         manifest = _stages(config, root, out, runtime, parent, provenance, command)
         for name in ("report.html", "report.json"):

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from mlflow import MlflowClient
 from small import SmallRun
 
-from semantica.config import override, to_dict
-from semantica.datasets import MANIFEST
+from semantica.config import config_hash, override, to_dict
+from semantica.datasets import MANIFEST, read_manifest
 from semantica.distributed.train import MODEL, train
 from semantica.training.checkpoint import open_checkpoint
 
@@ -129,6 +130,15 @@ def test_a_killed_training_job_goes_on_and_ends_with_the_same_weights(small_run:
 
     again = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert again.returncode == 0, again.stderr
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("semantica").experiment_id])
+    assert run.info.status == "FINISHED"
+    assert sorted(m.step for m in client.get_metric_history(run.info.run_id, "loss")) == list(range(2, 61, 2))
+    manifests = {name: read_manifest(path, name).hash for name, path in inputs.items()}
+    assert {name: run.data.tags[f"semantica.inputs.{name}"] for name in manifests} == manifests
+    assert run.data.tags["semantica.manifest"] == read_manifest(tmp_path / "killed", "checkpoint").hash
+    assert run.data.tags["semantica.config_hash"] == config_hash(config)
+    assert not list(tmp_path.glob(".*.tracking"))
     train(config, **inputs, out=tmp_path / "whole", runtime=small_run.runtime)
     resumed, whole = (open_checkpoint(tmp_path / name / MODEL) for name in ("killed", "whole"))
     assert resumed.step == whole.step == 60
