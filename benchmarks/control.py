@@ -35,6 +35,7 @@ from semantica.pairs.draw import generator
 from semantica.pairs.loader import PairLoader, decode_at, to_unit
 from semantica.pairs.scores import pooled_rows
 from semantica.pairs.selection import BandConfig, select, selection_stage
+from semantica.schemas import token_rows
 from semantica.training.checkpoint import Checkpoint, TrainState, open_checkpoint
 from semantica.training.loop import Hooks, fit
 from semantica.training.recipe import TrainConfig
@@ -92,13 +93,12 @@ class Bench:
         pages: dict[str, list[Picture]] = defaultdict(list)
         for entry in manifest.shards(HELD_OUT):
             table = read_shard(self.run / "encodings", entry, ["episode_id", "images", "pooled", "tokens"])
-            for row, pooled in enumerate(pooled_rows(table["pooled"])):
-                tokens = table["tokens"][row].values.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+            for row, (pooled, tokens) in enumerate(zip(pooled_rows(table["pooled"]), token_rows(table["tokens"]), strict=True)):
                 images = table["images"][row].as_py()
                 small = [png_bytes(decode_at(image["bytes"], self.checkpoint.config.denoiser.resolution_px)) for image in images]
                 at_size = encode_pictures(small, self.encoder, 16).pooled.numpy()
                 for index, image in enumerate(images):
-                    own = torch.from_numpy(tokens.reshape(-1, *shape)[index])
+                    own = torch.from_numpy(tokens[index].astype(np.float32).reshape(shape))
                     page = table["episode_id"][row].as_py()
                     pages[page].append(Picture(image["bytes"], own, torch.from_numpy(pooled[index]), at_size[index]))
         return [pages[name] for name in sorted(pages)]

@@ -7,9 +7,11 @@ A page is one row and never spans rows, so no stage needs a shuffle or a group-b
 
 from __future__ import annotations
 
+import numpy as np
 import pyarrow as pa
+from jaxtyping import Float16
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 IMAGE = pa.struct(
     [
@@ -74,8 +76,32 @@ FEATURES = pa.schema(
 
 
 def encodings_schema(pooled_dim: int, num_tokens: int | None, token_dim: int | None) -> pa.Schema:
-    """EPISODES plus `pooled`, float16 (D,) an image, and, when stored, `tokens`, float16 (N*D,) an image, row-major."""
+    """EPISODES plus `pooled`, float16 (D,) an image, and, when stored, `tokens`, float16 (N, D) an image as little-endian bytes.
+
+    Bytes, not a list of numbers: Parquet keeps two levels for each number of a nested list, and to read these takes three times as
+    long as to read the numbers.
+    """
     fields = [*EPISODES, pa.field("pooled", pa.list_(pa.list_(pa.float16(), pooled_dim)), nullable=False)]
     if num_tokens and token_dim:
-        fields.append(pa.field("tokens", pa.list_(pa.list_(pa.float16(), num_tokens * token_dim)), nullable=False))
+        fields.append(pa.field("tokens", pa.list_(pa.binary(2 * num_tokens * token_dim)), nullable=False))
     return pa.schema(fields)
+
+
+def token_column(tokens: Float16[np.ndarray, "m nd"], offsets: pa.Array) -> pa.ListArray:
+    """The `tokens` column of rows whose images, m in all, begin at these offsets. Shares the memory of a contiguous array."""
+    kind = pa.binary(2 * tokens.shape[1])
+    values = np.ascontiguousarray(tokens, "<f2")
+    flat = pa.FixedSizeBinaryArray.from_buffers(kind, len(values), [None, pa.py_buffer(values)])
+    return pa.ListArray.from_arrays(offsets, flat)
+
+
+def token_rows(column: pa.ChunkedArray) -> list[Float16[np.ndarray, "n nd"]]:
+    """The tokens (n, N*D) of the n images of each row of a `tokens` column; they share its memory and are not to be written to."""
+    rows: list[np.ndarray] = []
+    for chunk in column.chunks:
+        flat = chunk.values
+        width = flat.type.byte_width
+        values = np.frombuffer(flat.buffers()[1] or b"", "<f2", len(flat) * width // 2, flat.offset * width)
+        values, ends = values.reshape(len(flat), width // 2), chunk.offsets.to_numpy()
+        rows += [values[start:end] for start, end in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)]
+    return rows

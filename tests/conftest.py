@@ -111,8 +111,8 @@ def encodings(folder, sizes=((4, 3, 2, 5, 3, 4), (2, 4, 1, 3, 5, 3)), *, rows_pe
         pooled = [pooled_of(page) for page in own]
         columns = [*table.columns, pa.array([list(p) for p in pooled], pa.list_(pa.list_(pa.float16(), DIM)))]
         if tokens:
-            values = [[np.full(NUM_TOKENS * DIM, n, np.float16) for n in page] for page in own]
-            columns.append(pa.array(values, pa.list_(pa.list_(pa.float16(), NUM_TOKENS * DIM))))
+            values = [[np.full(NUM_TOKENS * DIM, n, np.float16).tobytes() for n in page] for page in own]
+            columns.append(pa.array(values, pa.list_(pa.binary(2 * NUM_TOKENS * DIM))))
         schema = encodings_schema(DIM, NUM_TOKENS if tokens else None, DIM if tokens else None)
         written = pa.Table.from_arrays(columns, schema=schema)
         stage.write_shard(f"shard-{shard:05d}", {"": written}, {}, rows_per_group)

@@ -188,7 +188,7 @@ def test_another_kind_and_another_schema_version_are_refused(tmp_path):
         read_manifest(stage.folder, "encodings")
     values = {**dataclasses.asdict(manifest), "schema_version": 999}
     (stage.folder / MANIFEST).write_text(json.dumps(values))
-    with pytest.raises(DataError, match="schema version 999, expected 1"):
+    with pytest.raises(DataError, match="schema version 999, expected 2"):
         read_manifest(stage.folder, "episodes")
 
 

@@ -72,7 +72,7 @@ def test_the_bytes_of_a_row_are_those_of_its_values(make):
     assert row_bytes(table).tolist() == expected
     assert row_bytes(table.slice(1)).tolist() == expected[1:]
     kind = encodings_schema(4, 3, 5).field("tokens").type
-    tokens = pa.chunked_array([pa.array([[[0.0] * 15] * n for n in sizes], kind) for sizes in ((2, 0), (), (1, 5))])
+    tokens = pa.chunked_array([pa.array([[bytes(30)] * n for n in sizes], kind) for sizes in ((2, 0), (), (1, 5))])
     assert row_bytes(pa.table({"tokens": tokens[1:]})).tolist() == [0, 30, 150]
     assert row_bytes(EPISODES.empty_table()).tolist() == []
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from semantica.config import config, require
 from semantica.encoders.encoder import Encoded, Encoder, EncoderConfig, EncoderIdentity
 from semantica.errors import DataError
-from semantica.schemas import QUARANTINE, encodings_schema
+from semantica.schemas import QUARANTINE, encodings_schema, token_column
 
 _UNDECODABLE = "undecodable"  # the code that ingest gives such a picture too
 _BATCHES_AHEAD = 2
@@ -212,7 +212,7 @@ class _Group:
         offsets, pooled = _offsets(left[rows]), self.pooled[good] if self.bad else self.pooled
         columns: list[Any] = [*table.columns, _fold(pooled, offsets)]
         if self.tokens is not None:
-            columns.append(_fold(self.tokens[good] if self.bad else self.tokens, offsets))
+            columns.append(token_column(self.tokens[good] if self.bad else self.tokens, offsets))
         return EncodedEpisodes(
             table=pa.Table.from_arrays(columns, schema=self.schema),
             quarantine=self._quarantine(page),

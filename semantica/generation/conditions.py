@@ -21,6 +21,7 @@ from semantica.datasets import read_manifest, read_shard
 from semantica.errors import DataError
 from semantica.generation.generate import Candidate
 from semantica.pairs.scores import pooled_rows
+from semantica.schemas import token_rows
 from semantica.storage import Location
 
 HELD_OUT = "held_out"
@@ -75,7 +76,7 @@ class Conditions:
     def _of_group(self, place: Place, wanted: set[Candidate]) -> dict[Candidate, tuple[Tensor, Tensor | bytes]]:
         """Candidate -> (pooled, tokens or, where there are none, the stored picture), of one row group."""
         table = self._row_group(place)
-        tokens = table["tokens"] if self._stored else [None] * table.num_rows
+        tokens = token_rows(table["tokens"]) if self._stored else [None] * table.num_rows
         rows = zip(table["episode_id"].to_pylist(), table["images"], pooled_rows(table["pooled"]), tokens, strict=True)
         found: dict[Candidate, tuple[Tensor, Tensor | bytes]] = {}
         for episode_id, images, pooled, row_tokens in rows:
@@ -85,8 +86,7 @@ class Conditions:
                     continue
                 value: Tensor | bytes = image["bytes"].as_py()
                 if row_tokens is not None:
-                    flat = row_tokens.values[index].values.to_numpy(zero_copy_only=False).astype(np.float32)
-                    value = torch.from_numpy(flat.reshape(self._shape))
+                    value = torch.from_numpy(row_tokens[index].astype(np.float32).reshape(self._shape))
                 found[candidate] = (torch.from_numpy(pooled[index]), value)
         return found
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from semantica.errors import DataError
 from semantica.pairs.scores import pooled_rows, square
 from semantica.pairs.selection import Selection, score_rows
+from semantica.schemas import token_rows
 
 
 def to_unit(pixels: UInt8[Tensor, "... 3 h w"], out: Float[Tensor, "... 3 h w"] | None = None) -> Float[Tensor, "... 3 h w"]:
@@ -50,8 +51,8 @@ class OpenGroup:
         self.pooled = pooled_rows(table["pooled"])
         self._stored: list[Float16[Tensor, "m n d"]] | None = None
         if "tokens" in table.column_names:
-            # DLPack: torch takes Arrow's memory as it is, and nobody writes to it.
-            flat = [torch.from_dlpack(tokens.values.flatten()) for tokens in table["tokens"]]
+            # DLPack: torch takes the memory as it is, which NumPy says is not to be written to, and nobody writes to it.
+            flat = [torch.from_dlpack(pa.array(tokens.reshape(-1))) for tokens in token_rows(table["tokens"])]
             self._stored = [values.view(-1, *shape) for values in flat]
         self._computed: dict[tuple[int, int], Tensor] = {}  # float16, as stored ones are held
         self.resolution_px = resolution_px

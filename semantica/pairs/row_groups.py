@@ -7,15 +7,12 @@ the manifest's when it is first opened, and every page that is read with its che
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from semantica.datasets import FileEntry
 from semantica.errors import DataError
-from semantica.pairs.pages import half_values
 from semantica.storage import Location
 
 
@@ -32,7 +29,7 @@ class RowGroupReader:
         try:
             self._check_size(path, entry)
             with path.open("rb") as stream, pq.ParquetFile(stream, page_checksum_verification=True) as file:
-                table = self._read(stream, file, group)
+                table = file.read_row_group(group, columns=self.columns)
         except (DataError, pa.ArrowMemoryError, pa.ArrowNotImplementedError):  # the last two are limits of machine and Arrow
             raise
         except (OSError, ValueError, pa.ArrowException) as error:
@@ -40,27 +37,6 @@ class RowGroupReader:
         if table.num_rows != entry.row_group_rows[group] or set(table.column_names) != set(self.columns):
             raise self._unreadable(path, f"row group {group} does not hold the rows and columns that were written")
         return table
-
-    def _read(self, stream: Any, file: pq.ParquetFile, group: int) -> pa.Table:
-        """The columns of a row group: tokens by their pages where that can be, all else by Arrow."""
-        if not {"tokens", "images"} <= set(self.columns):
-            return file.read_row_group(group, columns=self.columns)
-        table = file.read_row_group(group, columns=[name for name in self.columns if name != "tokens"])
-        pictures = table["images"].combine_chunks()
-        kind = file.schema_arrow.field("tokens").type
-        metadata = file.metadata.row_group(group)
-        chunks = (metadata.column(index) for index in range(metadata.num_columns))
-        chunk = next(chunk for chunk in chunks if chunk.path_in_schema.startswith("tokens."))
-        length = kind.value_type.list_size
-        stream.seek(chunk.data_page_offset)
-        data = stream.read(chunk.total_compressed_size)
-        values = half_values(data, chunk, len(pictures.flatten()) * length)
-        if values is None:
-            return file.read_row_group(group, columns=self.columns)
-        sequences = pa.FixedSizeListArray.from_arrays(pa.array(values), length)
-        offsets = pictures.offsets  # a picture has one sequence; the first of a chunk need not begin at 0
-        lists = pa.ListArray.from_arrays(pc.subtract(offsets, offsets[0]), sequences, type=kind)
-        return table.append_column(file.schema_arrow.field("tokens"), lists)
 
     def _check_size(self, path: Location, entry: FileEntry) -> None:
         if entry.path not in self._sized:
