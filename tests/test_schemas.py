@@ -17,7 +17,8 @@ def column():
 
 
 def same(found, expected):
-    return len(found) == len(expected) and all(np.array_equal(a, b) and a.dtype == np.float16 for a, b in zip(found, expected))
+    pairs = zip(found, expected, strict=True)
+    return all(np.array_equal(a, b) and a.dtype == np.float16 for a, b in pairs)
 
 
 def test_tokens_come_back_from_a_file_from_a_slice_and_from_chunks(tmp_path):
