@@ -29,7 +29,7 @@ class LanesPolicy(ElasticScalingPolicy):  # type: ignore[misc]
     def __init__(self, scaling_config: Any, num_lanes: int, control: Any) -> None:
         super().__init__(scaling_config)
         self.num_lanes, self.control = num_lanes, control
-        self._saved = False
+        self._asked = float("-inf")  # time.monotonic() of the last save that was asked for
 
     def _count_possible_workers(self, reserved_resources: Any) -> int:
         return largest_world(super()._count_possible_workers(reserved_resources), self.num_lanes)
@@ -49,9 +49,10 @@ class LanesPolicy(ElasticScalingPolicy):  # type: ignore[misc]
         decision = super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
         if not isinstance(decision, ResizeDecision):
             return decision
-        self._saved = not self._saved
-        if not self._saved:
+        now = time.monotonic()
+        if now - self._asked < 2 * self.scaling_config.elastic_resize_monitor_interval_s:
             return decision
+        self._asked = now
         self.control.ask_to_save.remote()
         return NoopDecision()
 

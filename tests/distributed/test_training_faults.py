@@ -117,6 +117,22 @@ def test_a_training_stopped_twice_ends_as_one_that_was_not(case: Case, tmp_path:
 
 
 @pytest.mark.slow
+def test_a_second_signal_ends_a_training_at_once(case: Case, tmp_path: Path) -> None:
+    job = {**case.job(tmp_path), "step_s": 3.0}
+    begun = time.time()
+    process = started(job)
+    wait_for_step(process, job, 1, begun)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGTERM)
+    sent = time.monotonic()
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, said
+    assert "interrupted; the same command goes on where it stopped" in said
+    assert time.monotonic() - sent < 10
+
+
+@pytest.mark.slow
 def test_twenty_killed_workers_change_nothing(case: Case, tmp_path: Path) -> None:
     killed, lost = under_fire(case.job(tmp_path), ["worker"] * 20, range(3, 63, 3))
     assert len({strike["process"] for strike in killed}) == 20
