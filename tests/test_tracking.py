@@ -176,7 +176,7 @@ def test_the_same_place_goes_on_in_the_same_run(store, tmp_path):
         with start_run(uri, "tests", "train", place=place, tags={"attempt": str(step)}) as run:
             run.params({"same": 1})
             run.metrics({"loss": float(step)}, step=step)
-            assert run.recorded("loss") == {s: float(s) for s in range(step + 1)}
+            assert run.recorded("loss") == {s: {"loss": float(s)} for s in range(step + 1)}
             assert run.flush(60)
             seen.append((run.run_id, recorded(uri, run).info.status))
             if fails:

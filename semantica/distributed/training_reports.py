@@ -1,5 +1,5 @@
-"""How what training says comes from its first worker to a person: reports and pictures through an actor into the spool of the run
-(and from there to MLflow), the progress bar and `history.json`.
+"""How what training says comes from its first worker to a person: reports and pictures into the spool of the run (and from there to
+MLflow), and through an actor to the driver, into the progress bar and `history.json`.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _log = logging.getLogger(__name__)
 
 
 class Recorder:
-    """Puts reports and pictures into a run, where they are safe from then on."""
+    """Puts reports and pictures into a run."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.known = run.recorded("loss")  # by an earlier start of the same run
+        self.known = {step: figures["loss"] for step, figures in run.recorded("loss").items()}  # by earlier starts, too
 
     def put(self, item: dict[str, Any]) -> None:
         """Record it. A step that comes again after a restart, with the same loss, is there already."""
@@ -38,6 +38,25 @@ class Recorder:
             self.known[item["step"]] = item["metrics"]["loss"]
 
 
+class Reporter:
+    """The first worker's way to say something: into the run's spool at once, and to the mailbox. It waits for nobody.
+
+    So a report is on the disk before the checkpoint after it, whoever dies: a worker may outlive the driver and the mailbox by a
+    checkpoint. Where the spool is not to be seen (a disk of the driver's machine), the driver records what the mailbox has.
+    """
+
+    def __init__(self, mailbox: Any, run: Run) -> None:
+        self.mailbox = mailbox
+        self.recorder = Recorder(run) if not run.folder or Path(run.folder).is_dir() else None
+
+    def put(self, item: dict[str, Any]) -> None:
+        """Say it."""
+        if self.recorder is not None:
+            self.recorder.put(item)
+            item = {**{name: value for name, value in item.items() if name != "samples"}, "recorded": True}
+        self.mailbox.put.remote(item)
+
+
 class Mailbox:
     """Reports and pictures on their way from the first worker to the driver, for which no worker waits; and what the workers of one
     attempt leave to know for those of the next.
@@ -45,24 +64,13 @@ class Mailbox:
 
     def __init__(self) -> None:
         self.items: list[dict[str, Any]] = []
-        self.recorder: Recorder | None = None
         self.failed_at: int | None = None  # the step up to which steps in a row were not finite
         self.stopped = ""  # why there is no next attempt
 
-    def record_into(self, run: Run) -> bool:
-        """Record all that comes, at once: a driver that dies later takes nothing with it. False when its disk is not to be seen."""
-        if not run.folder or Path(run.folder).is_dir():
-            self.recorder = Recorder(run)
-        return self.recorder is not None
-
     def put(self, item: dict[str, Any]) -> None:
-        if self.recorder is not None:
-            self.recorder.put(item)
-        self.items.append({name: value for name, value in item.items() if name != "samples" or self.recorder is None})
+        self.items.append(item)
 
     def take(self) -> list[dict[str, Any]]:
-        if self.recorder is not None:
-            self.recorder.run.settle()
         taken, self.items = self.items, []
         return taken
 
@@ -80,23 +88,24 @@ class Mailbox:
 
 
 class Follower:
-    """Takes reports out of the mailbox while the trainer runs: into the progress bar and `history.json`; and with the pictures into
-    the run, where the mailbox is on another machine and cannot.
+    """Takes reports out of the mailbox while the trainer runs: into the progress bar and `history.json`; and into the run what the
+    worker could not record itself.
     """
 
     def __init__(self, mailbox: Any, run: Run, config: TrainConfig, folder: Path) -> None:
         self.mailbox, self.run, self.folder = mailbox, run, folder
         self.meter = Meter("train", config.num_steps, "steps")
         path = folder / HISTORY
-        self.history: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
+        kept: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
+        # A driver that was killed has not taken the last reports out of the mailbox; the spool has them.
+        rows = {row["step"]: row for row in kept} | {step: _row(step, made) for step, made in run.recorded("loss").items()}
+        self.history = [rows[step] for step in sorted(rows)]
         self.stop = threading.Event()
         self.last: dict[str, Any] = {"levels": []}
-        self.recorder: Recorder | None = None
+        self.recorder = Recorder(run)
         self.thread = threading.Thread(target=self._follow, daemon=True)
 
     def __enter__(self) -> None:
-        if not ray.get(self.mailbox.record_into.remote(self.run)):
-            self.recorder = Recorder(self.run)
         self.meter.__enter__()
         self.thread.start()
 
@@ -116,7 +125,7 @@ class Follower:
         items = ray.get(self.mailbox.take.remote())
         for item in items:
             step = item["step"]
-            if self.recorder is not None:
+            if not item.get("recorded"):
                 self.recorder.put(item)
             if "save_failed" in item:
                 _log.error("train: step %d was not saved: %s (%d in a row)", step, item["save_failed"], item["in_a_row"])
@@ -124,9 +133,13 @@ class Follower:
                 continue
             self.last, figures = item, item["metrics"]
             # A restarted group repeats the steps since the last checkpoint: the later report of a step stands.
-            report = {"step": step, **{name: value for name, value in figures.items() if "_logsnr_" not in name}}
-            self.history = [h for h in self.history if h["step"] < step] + [report]
+            self.history = [h for h in self.history if h["step"] < step] + [_row(step, figures)]
             skipped = f", {figures['num_skipped']} steps skipped" if figures["num_skipped"] else ""
             self.meter.advance(step - self.meter.done, f"loss {figures['loss']:.3f}{skipped}")
         if items:
             write_atomically(self.folder / HISTORY, json.dumps(self.history).encode())
+
+
+def _row(step: int, figures: dict[str, float]) -> dict[str, Any]:
+    """A report in `history.json`: without the curves."""
+    return {"step": step, **{name: value for name, value in figures.items() if "_logsnr_" not in name}}

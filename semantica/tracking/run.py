@@ -97,10 +97,10 @@ class Run:
         """Record a file as an artifact."""
         self._append("artifact", {"name": path.name, "folder": folder}, path.absolute())
 
-    def recorded(self, name: str) -> dict[int, float]:
-        """The figures of that name that the spool has, by step: those of earlier starts, too, when the run goes on."""
+    def recorded(self, name: str) -> dict[int, dict[str, float]]:
+        """By step, the figures that were recorded together with that of this name: by earlier starts of the run, too."""
         logged = (record for record, _ in records(Path(self.folder)) if record.get("kind") == "metrics") if self.folder else ()
-        return {record["step"]: record["values"][name] for record in logged if name in record["values"]}
+        return {record["step"]: record["values"] for record in logged if name in record["values"]}
 
     def flush(self, seconds: float | int = 30) -> bool:
         """Whether MLflow has all that was recorded until now, after waiting for it at most so long."""
