@@ -19,8 +19,8 @@ from semantica.distributed.session import check_resources, stage_session
 from semantica.distributed.training_control import Control
 from semantica.distributed.training_elastic import ElasticTrainer
 from semantica.distributed.training_guard import Groups, Guard, run_until_asked
-from semantica.distributed.training_history import JOURNAL, complete_history
-from semantica.distributed.training_reports import HISTORY, Follower, Mailbox
+from semantica.distributed.training_history import HISTORY, JOURNAL, complete_history
+from semantica.distributed.training_reports import Follower, Mailbox
 from semantica.distributed.training_worker import train_on_worker
 from semantica.encoders.on_the_fly import tokens_on_the_fly
 from semantica.errors import ConfigError, DataError, SemanticaError
@@ -98,11 +98,12 @@ def train(
             "stall_s": runtime.cluster.stall_s,
             "mailbox": _beside_the_driver(Mailbox),
             "control": _beside_the_driver(Control),
+            "run": session.run,
         }
         fewest = replace(runtime.cluster, num_workers=runtime.cluster.min_workers or runtime.cluster.num_workers)
         check_resources(fewest, gpus=float(fewest.num_workers if fewest.use_gpu else 0))
         complete_history(folder)  # with what the driver before, if it was killed, did not come to write
-        with Follower(job["mailbox"], session.run, config, folder), Guard(job["control"], runtime.cluster.stall_s):
+        with Follower(job["mailbox"], session.run, config), Guard(job["control"], runtime.cluster.stall_s):
             ended = run_until_asked(_trainer(job, config, runtime.cluster, folder).fit, job["control"])
         history = complete_history(folder)
         if reason := ray.get(job["mailbox"].why_stopped.remote()):

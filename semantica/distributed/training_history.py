@@ -9,10 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from semantica.distributed.training_reports import HISTORY
 from semantica.storage import write_atomically
 
-JOURNAL = "history.jsonl"
+HISTORY, JOURNAL = "history.json", "history.jsonl"
 
 
 class Journal:

@@ -1,10 +1,9 @@
 """How what training says comes from its first worker to a person: reports and pictures into the spool of the run (and from there to
-MLflow), and through an actor to the driver, into the progress bar and `history.json`.
+MLflow), reports into the journal that `history.json` is made of, and all through an actor to the driver and its progress bar.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 from pathlib import Path
@@ -12,13 +11,12 @@ from typing import Any
 
 import ray
 
+from semantica.distributed.training_history import Journal
 from semantica.distributed.training_pictures import levels_svg
 from semantica.progress import Meter
-from semantica.storage import write_atomically
 from semantica.tracking import Run
 from semantica.training.recipe import TrainConfig
 
-HISTORY = "history.json"
 _log = logging.getLogger(__name__)
 
 
@@ -39,18 +37,20 @@ class Recorder:
 
 
 class Reporter:
-    """The first worker's way to say something: into the run's spool at once, and to the mailbox. It waits for nobody.
+    """The first worker's way to say something: into journal and spool at once, and to the mailbox. It waits for nobody.
 
     So a report is on the disk before the checkpoint after it, whoever dies: a worker may outlive the driver and the mailbox by a
     checkpoint. Where the spool is not to be seen (a disk of the driver's machine), the driver records what the mailbox has.
     """
 
-    def __init__(self, mailbox: Any, run: Run) -> None:
-        self.mailbox = mailbox
+    def __init__(self, mailbox: Any, run: Run, journal: Journal) -> None:
+        self.mailbox, self.journal = mailbox, journal
         self.recorder = Recorder(run) if not run.folder or Path(run.folder).is_dir() else None
 
     def put(self, item: dict[str, Any]) -> None:
         """Say it."""
+        if "metrics" in item:
+            self.journal.add(item["step"], item["metrics"])
         if self.recorder is not None:
             self.recorder.put(item)
             item = {**{name: value for name, value in item.items() if name != "samples"}, "recorded": True}
@@ -88,18 +88,13 @@ class Mailbox:
 
 
 class Follower:
-    """Takes reports out of the mailbox while the trainer runs: into the progress bar and `history.json`; and into the run what the
-    worker could not record itself.
+    """Takes reports out of the mailbox while the trainer runs: into the progress bar, and into the run what the worker could not
+    record itself.
     """
 
-    def __init__(self, mailbox: Any, run: Run, config: TrainConfig, folder: Path) -> None:
-        self.mailbox, self.run, self.folder = mailbox, run, folder
+    def __init__(self, mailbox: Any, run: Run, config: TrainConfig) -> None:
+        self.mailbox, self.run = mailbox, run
         self.meter = Meter("train", config.num_steps, "steps")
-        path = folder / HISTORY
-        kept: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
-        # A driver that was killed has not taken the last reports out of the mailbox; the spool has them.
-        rows = {row["step"]: row for row in kept} | {step: _row(step, made) for step, made in run.recorded("loss").items()}
-        self.history = [rows[step] for step in sorted(rows)]
         self.stop = threading.Event()
         self.last: dict[str, Any] = {"levels": []}
         self.recorder = Recorder(run)
@@ -122,8 +117,7 @@ class Follower:
             self._take()
 
     def _take(self) -> None:
-        items = ray.get(self.mailbox.take.remote())
-        for item in items:
+        for item in ray.get(self.mailbox.take.remote()):
             step = item["step"]
             if not item.get("recorded"):
                 self.recorder.put(item)
@@ -132,14 +126,5 @@ class Follower:
             if "metrics" not in item:
                 continue
             self.last, figures = item, item["metrics"]
-            # A restarted group repeats the steps since the last checkpoint: the later report of a step stands.
-            self.history = [h for h in self.history if h["step"] < step] + [_row(step, figures)]
             skipped = f", {figures['num_skipped']} steps skipped" if figures["num_skipped"] else ""
             self.meter.advance(step - self.meter.done, f"loss {figures['loss']:.3f}{skipped}")
-        if items:
-            write_atomically(self.folder / HISTORY, json.dumps(self.history).encode())
-
-
-def _row(step: int, figures: dict[str, float]) -> dict[str, Any]:
-    """A report in `history.json`: without the curves."""
-    return {"step": step, **{name: value for name, value in figures.items() if "_logsnr_" not in name}}

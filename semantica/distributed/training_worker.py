@@ -19,6 +19,7 @@ from semantica.denoiser.uvit import UViT
 from semantica.distributed.training_control import Orders, Pulse
 from semantica.distributed.training_history import Journal
 from semantica.distributed.training_pictures import TrainingSamples
+from semantica.distributed.training_reports import Reporter
 from semantica.encoders.on_the_fly import tokens_on_the_fly
 from semantica.pairs.loader import PairLoader
 from semantica.storage import explained, location
@@ -96,7 +97,7 @@ def _fit(config: TrainConfig, job: dict[str, Any], keeper: Keeper, start: Checkp
         tokens_of=tokens_of,
     )
     samples: list[TrainingSamples] = []  # made when first asked for
-    journal = Journal(Path(job["journal"])) if rank == 0 else None
+    reporter = Reporter(mailbox, job["run"], Journal(Path(job["journal"]))) if rank == 0 else None
     orders = Orders(pulse)
     reached = start.step if start else 0
 
@@ -107,17 +108,16 @@ def _fit(config: TrainConfig, job: dict[str, Any], keeper: Keeper, start: Checkp
 
     def on_report(report: StepReport) -> None:
         saver.check()  # a training that cannot be saved is stopped now, not at the next save
-        if journal is not None:
-            journal.add(report.step, report.metrics())
-            mailbox.put.remote({"step": report.step, "metrics": report.metrics(), "levels": report.levels})
+        if reporter is not None:
+            reporter.put({"step": report.step, "metrics": report.metrics(), "levels": report.levels})
 
     def on_samples(step: int, network: UViT, ema: Ema) -> None:
         # Sharded weights are gathered by all workers; the first draws, the others wait for it in the next step.
         raw, average = whole(dict(network.named_parameters()), keep=rank == 0), whole(ema.values, keep=rank == 0)
-        if rank == 0:
+        if reporter is not None:
             if not samples:
                 samples.append(TrainingSamples(config, encodings, tokens_of, device))
-            mailbox.put.remote({"step": step, "samples": samples[0].png(raw, average)})
+            reporter.put({"step": step, "samples": samples[0].png(raw, average)})
 
     def on_checkpoint(state: TrainState) -> None:
         nonlocal reached
