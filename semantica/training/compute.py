@@ -31,9 +31,7 @@ class ComputeConfig:
 
     precision: Precision = "float32"
     channels_last: bool = True
-    compile: bool = (
-        False  # the network, as one graph (with sharded weights every block as one); a minute at the start of every worker
-    )
+    compile: bool = False  # the network as one graph, with sharded weights each block; a minute at the start of every worker
     recompute: Recompute = "none"
     parallel: Parallel = "ddp"
     shard_workers: int | None = None  # with hsdp, and only there: how many workers share one copy

@@ -7,6 +7,8 @@ import threading
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
 from semantica.errors import WeightsError
 from semantica.training.checkpoint import open_checkpoint
@@ -55,8 +57,6 @@ def test_a_worker_has_the_rows_that_torch_chunk_gives_it(rows, world):
 
 
 def test_a_worker_has_the_rows_that_fsdp2_gives_it():
-    from torch.distributed.tensor import Shard
-
     local = Shard.local_shard_size_and_offset
     for rows in range(1, 12):
         for world in range(1, 6):
@@ -169,6 +169,23 @@ def test_scalars_and_empty_tensors_and_every_dtype_travel(tmp_path):
     write_pieces(tmp_path / "whole", share(tensors))
     whole = load_file(tmp_path / "whole")
     assert all(torch.equal(whole[name], t) and whole[name].dtype == t.dtype for name, t in tensors.items())
+
+
+def test_rows_that_a_worker_does_not_have_are_not_written_in_its_name(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        split = {"w": distribute_tensor(torch.arange(4.0), init_device_mesh("cpu", (1,)), [Shard(0)])}
+        assert torch.equal(share(split)["w"].tensor, torch.arange(4.0))
+        with pytest.raises(ValueError, match="w must be split so that this worker has share 1 of 2, got share 0 of 1"):
+            share(split, 1, 2)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_a_worker_for_whom_there_are_no_rows_reads_an_empty_tensor_of_the_right_shape(tmp_path):
+    write_pieces(tmp_path / "a", share({"w": torch.ones(2, 3, dtype=torch.bfloat16)}))
+    (piece,) = read_pieces([tmp_path / "a"], rank=3, world=4).values()
+    assert (tuple(piece.tensor.shape), piece.tensor.dtype, piece.rows) == ((0, 3), torch.bfloat16, 2)
 
 
 def test_rows_that_are_missing_or_there_twice_are_named(tmp_path):
