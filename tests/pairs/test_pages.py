@@ -103,7 +103,9 @@ def test_a_changed_bit_of_the_column_never_changes_a_value_unseen():
             errors += 1
         else:
             left += found is None
-            assert found is None or np.array_equal(found.view(np.uint16), expected)  # a bit that says nothing, as of a checksum's id
+            assert found is None or np.array_equal(
+                found.view(np.uint16), expected
+            )  # a bit that says nothing, as of a checksum's id
         data[bit // 8] ^= 1 << bit % 8
     assert errors > 8 * 2 * values.size * 0.8  # nearly all bits are those of values
     assert left > 0
