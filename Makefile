@@ -4,6 +4,7 @@
 # make fuzz   10,000 damaged pictures through the decoder
 # make test-chaos  the long fault tests: workers, nodes and drivers killed in every stage
 # make bench  the time of each stage into benchmarks/results/; make bench-data  the data plane against its peers
+# make bench-training  the loader against its peers, and checkpoints
 # Everything runs in .venv, which the first target makes. Another Python: make PYTHON=python3.12 demo
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo demo-html test test-chaos fuzz check format bench bench-data bench-denoiser clean
+.PHONY: demo demo-html test test-chaos fuzz check format bench bench-data bench-denoiser bench-training clean
 
 demo: $(INSTALLED)
 	@$(BIN)/python -m jobs.quickstart
@@ -52,6 +53,11 @@ bench-denoiser: $(INSTALLED)
 	$(BIN)/python -m benchmarks.train_step
 	$(BIN)/python -m benchmarks.sampling
 	$(BIN)/python -m benchmarks.control
+
+bench-training: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement benchmarks/loader-peers.txt
+	$(BIN)/python -m benchmarks.loader
+	$(BIN)/python -m benchmarks.checkpoint
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,5 +1,6 @@
 """The endless stream of draws: every draw once an epoch, the same for any number of workers, from counts alone."""
 
+import hashlib
 from collections import Counter
 
 import numpy as np
@@ -92,10 +93,51 @@ def test_a_worker_that_draws_its_slots_alone_draws_what_one_worker_would(world):
             assert [own.draw(step, slot) for slot in own.slots(rank, world)] == alone[step * 8 : step * 8 + 8][rank::world]
 
 
+@settings(deadline=None, max_examples=40)
+@given(
+    counts=st.lists(st.integers(1, 9), min_size=6, max_size=14),
+    num_lanes=st.integers(1, 6),
+    a_lane=st.integers(1, 3),
+    window=st.integers(1, 4),
+    step=st.integers(0, 200),
+)
+def test_every_number_of_workers_that_divides_the_lanes_draws_the_same_batch(counts, num_lanes, a_lane, window, step):
+    groups = tuple(RowGroup(0, i, n) for i, n in enumerate(counts))
+    batch_size = num_lanes * a_lane
+    whole = stream(groups, batch_size=batch_size, num_lanes=num_lanes, window_groups=window)
+    expected = [whole.draw(step, slot) for slot in range(batch_size)]
+    candidates = np.arange(7)
+    for world in (n for n in range(1, num_lanes + 1) if num_lanes % n == 0):
+        drawn = {}
+        for rank in range(world):
+            own = stream(groups, batch_size=batch_size, num_lanes=num_lanes, window_groups=window)
+            for slot in own.slots(rank, world):
+                assert slot not in drawn
+                drawn[slot] = own.draw(step, slot)
+                assert own.partners(drawn[slot], candidates, 3) == whole.partners(expected[slot], candidates, 3)
+        assert [drawn[slot] for slot in range(batch_size)] == expected
+    with pytest.raises(ConfigError, match="must divide num_lanes"):
+        whole.slots(0, num_lanes + 1)
+
+
+def test_the_draws_of_a_key_are_those_of_earlier_versions():
+    """A training that was started by an earlier version goes on with the data that it would have had."""
+    pairs = stream(seed=3)
+    rows = []
+    for step in range(40):
+        for slot in range(8):
+            d = pairs.draw(step, slot)
+            rows.append([d.group.file, d.group.group, d.index, d.epoch, *pairs.partners(d, np.arange(20, 40), 3)])
+    assert rows[:3] == [[0, 3, 7, 0, 35], [1, 1, 7, 0, 39, 24, 26], [0, 4, 3, 0, 31, 35, 22]]
+    digest = hashlib.sha256(repr(rows).encode()).hexdigest()
+    assert digest == "a780c28f285a5e964530e7683a08249b748512584dff9b543cd86ac24d9613d6"
+
+
 def test_one_epoch_of_all_lanes_of_equal_size_draws_every_draw_once():
     groups = [RowGroup(0, i, 6) for i in range(8)]
     pairs = stream(groups)
     assert pairs.num_draws == 48
+    assert [pairs.num_draws_of(lanes) for lanes in ([], [0], [1, 3])] == [0, 12, 24]
     drawn = first_draws(pairs, steps=48 // 8)
     assert Counter((d.group, d.index, d.epoch) for d in drawn) == Counter((g, i, 0) for g in groups for i in range(6))
 

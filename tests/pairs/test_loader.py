@@ -1,13 +1,16 @@
 """Training batches from real files: the right pictures with the right tokens, the same for any number of workers."""
 
+import io
 import re
 import shutil
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
 from semantica.datasets import read_manifest, read_shard
 from semantica.errors import ConfigError, DataError
@@ -113,6 +116,67 @@ def test_the_shares_of_all_workers_put_together_are_the_batch_of_one_bit_for_bit
         assert torch.equal(x, whole.x)
         assert torch.equal(tokens, whole.cond.tokens)
         assert torch.equal(pooled, whole.cond.pooled)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 6])
+def test_every_allowed_number_of_workers_gives_all_of_the_batch_with_every_conditioning_image(run, world):
+    settings = {"num_lanes": 6, "batch_size": 12, "max_images": 3}
+    alone, workers = loader(run, **settings), [loader(run, rank=rank, world=world, **settings) for rank in range(world)]
+    for step in (0, 1, 9, 40):
+        whole, shares = alone.batch(step), [worker.batch(step) for worker in workers]
+        assert sorted(slot for share in shares for slot in share.slots) == list(range(12))
+        for share in shares:
+            rows = list(share.slots)
+            assert torch.equal(share.x, whole.x[rows])
+            for name in ("tokens", "pooled", "present", "similarity"):
+                assert torch.equal(getattr(share.cond, name), getattr(whole.cond, name)[rows])
+
+
+@pytest.mark.parametrize("kind", ["run", "lean"])
+def test_several_threads_give_the_same_batches(request, kind):
+    folder = request.getfixturevalue(kind)
+    settings = {"max_images": 3, "tokens_of": Numbered() if kind == "lean" else None}
+    one, four = loader(folder, **settings), loader(folder, num_threads=4, **settings)
+    for step in range(STEPS):
+        a, b = one.batch(step), four.batch(step)
+        assert same(a, b)
+        assert torch.equal(a.cond.present, b.cond.present)
+        assert torch.equal(a.cond.similarity, b.cond.similarity)
+
+
+def test_a_batch_that_is_held_stays_what_it_was_while_others_are_made(run):
+    own, held = loader(run), [loader(run).batch(step) for step in range(6)]
+    kept = [own.batch(step) for step in range(3)]
+    views = [own.batch(step).x[1].numpy() for step in range(3, 6)]  # of which only a part is held
+    for step in range(6, 40):
+        own.batch(step)
+    assert all(same(a, b) for a, b in zip(kept, held[:3], strict=True))
+    assert all(np.array_equal(view, batch.x[1].numpy()) for view, batch in zip(views, held[3:], strict=True))
+
+
+@pytest.mark.parametrize("worker", [{}, {"rank": 1, "world": 2}])
+def test_a_row_group_is_read_once_an_epoch_where_the_windows_fit(run, worker):
+    own, read = loader(run, window_groups=2, num_lanes=2, **worker), Counter()
+    original = own._reader.read
+
+    def counted(entry, group):
+        read[entry.path, group] += 1
+        return original(entry, group)
+
+    own._reader.read = counted
+    lanes = [own.stream._lanes[lane] for lane in sorted({slot % 2 for slot in own.slots})]
+    for step in range(max(lane.num_draws for lane in lanes) // 4):  # 4 draws of a lane a step
+        own.batch(step)
+    assert set(read.values()) == {1}
+    assert len(read) == sum(len(lane.groups) for lane in lanes)
+
+
+def test_of_a_corpus_that_does_not_fit_no_pixels_are_kept_and_the_batches_are_the_same(run):
+    whole, part = loader(run, window_groups=4), loader(run, window_groups=4, max_open_bytes=20_000)
+    assert all(same(whole.batch(step), part.batch(step)) for step in range(STEPS))
+    assert all(group._pixels for group in whole._open.values())
+    assert part._open
+    assert not any(group._pixels for group in part._open.values())
 
 
 def test_several_conditioning_images_are_of_the_page_and_the_similarity_is_their_mean(run):
@@ -280,6 +344,25 @@ def test_a_larger_picture_is_reduced_by_the_mean_of_its_pixels(make):
     means = large.unfold(1, 2, 2).unfold(2, 2, 2).mean((-1, -2))
     # Pillow averages along rows, then along columns, and rounds after each: half a level twice.
     assert (decode_at(make.picture(5, side=32), 16).float() - means).abs().max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("mode", "form"),
+    [("RGB", "JPEG"), ("L", "JPEG"), ("CMYK", "JPEG"), ("RGB", "PNG"), ("P", "PNG"), ("RGBA", "PNG"), ("RGB", "WEBP")],
+)
+@pytest.mark.parametrize("side", [24, 12])
+def test_pixels_are_those_that_pillow_converts(mode, form, side):
+    levels = np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(levels).convert(mode).save(stream, form)
+    rgb = Image.open(io.BytesIO(stream.getvalue())).convert("RGB")
+    expected = np.array(rgb if side == 24 else rgb.resize((side, side), Image.Resampling.BOX)).transpose(2, 0, 1)
+    pixels = decode_at(stream.getvalue(), side)
+    assert np.array_equal(pixels.numpy(), expected)
+    unit, out = to_unit(pixels), torch.empty(3, side, side)
+    assert np.array_equal(unit.numpy(), expected.astype(np.float32) / np.float32(127.5) - np.float32(1))
+    assert to_unit(pixels, out=out) is out
+    assert torch.equal(out, unit)
 
 
 def test_unit_range_ends_at_black_and_white():
