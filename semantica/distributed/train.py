@@ -18,6 +18,7 @@ from semantica.datasets import Manifest, StageOutput, read_manifest
 from semantica.distributed.session import check_resources, stage_session
 from semantica.distributed.training_reports import HISTORY, Follower, Mailbox
 from semantica.distributed.training_worker import train_on_worker
+from semantica.distributed.xla import XlaConfig, tpu_scaling
 from semantica.encoders.on_the_fly import tokens_on_the_fly
 from semantica.errors import ConfigError, DataError
 from semantica.generation.conditions import HELD_OUT
@@ -83,6 +84,8 @@ def train(
             "provenance": asdict(provenance),
             "checkpoints": str(folder / CHECKPOINTS),
             "loader_mb": runtime.cluster.loader_mb,
+            "use_xla": runtime.cluster.use_xla,
+            "split_weights": runtime.cluster.xla_split_weights,
             "mailbox": ray.remote(num_cpus=0)(Mailbox).remote(),
         }
         check_resources(runtime.cluster, gpus=float(runtime.cluster.num_workers if runtime.cluster.use_gpu else 0))
@@ -123,10 +126,18 @@ def check_fits(config: TrainConfig, encodings: Manifest, cluster: ClusterConfig)
 
 def _trainer(job: dict[str, Any], config: TrainConfig, cluster: ClusterConfig, out: Path) -> ray.train.torch.TorchTrainer:
     resources = {"CPU": cluster.cpus_per_worker, **({"GPU": 1.0} if cluster.use_gpu else {})}
+    scaling = ScalingConfig(num_workers=cluster.num_workers, use_gpu=cluster.use_gpu, resources_per_worker=resources)
+    torch_config = None
+    if cluster.tpu_type is not None and cluster.tpu_topology is not None:
+        scaling = tpu_scaling(cluster.num_workers, cluster.tpu_type, cluster.tpu_topology, cluster.cpus_per_worker)
+        torch_config = XlaConfig()
+    elif cluster.xla_cpu_devices is not None:
+        torch_config = XlaConfig(platform="CPU", num_cpu_devices=cluster.xla_cpu_devices)
     return ray.train.torch.TorchTrainer(
         train_on_worker,
         train_loop_config=job,
-        scaling_config=ScalingConfig(num_workers=cluster.num_workers, use_gpu=cluster.use_gpu, resources_per_worker=resources),
+        torch_config=torch_config,
+        scaling_config=scaling,
         run_config=RunConfig(
             name="ray",
             storage_path=str(out),

@@ -27,6 +27,7 @@ from semantica.training.loop import Hooks, fit
 from semantica.training.recipe import TrainConfig
 from semantica.training.saver import SaveFailure, Saver
 from semantica.training.watch import NonFiniteError, StepReport
+from semantica.training.xla import XlaMesh
 
 
 def train_on_worker(job: dict[str, Any]) -> None:
@@ -62,7 +63,9 @@ def _newest(keeper: Keeper) -> Checkpoint | None:
 def _fit(config: TrainConfig, job: dict[str, Any], keeper: Keeper, start: Checkpoint | None) -> None:
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    device = ray.train.torch.get_device()
+    mesh = XlaMesh(split_weights=job["split_weights"]) if job["use_xla"] else None
+    # Beside XLA, whatever is not a training step (tokens on the fly, samples) is computed on the host: it would be compiled too.
+    device = torch.device("cpu") if mesh else ray.train.torch.get_device()
     mailbox = job["mailbox"]
     encodings = location(job["encodings"])
     tokens_of = tokens_on_the_fly(read_manifest(encodings, "encodings"), str(device))
@@ -75,7 +78,7 @@ def _fit(config: TrainConfig, job: dict[str, Any], keeper: Keeper, start: Checkp
         window_groups=config.window_groups,
         resolution_px=config.denoiser.resolution_px,
         max_images=config.denoiser.max_images,
-        rank=rank,
+        rank=mesh.host if mesh else rank,
         world=world,
         max_open_bytes=job["loader_mb"] * 2**20,
         tokens_of=tokens_of,
@@ -83,6 +86,8 @@ def _fit(config: TrainConfig, job: dict[str, Any], keeper: Keeper, start: Checkp
     samples: list[TrainingSamples] = []  # made when first asked for
 
     def total(figures: torch.Tensor) -> torch.Tensor:
+        if mesh:
+            return mesh.total(figures)
         if world > 1:
             torch.distributed.all_reduce(figures)
         return figures
@@ -101,6 +106,8 @@ def _fit(config: TrainConfig, job: dict[str, Any], keeper: Keeper, start: Checkp
     def on_checkpoint(state: TrainState) -> None:
         if rank == 0:  # under DDP every worker has all of the state
             saver.save(state)
+        elif mesh and mesh.split_weights:
+            state.snapshot()  # the chips of all hosts bring split weights together
 
     def on_failure(failure: SaveFailure) -> None:
         mailbox.put.remote({"step": failure.step, "save_failed": explained(failure.error), "in_a_row": failure.in_a_row})
@@ -114,4 +121,5 @@ def _fit(config: TrainConfig, job: dict[str, Any], keeper: Keeper, start: Checkp
             start=start,
             wrap=lambda network: ray.train.torch.prepare_model(network, parallel_strategy="ddp" if world > 1 else None),
             device=device,
+            xla=mesh,
         )

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils.clip_grad import clip_grad_norm_  # not nn.utils, where torch-xla puts its own
 
 from semantica.conditioning import Conditioning
 from semantica.diffusion.loss import eps_loss
@@ -129,7 +130,9 @@ def update(network: nn.Module, optimizer: torch.optim.Adam, settings: OptimizerC
     counts all the same, so that Adam's count is the number of the step, which is what a checkpoint knows. The norm is a tensor: to
     read its value would make the host wait for the device at every step.
     """
-    norm = nn.utils.clip_grad_norm_(network.parameters(), settings.max_grad_norm, foreach=True).detach()
+    weights = list(network.parameters())
+    batched = weights[0].device.type != "xla"  # which has no such kernels, and fuses by itself
+    norm = clip_grad_norm_(weights, settings.max_grad_norm, foreach=batched).detach()
     if isinstance(norm, DTensor):  # of sharded weights
         norm = norm.full_tensor()
     skipped = (~torch.isfinite(norm)).float()
