@@ -1,6 +1,7 @@
 # make demo   real pictures through every stage to a report (about 6 minutes on 2 cores after the install)
 # make test   the tests
 # make check  format, lint, import contracts, types
+# make test-tpu  the tests of the TPU path, on XLA's CPU client, in an environment of its own (.venv-tpu)
 # make fuzz   10,000 damaged pictures through the decoder
 # make test-chaos  the long fault tests: workers, nodes and drivers killed in every stage
 # make bench  the time of each stage into benchmarks/results/; make bench-data  the data plane against its peers
@@ -11,8 +12,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+VENV_TPU ?= .venv-tpu
+TPU_INSTALLED := $(VENV_TPU)/.installed
 
-.PHONY: demo demo-html test test-chaos fuzz check format bench bench-data bench-denoiser bench-training clean
+.PHONY: demo demo-html test test-tpu test-chaos fuzz check format bench bench-data bench-denoiser bench-training clean
 
 demo: $(INSTALLED)
 	@$(BIN)/python -m jobs.quickstart
@@ -22,6 +25,9 @@ demo-html: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
+
+test-tpu: $(TPU_INSTALLED)
+	PJRT_DEVICE=CPU $(VENV_TPU)/bin/python -m pytest tests/tpu
 
 fuzz: $(INSTALLED)
 	$(BIN)/python -m pytest -s -m slow tests/episodes/test_fuzz.py
@@ -60,7 +66,7 @@ bench-training: $(INSTALLED)
 	$(BIN)/python -m benchmarks.checkpoint
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(VENV_TPU) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -69,3 +75,12 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
 	@touch $(INSTALLED)
+
+# What constraints.txt pins, but for the torch that torch-xla was released for.
+$(TPU_INSTALLED): pyproject.toml constraints.txt constraints-tpu.txt
+	@echo "Making the environment of torch-xla in $(VENV_TPU): about 4 minutes and 8 GB, once."
+	@$(PYTHON) -m venv $(VENV_TPU)
+	@grep -vE '^(torch|torchvision|triton)==' constraints.txt | cat - constraints-tpu.txt > $(VENV_TPU)/constraints.txt
+	@$(VENV_TPU)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(VENV_TPU)/constraints.txt \
+		--editable ".[tpu]" beartype pytest
+	@touch $(TPU_INSTALLED)

@@ -112,7 +112,7 @@ def _page(page: int, samples: list[tuple[int, bytes, np.ndarray | None]], pooled
     ]
     row = {"episode_id": [name], "page_url": [name], "source": ["benchmark"], "images": [images], "pooled": [list(pooled)]}
     if "tokens" in schema.names:
-        row["tokens"] = [[tokens.reshape(-1) for _, _, tokens in samples if tokens is not None]]
+        row["tokens"] = [[tokens.tobytes() for _, _, tokens in samples if tokens is not None]]
     return pa.table(row, schema=schema)
 
 

@@ -22,6 +22,9 @@ class ClusterConfig:
     resize_every_s: float = 60.0  # how often such a group looks for more machines
     cpus_per_worker: float = 1.0
     use_gpu: bool = False  # one GPU a training worker
+    tpu_type: str | None = None  # "TPU-V6E", say: train on TPUs by torch-xla, a worker a host
+    tpu_topology: str | None = None  # of one slice, "4x4" say; num_workers are the hosts of all slices
+    xla_cpu_devices: int | None = None  # train on so many devices of XLA's CPU client: what TPUs run, without one
     loader_mb: int = 2048  # of row groups that a training worker keeps in memory, so that each is read once
     max_failures: int = 3  # of training workers, before the job gives up; it goes on from the last checkpoint each time
     # A training that makes no step for so long is restarted, at the cost of one of max_failures: more than the longest step, the
@@ -33,6 +36,13 @@ class ClusterConfig:
         for name in ("num_fetchers", "min_actors", "num_actors", "num_workers", "loader_mb"):
             require(getattr(self, name) >= 1, f"cluster.{name}", "1 or more", getattr(self, name))
         require(
+            (self.tpu_type is None) == (self.tpu_topology is None), "cluster.tpu_topology", "set with tpu_type", self.tpu_topology
+        )
+        kinds = [self.use_gpu, self.tpu_type is not None, self.xla_cpu_devices is not None]
+        require(sum(kinds) <= 1, "cluster", "one of use_gpu, tpu_type and xla_cpu_devices", kinds)
+        alone = self.xla_cpu_devices is None or (self.xla_cpu_devices >= 1 and self.num_workers == 1)
+        require(alone, "cluster.xla_cpu_devices", "1 or more, with num_workers = 1", (self.xla_cpu_devices, self.num_workers))
+        require(
             self.min_actors <= self.num_actors, "cluster.min_actors", f"at most num_actors = {self.num_actors}", self.min_actors
         )
         if self.min_workers is not None:
@@ -41,6 +51,11 @@ class ClusterConfig:
         for name in ("resize_every_s", "stall_s"):
             require(getattr(self, name) > 0, f"cluster.{name}", "positive", getattr(self, name))
         require(self.object_store_mb >= 80, "cluster.object_store_mb", "80 or more (Ray's own lower bound)", self.object_store_mb)
+
+    @property
+    def use_xla(self) -> bool:
+        """Whether training workers run torch-xla."""
+        return self.tpu_type is not None or self.xla_cpu_devices is not None
 
 
 @config

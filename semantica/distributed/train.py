@@ -22,6 +22,7 @@ from semantica.distributed.training_guard import Groups, Guard, run_until_asked
 from semantica.distributed.training_history import HISTORY, JOURNAL, complete_history
 from semantica.distributed.training_reports import Follower, Mailbox
 from semantica.distributed.training_worker import train_on_worker
+from semantica.distributed.xla import XlaConfig, tpu_scaling
 from semantica.encoders.on_the_fly import tokens_on_the_fly
 from semantica.errors import ConfigError, DataError, SemanticaError
 from semantica.generation.conditions import HELD_OUT
@@ -96,6 +97,7 @@ def train(
             "journal": str(folder / JOURNAL),
             "loader_mb": runtime.cluster.loader_mb,
             "stall_s": runtime.cluster.stall_s,
+            "use_xla": runtime.cluster.use_xla,
             "mailbox": _beside_the_driver(Mailbox),
             "control": _beside_the_driver(Control),
             "run": session.run,
@@ -169,15 +171,23 @@ def _stopped(step: int | None, config: TrainConfig, folder: Path) -> str:
 def _trainer(job: dict[str, Any], config: TrainConfig, cluster: ClusterConfig, out: Path) -> ray.train.torch.TorchTrainer:
     resources = {"CPU": cluster.cpus_per_worker, **({"GPU": 1.0} if cluster.use_gpu else {})}
     elastic = cluster.min_workers is not None
+    scaling = ScalingConfig(
+        num_workers=(cluster.min_workers, cluster.num_workers) if elastic else cluster.num_workers,
+        elastic_resize_monitor_interval_s=cluster.resize_every_s,
+        use_gpu=cluster.use_gpu,
+        resources_per_worker=resources,
+    )
+    torch_config = None
+    if cluster.tpu_type is not None and cluster.tpu_topology is not None:
+        scaling = tpu_scaling(cluster.num_workers, cluster.tpu_type, cluster.tpu_topology, cluster.cpus_per_worker)
+        torch_config = XlaConfig()
+    elif cluster.xla_cpu_devices is not None:
+        torch_config = XlaConfig(platform="CPU", num_cpu_devices=cluster.xla_cpu_devices)
     trainer = (ElasticTrainer if elastic else ray.train.torch.TorchTrainer)(
         train_on_worker,
         train_loop_config=job,
-        scaling_config=ScalingConfig(
-            num_workers=(cluster.min_workers, cluster.num_workers) if elastic else cluster.num_workers,
-            elastic_resize_monitor_interval_s=cluster.resize_every_s,
-            use_gpu=cluster.use_gpu,
-            resources_per_worker=resources,
-        ),
+        torch_config=torch_config,
+        scaling_config=scaling,
         run_config=RunConfig(
             name="ray",
             storage_path=str(out),

@@ -28,11 +28,12 @@ from semantica.training.durable import new_attempt
 from semantica.training.ema import Ema
 from semantica.training.keeper import Keeper
 from semantica.training.loop import Hooks, fit
-from semantica.training.parallel import sharing, wrapped
+from semantica.training.parallel import Sharing, sharing, wrapped
 from semantica.training.recipe import TrainConfig
 from semantica.training.saver import SaveFailure, Saver
 from semantica.training.sharded import whole
 from semantica.training.watch import NonFiniteError, StepReport
+from semantica.training.xla import XlaMesh
 
 
 def train_on_worker(job: dict[str, Any]) -> None:
@@ -78,7 +79,9 @@ def _newest(keeper: Keeper) -> Checkpoint | None:
 def _fit(config: TrainConfig, job: dict[str, Any], keeper: Keeper, start: Checkpoint | None, pulse: Pulse) -> int:
     """The step of the last checkpoint: the last of all, or an earlier one when the training was asked to stop."""
     rank, world = pulse.rank, pulse.world
-    device = ray.train.torch.get_device()
+    mesh = XlaMesh(split_weights=config.compute.is_sharded) if job["use_xla"] else None
+    # Beside XLA, whatever is not a training step (tokens on the fly, samples) is computed on the host: it would be compiled too.
+    device = torch.device("cpu") if mesh else ray.train.torch.get_device()
     mailbox = job["mailbox"]
     encodings = location(job["encodings"])
     tokens_of = tokens_on_the_fly(read_manifest(encodings, "encodings"), str(device))
@@ -91,7 +94,7 @@ def _fit(config: TrainConfig, job: dict[str, Any], keeper: Keeper, start: Checkp
         window_groups=config.window_groups,
         resolution_px=config.denoiser.resolution_px,
         max_images=config.denoiser.max_images,
-        rank=rank,
+        rank=mesh.host if mesh else rank,
         world=world,
         max_open_bytes=job["loader_mb"] * 2**20,
         tokens_of=tokens_of,
@@ -102,6 +105,8 @@ def _fit(config: TrainConfig, job: dict[str, Any], keeper: Keeper, start: Checkp
     reached = start.step if start else 0
 
     def total(figures: torch.Tensor) -> torch.Tensor:
+        if mesh:
+            return mesh.total(figures)
         if world > 1:
             torch.distributed.all_reduce(figures)
         return figures
@@ -124,11 +129,14 @@ def _fit(config: TrainConfig, job: dict[str, Any], keeper: Keeper, start: Checkp
         reached = state.step
         if share.replica == 0:  # other copies are the same
             saver.save(state)
+        elif mesh and mesh.split_weights:
+            state.snapshot()  # the chips of all hosts bring split weights together
 
     def on_failure(failure: SaveFailure) -> None:
         mailbox.put.remote({"step": failure.step, "save_failed": explained(failure.error), "in_a_row": failure.in_a_row})
 
-    share = sharing(config.compute, rank, world)
+    # XLA shares the state out over chips, not over workers, and brings it together for a save.
+    share = Sharing(0, 1, rank) if mesh else sharing(config.compute, rank, world)
     attempt = broadcast_from_rank_zero(new_attempt())
     with Saver(keeper, on_failure, rank=share.rank, world=share.world, attempt=attempt) as saver:
         fit(
@@ -139,6 +147,7 @@ def _fit(config: TrainConfig, job: dict[str, Any], keeper: Keeper, start: Checkp
             start=start,
             wrap=lambda network: wrapped(network, config.compute, device),
             device=device,
+            xla=mesh,
         )
         orders.close()
     return reached

@@ -34,15 +34,19 @@ class Loader(Protocol):
     def batch(self, step: int) -> Batch: ...
 
 
+Place = Callable[[Batch, StepNoise], tuple[Batch, StepNoise]]
+"""Puts what was made on the host where it is computed with."""
+
+
 @contextmanager
 def feed(
-    loader: Loader, config: TrainConfig, steps: range, device: torch.device | str
+    loader: Loader, config: TrainConfig, steps: range, device: torch.device | str, place: Place | None = None
 ) -> Iterator[Iterator[tuple[Batch, StepNoise]]]:
-    """An iterator over (batch, noise) of the steps, on `device`.
+    """An iterator over (batch, noise) of the steps, on `device`, or where `place` puts them.
 
     What goes wrong in the thread is raised where the step is asked for. Every batch made ahead takes memory, of the device too.
     """
-    with made_ahead(_maker(loader, config, torch.device(device)), steps, config.prefetch) as made:
+    with made_ahead(_maker(loader, config, torch.device(device), place), steps, config.prefetch) as made:
         yield made
 
 
@@ -67,7 +71,9 @@ def made_ahead(make: Callable[[int], T], steps: range, ahead: int) -> Iterator[I
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _maker(loader: Loader, config: TrainConfig, device: torch.device) -> Callable[[int], tuple[Batch, StepNoise]]:
+def _maker(
+    loader: Loader, config: TrainConfig, device: torch.device, place: Place | None
+) -> Callable[[int], tuple[Batch, StepNoise]]:
     side = config.denoiser.resolution_px
 
     def make(step: int) -> tuple[Batch, StepNoise]:
@@ -76,6 +82,8 @@ def _maker(loader: Loader, config: TrainConfig, device: torch.device) -> Callabl
         noise = step_noise(config.seed, step, batch.slots, shape, config.conditioning_dropout, config.similarity_dropout)
         return batch, noise
 
+    if place is not None:
+        return lambda step: place(*make(step))
     if device.type != "cuda":
         return lambda step: _moved(*make(step), lambda tensor: tensor.to(device))
 

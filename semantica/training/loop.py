@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -21,6 +22,7 @@ from semantica.training.feed import Loader, feed
 from semantica.training.recipe import TrainConfig
 from semantica.training.step import add_gradients, make_optimizer, update
 from semantica.training.watch import StepReport, Watch
+from semantica.training.xla import XlaMesh
 
 
 class Order(IntEnum):
@@ -64,31 +66,39 @@ def fit(
     start: Checkpoint | None = None,
     wrap: Callable[[UViT], nn.Module] = lambda network: network,
     device: torch.device | str = "cpu",
+    xla: XlaMesh | None = None,
 ) -> UViT:
     """The trained network (raw weights), after steps [start.step or 0, num_steps), or fewer when hooks.order says STOP.
 
+    xla: the chips to train on, in place of wrap and device.
     Raises NonFiniteError after max_skipped steps in a row whose loss or gradients are not finite; fewer are skipped and counted.
     """
+    if xla is not None:
+        xla.prepare(config)
+        device = xla.device
     network = config.compute.prepare(initial_network(config).to(device).train())
-    wrapped = wrap(network)  # first: sharded weights are other parameters than whole ones
-    ema = Ema(network, config.ema)
-    optimizer = make_optimizer(network, config.optimizer)
+    wrapped: nn.Module = network if xla else wrap(network)  # first: sharded weights are other parameters than whole ones
+    ema = (xla.average if xla else Ema)(network, config.ema)
+    optimizer = (xla.optimizer if xla else make_optimizer)(network, config.optimizer)
     first = 0
     if start is not None:
         start.restore(network, ema, optimizer)
         first = start.step
+    if xla is not None:
+        wrapped = xla.laid_out(network, ema, optimizer)
     watch = Watch(config, device)
 
-    with feed(loader, config, range(first, config.num_steps), device) as made:
+    with feed(loader, config, range(first, config.num_steps), device, xla.placed if xla else None) as made:
         for step in range(first, config.num_steps):
             before = time.perf_counter()
             batch, noise = next(made)
             watch.waited_s += time.perf_counter() - before
-            losses = add_gradients(wrapped, batch, noise, step, config)
             rate = config.optimizer.rate(step, config.num_steps)
-            norm = update(network, optimizer, config.optimizer, rate)
-            ema.update()
-            watch.add(losses, noise.t, norm)
+            with xla.step() if xla else nullcontext():
+                losses = add_gradients(wrapped, batch, noise, step, config)
+                norm = update(network, optimizer, config.optimizer, rate)
+                ema.update()
+                watch.add(losses, noise.t, norm)
             done = step + 1
             order = hooks.order()
             saves = order is not Order.GO_ON or config.is_due(config.checkpoint_every, done)

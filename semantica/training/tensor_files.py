@@ -62,7 +62,8 @@ def share(tensors: Mapping[str, Tensor], rank: int = 0, world: int = 1) -> dict[
             continue
         start, stop = row_range(len(tensor), rank, world)
         if start < stop:
-            pieces[name] = Piece(tensor[start:stop], start, len(tensor))
+            whole = stop - start == len(tensor)  # not sliced, which XLA would compile for every shape
+            pieces[name] = Piece(tensor if whole else tensor[start:stop], start, len(tensor))
     return pieces
 
 

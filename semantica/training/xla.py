@@ -1,0 +1,272 @@
+"""Training on XLA devices (TPUs) by torch-xla: the one process of a host drives all its chips, and every step is one graph.
+
+In: what `fit` has for any device: network, EMA, settings, the host's share of a batch. Out: the same, laid out over the mesh of all
+chips of all hosts: batches are split by slots, weights are whole on every chip or split by rows. XLA puts the sums over the
+chips into the graph (SPMD), so that nothing here averages gradients. torch_xla is imported when a mesh is made, and not before.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, fields
+from functools import cache
+from typing import Any, cast
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.library import Library
+
+from semantica.conditioning import Conditioning
+from semantica.denoiser.uvit import UViT
+from semantica.errors import ConfigError
+from semantica.pairs.loader import Batch
+from semantica.training.ema import Ema
+from semantica.training.recipe import EmaConfig, OptimizerConfig, TrainConfig
+from semantica.training.step import StepNoise
+
+_AXIS = "chips"
+_SPLIT_FROM = 2**16  # weights of fewer numbers stay whole: to gather them costs more than they take [C]
+
+
+class TracedAdam(torch.optim.Adam):
+    """Adam in operations that XLA traces, with the numbers of the fused kernel up to rounding; on any device.
+
+    Learning rate, count and `found_inf` are tensors: no value of theirs is part of the graph. Where it is 1, weights, moments
+    and count stay. State is there from the start, so that the first step has the graph of all others.
+    """
+
+    found_inf: Tensor
+
+    def __init__(self, network: nn.Module, settings: OptimizerConfig) -> None:
+        betas = (settings.beta1, settings.beta2)
+        super().__init__(network.parameters(), lr=settings.learning_rate, betas=betas, eps=settings.eps, foreach=False)
+        for p in network.parameters():
+            self.state[p] = {
+                "step": torch.zeros((), device=p.device),
+                "exp_avg": torch.zeros_like(p),
+                "exp_avg_sq": torch.zeros_like(p),
+            }
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+        """Apply the gradients."""
+        assert closure is None
+        skipped = self.found_inf > 0
+        for group in self.param_groups:
+            beta1, beta2 = group["betas"]
+            weights = [p for p in group["params"] if p.grad is not None]
+            counts = [self.state[p]["step"] for p in weights]
+            # All weights have a gradient at every step, so that they have one count.
+            count = counts[0] + 1
+            rate = _uploaded(group["lr"], count.device) / _correction(beta1, count)
+            scale = _correction(beta2, count).sqrt()
+            for p in weights:
+                mean, square = self.state[p]["exp_avg"], self.state[p]["exp_avg_sq"]
+                assert p.grad is not None
+                new_mean = mean + (p.grad - mean) * (1 - beta1)
+                new_square = square * beta2 + p.grad * p.grad * (1 - beta2)
+                new = p - rate * new_mean / (new_square.sqrt() / scale + group["eps"])
+                # Not a product with the mask: 0 · NaN is NaN.
+                for old, updated in ((p, new), (mean, new_mean), (square, new_square)):
+                    old.copy_(torch.where(skipped, old, updated))
+            for held in counts:
+                held += 1 - self.found_inf
+
+
+def _uploaded(value: float, device: torch.device) -> Float[Tensor, ""]:
+    """The number as data of its own. Numbers and tensors of no dimension that are equal are one parameter of an XLA graph, so that
+    a decay which once is 0.1, as 1 - beta1 is, would make another graph.
+    """
+    return torch.tensor([value], dtype=torch.float32).to(device)[0]
+
+
+def _correction(beta: float, count: Float[Tensor, ""]) -> Float[Tensor, ""]:
+    """1 - beta^count, which float32 would take from two numbers near 1 at the first steps."""
+    return -torch.expm1(count * (math.log(beta) if beta else -math.inf))
+
+
+class Seeded(nn.Module):
+    """The network, whose dropout is drawn from the seed that torch's generator was given last, on XLA's own generator."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, z: Tensor, logsnr: Tensor, cond: Conditioning) -> Tensor:
+        import torch_xla
+
+        torch_xla.manual_seed(torch.initial_seed())  # a parameter of the graph, not a part of it
+        v_hat: Tensor = self.network(z, logsnr, cond)
+        return v_hat
+
+
+class TracedEma(Ema):
+    """The average of `Ema`, by a decay that is a tensor."""
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move the average towards the current weights by 1 - decay."""
+        weight = _uploaded(1.0 - self.settings.at(self.num_updates), next(iter(self.values.values())).device)
+        for name, value in self.values.items():
+            value.lerp_(self._live[name].detach().float(), weight)
+        self.num_updates += 1
+
+
+@cache
+def _lower_what_is_missing() -> Library:
+    """Operations of the denoiser that torch-xla 2.9 would leave to the host, in the middle of a step, by ones that it traces."""
+    library = Library("aten", "IMPL")  # type: ignore[no-untyped-call]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Warning only once", UserWarning)  # of the override
+        library.impl("exp2", lambda x: torch.pow(torch.full_like(x, 2.0), x), "XLA")  # type: ignore[no-untyped-call]
+        # torch-xla's own leaves CPUs to the host.
+        library.impl("upsample_nearest2d_backward", _summed, "XLA", allow_override=True)  # type: ignore[no-untyped-call]
+    return library  # its operations last as long as it does
+
+
+def _summed(
+    gradient: Tensor,
+    output_size: Sequence[int],
+    input_size: Sequence[int],
+    scale_h: float | None = None,
+    scale_w: float | None = None,
+) -> Tensor:
+    """The gradient of nearest neighbours by whole factors: the sum over the copies of each pixel."""
+    batch, channels, height, width = input_size
+    copies = gradient.reshape(batch, channels, height, output_size[0] // height, width, output_size[1] // width)
+    return copies.sum((3, 5))
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What XLA has compiled in this process so far: how many graphs, in how many seconds."""
+
+    num_graphs: int
+    seconds: float
+
+
+class XlaMesh:
+    """All chips of all hosts as one device. `fit(..., xla=mesh)` trains on it.
+
+    split_weights: every large weight, its average and its moments are split by rows over the chips (FSDP, by SPMD annotations); the
+    numbers are those of whole weights up to the order of sums. The first mesh of a process turns SPMD on, before any XLA tensor.
+    """
+
+    def __init__(self, *, split_weights: bool = False) -> None:
+        import torch_xla
+        import torch_xla.distributed.spmd as xs
+        import torch_xla.runtime as xr
+
+        if not xr.is_spmd():
+            xr.use_spmd()
+        _lower_what_is_missing()
+        self.split_weights = split_weights
+        self.device: torch.device = torch_xla.device()
+        self.num_chips: int = xr.global_runtime_device_count()
+        self.num_hosts: int = xr.process_count()
+        self.host: int = xr.process_index()  # which slots it feeds; Ray's rank is another, and may change when a group starts again
+        self._mesh = xs.Mesh(np.arange(self.num_chips), (self.num_chips,), (_AXIS,))
+
+    def prepare(self, config: TrainConfig) -> None:
+        """Make float32 mean float32, where the recipe does. Raises ConfigError for one that this mesh does not run."""
+        parts = self.num_chips * math.ceil(config.batch_size / (config.micro_batch_size or config.batch_size))
+        if config.batch_size % parts:
+            raise ConfigError(
+                f"train.batch_size must be a multiple of {parts} ({self.num_chips} chips times the micro-batches, which are of all "
+                f"chips together), got {config.batch_size}; change it or train.micro_batch_size"
+            )
+        if config.compute.compile:
+            raise ConfigError("train.compute.compile must be false on XLA, which compiles every step as a whole; got true")
+        if config.compute.recompute != "none":
+            raise ConfigError(
+                f"train.compute.recompute must be none on XLA, which removes computing twice, got {config.compute.recompute}; "
+                "use smaller micro-batches"
+            )
+        if config.compute.parallel == "hsdp":
+            raise ConfigError("train.compute.parallel must be ddp or fsdp on XLA, got hsdp")
+        if self.split_weights and self.num_hosts > 1 and config.sample_every is not None:
+            raise ConfigError(
+                "train.sample_every must be None on several hosts with train.compute.parallel fsdp on XLA: none alone has the weights"
+            )
+        import torch_xla.backends as backends
+
+        # TPUs would round the factors of float32 products to bfloat16.
+        precision = "highest" if config.compute.precision == "float32" else "default"
+        if backends.get_mat_mul_precision() != precision:
+            backends.set_mat_mul_precision(precision)
+
+    def optimizer(self, network: nn.Module, settings: OptimizerConfig) -> TracedAdam:
+        """The optimizer of `make_optimizer`, for XLA."""
+        return TracedAdam(network, settings)
+
+    def average(self, network: nn.Module, settings: EmaConfig) -> TracedEma:
+        """The average of the weights, for XLA."""
+        return TracedEma(network, settings)
+
+    def laid_out(self, network: UViT, ema: Ema, optimizer: torch.optim.Optimizer) -> nn.Module:
+        """The network to call, after every tensor of the training has its place on the mesh."""
+        import torch_xla
+        import torch_xla.distributed.spmd as xs
+
+        held = [*network.parameters(), *ema.values.values()]
+        held += [tensor for state in optimizer.state.values() for tensor in state.values()]
+        torch_xla.sync()  # what is still to be computed has no place yet
+        for tensor in held:
+            # Also where it is whole: XLA takes a tensor without a word about that for another graph's.
+            rows = _AXIS if self._is_split(tensor) else None
+            xs.mark_sharding(tensor, self._mesh, (rows, *[None] * (tensor.ndim - 1)) if tensor.ndim else ())
+        return Seeded(network)
+
+    def _is_split(self, tensor: Tensor) -> bool:
+        return self.split_weights and tensor.ndim > 0 and tensor.numel() >= _SPLIT_FROM and len(tensor) % self.num_chips == 0
+
+    def placed(self, batch: Batch, noise: StepNoise) -> tuple[Batch, StepNoise]:
+        """The batch of all hosts and its noise on the chips, of which this host gives its own slots. Any thread may ask.
+
+        The rows are in the order of the chips, not of the slots: nothing after this asks which slot a row is.
+        """
+        cond = Conditioning(*(self._split(getattr(batch.cond, field.name)) for field in fields(Conditioning)))
+        moved = StepNoise(*(self._split(getattr(noise, field.name)) for field in fields(StepNoise)))
+        # The same slots on every host: they seed dropout, which all hosts must draw alike.
+        return Batch(self._split(batch.x), cond, range(len(batch.slots) * self.num_hosts)), moved
+
+    def _split(self, tensor: Tensor) -> Tensor:
+        import torch_xla.core.xla_model as xm
+        import torch_xla.distributed.spmd as xs
+
+        spec = xs.ShardingSpec(self._mesh, (_AXIS, *[None] * (tensor.ndim - 1)), minibatch=True)
+        return cast("Tensor", xm.send_cpu_data_to_device([tensor.contiguous()], self.device, spec)[0])
+
+    def step(self) -> AbstractContextManager[object]:
+        """The context of one step: one graph, sent off at its end.
+
+        Raises RuntimeError where the host would wait within it, but for the backward pass, which torch runs on another thread: what
+        waits there shows in `compiled`.
+        """
+        import torch_xla
+
+        return cast("AbstractContextManager[object]", torch_xla.compile(full_graph=True))
+
+    def total(self, figures: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """The figures of `Watch.report` (its last seven are counts and clocks of a worker) as if every chip were a worker.
+
+        The batch is that of all hosts already. MFU is a share of what all chips can do.
+        """
+        on_host = figures.cpu()
+        scale = torch.ones_like(on_host)
+        scale[-7:] = self.num_chips
+        scale[-3] = 1  # images
+        return on_host * scale
+
+
+def compiled() -> Compiled:
+    """What XLA has compiled so far. A step whose graph changes from call to call shows here."""
+    import torch_xla.debug.metrics as metrics
+
+    total = (metrics.metric_data("CompileTime") or [0, 0.0])[1]  # nanoseconds
+    return Compiled(metrics.counter_value("UncachedCompile") or 0, total / 1e9)
