@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils.clip_grad import clip_grads_with_norm_, get_total_norm  # not nn.utils, where torch-xla puts its own
 
 from semantica.conditioning import Conditioning
 from semantica.diffusion.loss import eps_loss
@@ -136,10 +135,10 @@ def update(network: nn.Module, optimizer: torch.optim.Adam, settings: OptimizerC
     """
     weights = list(network.parameters())
     batched = weights[0].device.type != "xla"  # which has no such kernels, and fuses by itself
-    norm = get_total_norm([p.grad for p in weights if p.grad is not None], foreach=batched)
+    norm = nn.utils.get_total_norm([p.grad for p in weights if p.grad is not None], foreach=batched)
     if isinstance(norm, DTensor):  # of sharded weights: the sum over all workers' rows
         norm = norm.full_tensor()
-    clip_grads_with_norm_(weights, settings.max_grad_norm, norm, foreach=batched)
+    nn.utils.clip_grads_with_norm_(weights, settings.max_grad_norm, norm, foreach=batched)
     skipped = (~torch.isfinite(norm)).float()
     for group in optimizer.param_groups:
         group["lr"] = rate

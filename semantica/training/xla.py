@@ -191,7 +191,7 @@ class XlaMesh:
             raise ConfigError("train.compute.parallel must be ddp or fsdp on XLA, got hsdp")
         if self.split_weights and self.num_hosts > 1 and config.sample_every is not None:
             raise ConfigError(
-                "train.sample_every must be None on several hosts with train.compute.parallel fsdp on XLA: none alone has the weights"
+                "train.sample_every must be None with train.compute.parallel fsdp on several XLA hosts: none has all weights"
             )
         import torch_xla.backends as backends
 

@@ -4,6 +4,7 @@ import pytest
 
 from semantica.distributed.xla import Host, Seen, XlaBackend, XlaConfig, check_seen, slice_environments, tpu_scaling
 from semantica.errors import ConfigError
+from semantica.runtime import ClusterConfig
 
 
 def test_the_backend_is_never_the_one_that_ray_chooses_for_tpus():
@@ -59,3 +60,24 @@ def test_workers_are_one_runtime_when_every_process_is_there_once_in_any_order()
 def test_workers_that_are_several_runtimes_or_part_of_one_are_refused(seen):
     with pytest.raises(ConfigError, match="XLA must see 2 processes, one a TPU host"):
         check_seen(seen)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"tpu_type": "TPU-V6E"}, "cluster.tpu_topology"),
+        ({"tpu_topology": "4x4"}, "cluster.tpu_topology"),
+        ({"tpu_type": "TPU-V6E", "tpu_topology": "4x4", "use_gpu": True}, "one of use_gpu, tpu_type and xla_cpu_devices"),
+        ({"xla_cpu_devices": 2}, "with num_workers = 1"),
+        ({"xla_cpu_devices": 0, "num_workers": 1}, "1 or more"),
+    ],
+)
+def test_settings_that_name_no_one_kind_of_device_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        ClusterConfig(**settings)
+
+
+def test_xla_is_used_on_tpus_and_when_its_cpu_client_is_asked_for():
+    assert not ClusterConfig().use_xla
+    assert ClusterConfig(tpu_type="TPU-V6E", tpu_topology="4x4", num_workers=4).use_xla
+    assert ClusterConfig(xla_cpu_devices=2, num_workers=1).use_xla
