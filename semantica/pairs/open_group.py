@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Float16, UInt8
 from PIL import Image
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack
 
 from semantica.errors import DataError
 from semantica.pairs.scores import pooled_rows, square
@@ -51,7 +52,7 @@ class OpenGroup:
         self._stored: list[Float16[Tensor, "m n d"]] | None = None
         if "tokens" in table.column_names:
             # DLPack: torch takes Arrow's memory as it is, and nobody writes to it.
-            flat = [torch.from_dlpack(tokens.values.flatten()) for tokens in table["tokens"]]
+            flat = [from_dlpack(tokens.values.flatten()) for tokens in table["tokens"]]
             self._stored = [values.view(-1, *shape) for values in flat]
         self._computed: dict[tuple[int, int], Tensor] = {}  # float16, as stored ones are held
         self.resolution_px = resolution_px
