@@ -46,12 +46,7 @@ class Corpus:
 
     def picture(self, number: int) -> bytes:
         """The JPEG of a number, as no other number has."""
-        sprite = _sprites(self.side)[number % _SPRITES]
-        random = np.random.default_rng(number)
-        grain = np.roll(_grain(self.side), tuple(random.integers(0, self.side, 2)), (0, 1))
-        stream = io.BytesIO()
-        Image.fromarray(np.clip(sprite + grain, 0, 255).astype(np.uint8)).save(stream, "JPEG", quality=85)
-        return stream.getvalue()
+        return _jpeg(number, self.side)
 
     def tokens_of(self, number: int) -> np.ndarray:
         """The tokens of a number, float16."""
@@ -62,6 +57,16 @@ class Corpus:
         """(number, JPEG, tokens or None) of every picture."""
         for number in range(self.num_pictures):
             yield number, self.picture(number), self.tokens_of(number) if self.tokens else None
+
+
+@lru_cache(maxsize=4096)  # every format asks for them anew
+def _jpeg(number: int, side: int) -> bytes:
+    random = np.random.default_rng(number)
+    grain = np.roll(_grain(side), tuple(random.integers(0, side, 2)), (0, 1))
+    stream = io.BytesIO()
+    levels = np.clip(_sprites(side)[number % _SPRITES] + grain, 0, 255).astype(np.uint8)
+    Image.fromarray(levels).save(stream, "JPEG", quality=85)
+    return stream.getvalue()
 
 
 @lru_cache(maxsize=1)

@@ -29,10 +29,9 @@ PREFETCH = 2  # batches; that of a worker of a DataLoader too
 
 
 def collated(samples: Sequence[tuple[Tensor, Tensor | None]]) -> Read:
-    """A batch of decoded pictures and their float16 tokens."""
-    x = to_unit(torch.stack([pixels for pixels, _ in samples]))
+    """A batch of decoded pictures, uint8, and their tokens, float16: so a worker hands over less than what is asked for."""
     tokens = [tokens for _, tokens in samples if tokens is not None]
-    return x, torch.stack(tokens).float() if tokens else None
+    return torch.stack([pixels for pixels, _ in samples]), torch.stack(tokens) if tokens else None
 
 
 def no_tokens(pictures: Sequence[bytes]) -> Tensor:
@@ -75,6 +74,7 @@ class Files(Dataset[tuple[Tensor, Tensor | None]]):
 
     def __init__(self, folder: Path, corpus: Corpus) -> None:
         self.paths, self.corpus = sorted(map(str, folder.glob("*.jpg"))), corpus
+        self.loader: DataLoader[Any] | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -88,7 +88,9 @@ class Files(Dataset[tuple[Tensor, Tensor | None]]):
 
     def epoch(self, workers: int) -> Iterator[Read]:
         """Every picture once, with its own tokens."""
-        yield from _loaded(self, workers, batch_size=BATCH, shuffle=True, collate_fn=collated)
+        if self.loader is None:
+            self.loader = _loader(self, workers, batch_size=BATCH, shuffle=True, collate_fn=collated)
+        yield from _batches(self.loader)
 
 
 class Tars:
@@ -96,6 +98,7 @@ class Tars:
 
     def __init__(self, folder: Path, corpus: Corpus) -> None:
         self.shards, self.side = sorted(map(str, folder.glob("*.tar"))), corpus.side
+        self.loader: DataLoader[Any] | None = None
 
     def epoch(self, workers: int) -> Iterator[Read]:
         """Every picture once, with its own tokens."""
@@ -103,7 +106,9 @@ class Tars:
 
         dataset = webdataset.WebDataset(self.shards, shardshuffle=len(self.shards), seed=0).shuffle(SHUFFLE_BUFFER)
         dataset = dataset.map(self._decoded).batched(BATCH, collation_fn=collated)
-        yield from _loaded(dataset, workers, batch_size=None)
+        if self.loader is None:
+            self.loader = _loader(dataset, workers, batch_size=None)
+        yield from _batches(self.loader)
 
     def _decoded(self, sample: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
         import webdataset
@@ -125,14 +130,26 @@ class Mds:
                 return decode_at(sample["jpg"], corpus.side), tokens
 
         self.dataset = Decoded(local=str(folder), shuffle=True, batch_size=BATCH)
+        self.loader: DataLoader[Any] | None = None
 
     def epoch(self, workers: int) -> Iterator[Read]:
         """Every picture once, with its own tokens."""
-        yield from _loaded(self.dataset, workers, batch_size=BATCH, collate_fn=collated)
+        if self.loader is None:
+            self.loader = _loader(self.dataset, workers, batch_size=BATCH, collate_fn=collated)
+        yield from _batches(self.loader)
 
 
-def _loaded(dataset: Any, workers: int, **settings: Any) -> Iterator[Read]:
-    yield from DataLoader(dataset, num_workers=workers, prefetch_factor=PREFETCH if workers else None, **settings)
+def _loader(dataset: Any, workers: int, **settings: Any) -> DataLoader[Any]:
+    """A DataLoader; its workers, forked as is usual, live for all epochs."""
+    if workers:
+        settings |= {"num_workers": workers, "prefetch_factor": PREFETCH, "persistent_workers": True}
+        settings["multiprocessing_context"] = "fork"
+    return DataLoader(dataset, **settings)
+
+
+def _batches(loader: DataLoader[Any]) -> Iterator[Read]:
+    for pixels, tokens in loader:
+        yield to_unit(pixels), None if tokens is None else tokens.float()
 
 
 READERS: dict[str, tuple[str, Callable[[Path, Corpus], Any]]] = {

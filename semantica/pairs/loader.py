@@ -36,7 +36,8 @@ from semantica.storage import Location
 logger = logging.getLogger(__name__)
 __all__ = ["Batch", "PairLoader", "TokensOf", "decode_at", "stream_key", "to_unit"]
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 
 # Stored pictures -> tokens (M, N, D), float32, with the values that the encodings would hold.
 TokensOf: TypeAlias = Callable[[Sequence[bytes]], Tensor]
