@@ -26,7 +26,7 @@ from semantica.storage import Location, explained
 from semantica.tracking import sender
 from semantica.tracking.sender import Sender
 from semantica.tracking.server import load, shown
-from semantica.tracking.spool import FILES, SPEC, Sent, Spec, Writer, last_status, num_waiting, records, try_lock
+from semantica.tracking.spool import FILES, SPEC, Content, Sent, Spec, Writer, last_status, num_waiting, records, try_lock
 from semantica.tracking.system import sampling
 
 log = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ class Run:
         """How many records of this process a full disk has not taken yet, after one more attempt."""
         return self._writer().retry() if self.folder else 0
 
-    def _append(self, kind: str, body: dict[str, Any], data: bytes | Path | None = None) -> None:
+    def _append(self, kind: str, body: dict[str, Any], data: Content = None) -> None:
         if self.folder:
             self._writer().append(kind, body, data)
 

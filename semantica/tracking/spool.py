@@ -26,12 +26,13 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from semantica.storage import explained, write_atomically
 
 log = logging.getLogger(__name__)
 
+Content: TypeAlias = bytes | Path | None  # of an artifact: itself, or the file that has it
 JOURNAL, FILES, SPEC, SENT, LOCK = "journal.jsonl", "files", "spec.json", "sent.json", "lock"
 _HELD_BYTES = 64 * 2**20  # what a full disk may make a process keep in memory
 _LINKED_BYTES = 8 * 2**20  # weights: never written in place, and too large to copy while a stage waits
@@ -153,13 +154,13 @@ class Writer:
         self.folder = folder
         self.num_lost = 0
         self._lock = threading.Lock()
-        self._held: deque[tuple[dict[str, Any], bytes | Path | None]] = deque()
+        self._held: deque[tuple[dict[str, Any], Content]] = deque()
         self._held_bytes = 0
         self._last_ms = 0
         self._failing = False
         self._descriptor: int | None = None
 
-    def append(self, kind: str, body: dict[str, Any], data: bytes | Path | None = None) -> None:
+    def append(self, kind: str, body: dict[str, Any], data: Content = None) -> None:
         """Record a thing, with the content of an artifact. Every record has a millisecond of its own in this process."""
         with self._lock:
             self._last_ms = max(self._last_ms + 1, time.time_ns() // 10**6)
@@ -200,7 +201,7 @@ class Writer:
             self._held_bytes -= _weight(self._held.popleft()[1])
             self.num_lost += 1
 
-    def _write(self, record: dict[str, Any], data: bytes | Path | None) -> None:
+    def _write(self, record: dict[str, Any], data: Content) -> None:
         if data is not None:
             record = {**record, "id": uuid.uuid4().hex}
             path = self.folder / FILES / record["id"] / record["name"]
@@ -221,7 +222,7 @@ class Writer:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def _weight(data: bytes | Path | None) -> int:
+def _weight(data: Content) -> int:
     return 1024 + (len(data) if isinstance(data, bytes) else 0)
 
 
