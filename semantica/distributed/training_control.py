@@ -180,7 +180,7 @@ class Orders:
     def __init__(self, pulse: Pulse) -> None:
         self._pulse = pulse
         # A group of its own on CPUs: the order overtakes no gradients, and no GPU is waited for to read it.
-        self._group = torch.distributed.new_group(backend="gloo") if pulse.world > 1 else None
+        self._group: Any = torch.distributed.new_group(backend="gloo") if pulse.world > 1 else None
         self._flag = torch.zeros(1, dtype=torch.int64)
         self._sent: Any = None
 

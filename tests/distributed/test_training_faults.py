@@ -194,8 +194,7 @@ def test_five_killed_drivers_and_a_damaged_checkpoint_change_nothing(case: Case,
         process = started(job)
         wait_for_step(process, job, step, begun)
         process.kill()
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
+        assert process.wait(timeout=60) == -signal.SIGKILL
         assert not (tmp_path / "out" / MANIFEST).exists()
         checkpoints = tmp_path / "out" / "checkpoints"
         if index == 2:

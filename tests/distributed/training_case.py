@@ -89,6 +89,7 @@ def under_fire(job: dict[str, Any], kills: Sequence[str], at: Sequence[int]) -> 
     done = run({**job, "kill": list(kills), "at": list(at)})
     assert done.returncode == 0, done.stderr[-3000:]
     said = json.loads(next(line for line in done.stdout.splitlines() if line.startswith('{"killed"')))
+    Path(job["record"], "killed.json").write_text(json.dumps(said["killed"]))  # for a person
     assert not said["failed"], said
     assert [strike["step"] for strike in said["killed"]] == list(at)  # all, before the end
     lost = re.search(r"(\d+) groups of workers, one after the other; (\d+) of them failed", done.stderr)
