@@ -53,7 +53,7 @@ class OpenGroup:
         self._stored: list[Float16[Tensor, "m n d"]] | None = None
         if "tokens" in table.column_names:
             # DLPack: torch takes the memory as it is, which NumPy says is not to be written to, and nobody writes to it.
-            flat = [torch.utils.dlpack.from_dlpack(pa.array(tokens.reshape(-1))) for tokens in token_rows(table["tokens"])]
+            flat = [from_dlpack(pa.array(tokens.reshape(-1))) for tokens in token_rows(table["tokens"])]
             self._stored = [values.view(-1, *shape) for values in flat]
         self._computed: dict[tuple[int, int], Tensor] = {}  # float16, as stored ones are held
         self.resolution_px = resolution_px
