@@ -26,6 +26,7 @@ class ClusterConfig:
     tpu_topology: str | None = None  # of one slice, "4x4" say; num_workers are the hosts of all slices
     xla_cpu_devices: int | None = None  # train on so many devices of XLA's CPU client: what TPUs run, without one
     loader_mb: int = 2048  # of row groups that a training worker keeps in memory, so that each is read once
+    loader_threads: int = 1  # of a training worker, that decode a batch; on a GPU several, of the cpus_per_worker
     max_failures: int = 3  # of training workers, before the job gives up; it goes on from the last checkpoint each time
     # A training that makes no step for so long is restarted, at the cost of one of max_failures: more than the longest step, the
     # first one, which compiles, and the longest drawing of samples.
@@ -33,7 +34,7 @@ class ClusterConfig:
     worker_logs: bool = False  # show what workers print
 
     def __post_init__(self) -> None:
-        for name in ("num_fetchers", "min_actors", "num_actors", "num_workers", "loader_mb"):
+        for name in ("num_fetchers", "min_actors", "num_actors", "num_workers", "loader_mb", "loader_threads"):
             require(getattr(self, name) >= 1, f"cluster.{name}", "1 or more", getattr(self, name))
         require(
             (self.tpu_type is None) == (self.tpu_topology is None), "cluster.tpu_topology", "set with tpu_type", self.tpu_topology

@@ -96,6 +96,7 @@ def train(
             "checkpoints": str(folder / CHECKPOINTS),
             "journal": str(folder / JOURNAL),
             "loader_mb": runtime.cluster.loader_mb,
+            "loader_threads": runtime.cluster.loader_threads,
             "stall_s": runtime.cluster.stall_s,
             "use_xla": runtime.cluster.use_xla,
             "mailbox": _beside_the_driver(Mailbox),

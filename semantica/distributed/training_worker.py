@@ -98,6 +98,7 @@ def _fit(config: TrainConfig, job: dict[str, Any], keeper: Keeper, start: Checkp
         world=world,
         max_open_bytes=job["loader_mb"] * 2**20,
         tokens_of=tokens_of,
+        num_threads=job["loader_threads"],
     )
     samples: list[TrainingSamples] = []  # made when first asked for
     reporter = Reporter(mailbox, job["run"], Journal(Path(job["journal"]))) if rank == 0 else None

@@ -55,7 +55,10 @@ def wrapped(network: UViT, compute: ComputeConfig, device: torch.device | str) -
     if world == 1:
         return network
     if not compute.is_sharded:
-        return DistributedDataParallel(network, device_ids=[kind] if kind.type == "cuda" else None)
+        # DDP orders its buckets anew in the second step of a group, and the order of a sum over more than two workers depends on
+        # that: the first step after a restart would differ in the last bit. With this it keeps the order.
+        keeps = world > 2
+        return DistributedDataParallel(network, device_ids=[kind] if kind.type == "cuda" else None, find_unused_parameters=keeps)
     together = sharing(compute, dist.get_rank(), world).world
     shape, names = ((world,), ("shard",)) if together == world else ((world // together, together), ("replicate", "shard"))
     mesh = init_device_mesh(kind.type, shape, mesh_dim_names=names)
