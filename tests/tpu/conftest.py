@@ -16,7 +16,7 @@ NUM_DEVICES = 4
 collect_ignore_glob = [] if importlib.util.find_spec("torch_xla") else ["test_*.py"]
 os.environ.setdefault("PJRT_DEVICE", "CPU")
 os.environ.setdefault("CPU_NUM_DEVICES", str(NUM_DEVICES))
-# A quarter of the time to compile; what is compiled is slower.
+# Compiles faster; what is compiled is slower.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
