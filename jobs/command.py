@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from semantica.config import fail, from_args, take_flag
-from semantica.errors import DataError, SemanticaError
+from semantica.errors import DataError, SemanticaError, Stopped
 from semantica.presets import PRESETS, PipelineConfig, preset
 from semantica.storage import explained, is_storage_error
 
@@ -33,6 +33,9 @@ def run(
         about = inspect.cleandoc(cls.__doc__ or "")
         text = f"{description}\n\n{about}\n\n--preset NAME (default {default_preset}) sets the defaults: {', '.join(PRESETS)}."
         call(from_args(cls, words, prog=f"python -m {prog}", description=text, defaults=defaults))
+    except Stopped as stopped:  # as asked: nothing went wrong
+        print(stopped)
+        return 0
     except SemanticaError as error:
         return fail(error)
     except Exception as error:

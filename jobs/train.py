@@ -11,8 +11,7 @@ import tyro
 
 from jobs.command import run
 from semantica.config import config
-from semantica.distributed.session import say
-from semantica.distributed.train import TrainingStopped, train
+from semantica.distributed.train import train
 from semantica.runtime import Runtime
 from semantica.training.recipe import TrainConfig
 
@@ -32,20 +31,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The exit code of the job."""
     return run(
         TrainJob,
-        _train,
+        lambda job: train(job.train, encodings=job.encodings, selection=job.selection, out=job.out, runtime=job.runtime),
         prog="jobs.train",
         description="Train the denoiser on the selected pairs. "
         "Stopped by Ctrl-C or SIGTERM it saves first and ends with 0; the same command goes on.",
         sections=lambda p: {"train": p.train},
         argv=argv,
     )
-
-
-def _train(job: TrainJob) -> None:
-    try:
-        train(job.train, encodings=job.encodings, selection=job.selection, out=job.out, runtime=job.runtime)
-    except TrainingStopped as stopped:  # as asked: nothing went wrong
-        say(str(stopped))
 
 
 if __name__ == "__main__":

@@ -16,5 +16,9 @@ class DataError(SemanticaError):
     """Input or a stage's output that is missing, incomplete, damaged, or made by something else."""
 
 
+class Stopped(SemanticaError):
+    """The user asked to stop. What was done is saved, the output is not finished, and the same command goes on: no failure."""
+
+
 class WeightsError(SemanticaError):
     """Pretrained weights or a checkpoint that are missing, damaged, or not what their name says."""

@@ -24,7 +24,7 @@ from semantica.distributed.training_reports import Follower, Mailbox
 from semantica.distributed.training_worker import train_on_worker
 from semantica.distributed.xla import XlaConfig, tpu_scaling
 from semantica.encoders.on_the_fly import tokens_on_the_fly
-from semantica.errors import ConfigError, DataError, SemanticaError
+from semantica.errors import ConfigError, DataError, Stopped
 from semantica.generation.conditions import HELD_OUT
 from semantica.pairs.loader import PairLoader
 from semantica.runtime import ClusterConfig, Runtime
@@ -38,10 +38,6 @@ from semantica.training.watch import NonFiniteError
 MODEL, CHECKPOINTS = "model", "checkpoints"
 
 
-class TrainingStopped(SemanticaError):
-    """Training was asked to stop, and has been saved. The output is not finished."""
-
-
 def train(
     config: TrainConfig,
     *,
@@ -53,7 +49,7 @@ def train(
 ) -> Manifest:
     """Train on the pairs of `selection` and put the checkpoint in `out`/model. Returns the stage's manifest.
 
-    Raises TrainingStopped when Ctrl-C or SIGTERM asked for it: called again, it goes on. A second signal raises KeyboardInterrupt.
+    Raises Stopped when Ctrl-C or SIGTERM asked for it: called again, it goes on. A second signal raises KeyboardInterrupt.
     """
     encodings, selection = location(encodings), location(selection)
     source, chosen = read_manifest(encodings, "encodings"), read_manifest(selection, "selection")
@@ -113,7 +109,7 @@ def train(
             raise NonFiniteError(reason)
         stopped, num_groups, failures = ray.get(job["control"].outcome.remote())
         if stopped is not None or not ended:
-            raise TrainingStopped(_stopped(stopped, config, folder))
+            raise Stopped(_stopped(stopped, config, folder))
         if num_groups > 1:
             session.notes.append(f"{num_groups} groups of workers, one after the other; {len(failures)} of them failed")
         latest = Keeper(folder / CHECKPOINTS, config.keep).newest()

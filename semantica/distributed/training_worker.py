@@ -101,6 +101,7 @@ def _fit(config: TrainConfig, job: dict[str, Any], keeper: Keeper, start: Checkp
         num_threads=job["loader_threads"],
     )
     samples: list[TrainingSamples] = []  # made when first asked for
+    recent: list[float] = []  # losses of the reports since the last save
     reporter = Reporter(mailbox, job["run"], Journal(Path(job["journal"]))) if rank == 0 else None
     orders = Orders(pulse)
     reached = start.step if start else 0
@@ -114,6 +115,7 @@ def _fit(config: TrainConfig, job: dict[str, Any], keeper: Keeper, start: Checkp
 
     def on_report(report: StepReport) -> None:
         saver.check()  # a training that cannot be saved is stopped now, not at the next save
+        recent.append(report.loss)
         if reporter is not None:
             reporter.put({"step": report.step, "metrics": report.metrics(), "levels": report.levels})
 
@@ -128,8 +130,10 @@ def _fit(config: TrainConfig, job: dict[str, Any], keeper: Keeper, start: Checkp
     def on_checkpoint(state: TrainState) -> None:
         nonlocal reached
         reached = state.step
+        metric = sum(recent) / len(recent) if recent else None
+        recent.clear()
         if share.replica == 0:  # other copies are the same
-            saver.save(state)
+            saver.save(state, metric)
         elif mesh and mesh.split_weights:
             state.snapshot()  # the chips of all hosts bring split weights together
 

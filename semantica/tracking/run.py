@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from semantica.config import config, require
-from semantica.errors import ConfigError
+from semantica.errors import ConfigError, Stopped
 from semantica.storage import Location, explained
 from semantica.tracking import sender
 from semantica.tracking.sender import Sender
@@ -167,7 +167,9 @@ def start_run(
     place: Place | None = None,
     tracking: TrackingConfig | None = None,
 ) -> Iterator[Run]:
-    """A Run that ends FINISHED, or FAILED when the block raises; with the same `place` it is the same run in MLflow again.
+    """A Run that ends FINISHED, KILLED when the block was stopped, or FAILED when it raises.
+
+    With the same `place` it is the same run in MLflow again.
 
     tracking: how long the end waits, and what is sampled; None waits 30 s and samples nothing.
     """
@@ -200,6 +202,9 @@ def start_run(
         with sampling(run.metrics, tracking.system_metrics_s, sending.spec.started_ms):
             yield run
         status = "FINISHED"
+    except (Stopped, KeyboardInterrupt):
+        status = "KILLED"
+        raise
     finally:
         run._append("status", {"status": status})
         _end(run, sending, tracking.flush_s)

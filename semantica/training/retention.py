@@ -14,7 +14,7 @@ class KeepConfig:
     """What stays while training. A checkpoint stays when any of the rules wants it. All numbers are choices [C]."""
 
     last: int = 2  # the newest ones; a second one is what is left when the newest is damaged
-    best: int = 0  # those with the best metric, of those that were saved with one
+    best: int = 0  # those with the best metric: `jobs.train` gives the mean loss of the reports since the save before
     best_is: Literal["lowest", "highest"] = "lowest"  # a loss or a Fréchet distance: lowest
     every_steps: int = 0  # those of a step that this divides, for good; 0: none
 
