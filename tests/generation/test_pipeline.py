@@ -21,6 +21,7 @@ from semantica.errors import ConfigError, DataError, WeightsError
 from semantica.generation.conditioning_images import ConditioningImages, square_of
 from semantica.generation.generate import GenerateConfig, sample_pictures
 from semantica.pairs.scores import pooled_rows
+from semantica.schemas import token_rows
 
 
 @pytest.fixture(scope="module")
@@ -93,14 +94,14 @@ def test_a_stored_picture_given_back_is_conditioned_on_as_encode_did(runs, pictu
     """Bit for bit, whether or not the size of stored pictures is known; the encodings were made in batches of one, as here."""
     folder = runs.plain.folder / "encodings"
     table = read_shard(folder, read_manifest(folder, "encodings").shards()[0])
-    rows = zip(table["images"].to_pylist(), pooled_rows(table["pooled"]), table["tokens"].to_pylist(), strict=True)
+    rows = zip(table["images"].to_pylist(), pooled_rows(table["pooled"]), token_rows(table["tokens"]), strict=True)
     conditioning = ConditioningImages(load_encoder(runs.plain.settings.encoder), 1, picture_px)
     compared = 0
     for images, pooled, tokens in rows:
         given = [[Image.open(io.BytesIO(image["bytes"]))] for image in images]
         cond, _ = conditioning(given)
         assert np.array_equal(cond.pooled[:, 0].numpy(), np.asarray(pooled, np.float32))
-        assert np.array_equal(cond.tokens[:, 0].flatten(1).numpy(), np.array(tokens, np.float32))
+        assert np.array_equal(cond.tokens[:, 0].flatten(1).numpy(), tokens.astype(np.float32))
         compared += len(given)
     assert compared == 20
 
