@@ -136,8 +136,9 @@ def test_a_killed_training_job_goes_on_and_ends_with_the_same_weights(small_run:
     assert sorted(m.step for m in client.get_metric_history(run.info.run_id, "loss")) == list(range(2, 61, 2))
     manifests = {name: read_manifest(path, name).hash for name, path in inputs.items()}
     assert {name: run.data.tags[f"semantica.inputs.{name}"] for name in manifests} == manifests
-    assert run.data.tags["semantica.manifest"] == read_manifest(tmp_path / "killed", "checkpoint").hash
-    assert run.data.tags["semantica.config_hash"] == config_hash(config)
+    made = read_manifest(tmp_path / "killed", "checkpoint")
+    assert run.data.tags["semantica.manifest"] == made.hash
+    assert run.data.tags["semantica.config_hash"] == config_hash(made.config)
     assert not list(tmp_path.glob(".*.tracking"))
     train(config, **inputs, out=tmp_path / "whole", runtime=small_run.runtime)
     resumed, whole = (open_checkpoint(tmp_path / name / MODEL) for name in ("killed", "whole"))
