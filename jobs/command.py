@@ -34,7 +34,7 @@ def run(
         text = f"{description}\n\n{about}\n\n--preset NAME (default {default_preset}) sets the defaults: {', '.join(PRESETS)}."
         call(from_args(cls, words, prog=f"python -m {prog}", description=text, defaults=defaults))
     except Stopped as stopped:  # as asked: nothing went wrong
-        print(stopped)
+        print(stopped, file=sys.stderr)
         return 0
     except SemanticaError as error:
         return fail(error)
