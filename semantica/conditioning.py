@@ -57,6 +57,11 @@ class Conditioning:
         """True where a row is conditioned on no image."""
         return ~self.present.any(1)
 
+    @property
+    def asks(self) -> Bool[Tensor, " b"]:
+        """True where a row asks for a similarity."""
+        return ~self.similarity.isnan()
+
     def null(self) -> Conditioning:
         """The same rows with null conditioning: no image, no similarity."""
         return self.dropped(torch.ones_like(self.is_null))

@@ -1,8 +1,8 @@
 """Classifier-free guidance: a Denoise in, a Denoise out. It wraps the network's Denoise and is handed to a sampler.
 
 Plain guidance is the paper's; over w = 1 it over-saturates. `GuidanceConfig` holds what the field does against that, each piece
-off by default and a function of its own here. They compose in one order: the update is projected, the sum rescaled, the interval
-chosen, the result thresholded; then the sampler clips.
+off by default and a function of its own here. They compose in one order: what a requested similarity changes is strengthened, the
+update is projected, the sum rescaled, the interval chosen, the result thresholded; then the sampler clips.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ PIXELS = (1, 2, 3)
 class GuidanceConfig:
     """What goes beyond the paper's plain w. The defaults are plain guidance, bit for bit."""
 
+    # What a requested similarity weighs by itself (`requested`), at every level; nothing for rows that ask for none.
+    request: float = 0.0
     # Levels (logsnr) from low to high where w holds; outside it is 0, at half the cost (Kynkäänniemi 2024; -2 ln of their sigma).
     interval: tuple[float, float] | None = None
     # Adaptive projected guidance (Sadat 2024): the share of the update along x_hat that stays (eta; they use 0), the L2 norm over
@@ -35,6 +37,7 @@ class GuidanceConfig:
     threshold: float | None = None  # the quantile of dynamic thresholding (Saharia 2022); 0.995 is usual
 
     def __post_init__(self) -> None:
+        require(self.request >= 0, "guidance.request", "0 or more", self.request)
         if self.interval is not None:
             require(self.interval[0] < self.interval[1], "guidance.interval", "(low, high) with low < high", self.interval)
         require(0 <= self.parallel <= 1, "guidance.parallel", "in [0, 1]", self.parallel)
@@ -47,14 +50,16 @@ class GuidanceConfig:
 def guided(denoise: Denoise, w: float, config: GuidanceConfig = GuidanceConfig()) -> Denoise:  # noqa: B008 - it is frozen
     """(1 + w) conditional - w unconditional, as `config` refines it. w = 0 is none: the conditional model itself, bit for bit.
 
-    That costs one call of B rows, any other w one call of 2 B rows. Nothing is clipped here: the sampler clips once, after the
-    branches are combined. At fixed z the maps between x, eps and v are affine with weights that sum alike, so it does not matter
-    which of them is combined.
+    That costs one call of B rows, any other w one call of 2 B rows; `config.request` one row more for each that asks. Nothing is
+    clipped here: the sampler clips once, after the branches are combined. At fixed z the maps between x, eps and v are affine with
+    weights that sum alike, so it does not matter which of them is combined.
 
     `config.threshold` holds for w = 0 and outside the interval too. What it leaves lies in [-1, 1], where the sampler's clip
     changes nothing. With an interval, each step asks the device which of its rows lie inside. With momentum, the Denoise remembers
     the last step of a run; take a new one for a run that begins at a higher logsnr than the last one with this cond ended at.
     """
+    if config.request != 0:
+        denoise = requested(denoise, config.request)
     whole = denoise if w == 0 else _combined(denoise, w, config)
     return whole if config.threshold is None else thresholded(whole, config.threshold)
 
@@ -83,6 +88,32 @@ def _combined(denoise: Denoise, w: float, config: GuidanceConfig) -> Denoise:
         return x_hat if inside is None else torch.where(inside[:, None, None, None], x_hat, conditional)
 
     return combined
+
+
+def requested(denoise: Denoise, weight: float) -> Denoise:
+    """x_hat + weight · (x_hat - what x_hat would be without a requested similarity), for rows that ask for one.
+
+    Guidance of the request alone, as w is of images and request together, where the images have most of the say. Under `guided`
+    the whole is unconditional + (1 + w) · (images only - unconditional) + (1 + w) (1 + weight) · (both - images only): the two
+    scales of InstructPix2Pix (Brooks 2023, eq. 3). One call of one row more for each that asks; rows that do not are left alone.
+    """
+
+    def with_unasked(cond: Conditioning) -> tuple[Conditioning, Tensor]:
+        asks = cond.asks.nonzero().squeeze(1)
+        rows = torch.cat([torch.arange(len(cond), device=asks.device), asks])
+        return cond[rows].of_any_similarity(torch.arange(len(rows), device=asks.device) >= len(cond)), asks
+
+    rows_of = memoised(with_unasked)
+
+    def denoise_requested(z: Pictures, logsnr: LogSNR, cond: Conditioning) -> Pictures:
+        whole, asks = rows_of(cond)
+        if len(asks) == 0:
+            return denoise(z, logsnr, cond)
+        both = denoise(torch.cat([z, z[asks]]), torch.cat([logsnr, logsnr[asks]]), whole)
+        x_hat, unasked = both[: len(z)], both[len(z) :]
+        return x_hat.index_add(0, asks, x_hat[asks] - unasked, alpha=weight)
+
+    return denoise_requested
 
 
 class _Momentum:

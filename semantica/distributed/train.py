@@ -21,12 +21,11 @@ from semantica.distributed.training_elastic import ElasticTrainer
 from semantica.distributed.training_guard import Groups, Guard, run_until_asked
 from semantica.distributed.training_history import HISTORY, JOURNAL, complete_history
 from semantica.distributed.training_reports import Follower, Mailbox
-from semantica.distributed.training_worker import train_on_worker
+from semantica.distributed.training_worker import train_on_worker, training_loader
 from semantica.distributed.xla import XlaConfig, tpu_scaling
 from semantica.encoders.on_the_fly import tokens_on_the_fly
 from semantica.errors import ConfigError, DataError, Stopped
 from semantica.generation.conditions import HELD_OUT
-from semantica.pairs.loader import PairLoader
 from semantica.runtime import ClusterConfig, Runtime
 from semantica.storage import Location, location, uri
 from semantica.tracking import Run
@@ -60,18 +59,9 @@ def train(
             "ingest with held_out_share above 0, or leave it out"
         )
     # Refused here, before any worker starts: the loader checks selection against encodings and the lanes.
-    PairLoader(
-        encodings,
-        selection,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        num_lanes=config.num_lanes,
-        window_groups=config.window_groups,
-        resolution_px=config.denoiser.resolution_px,
-        max_images=config.denoiser.max_images,
-        world=runtime.cluster.num_workers,
-        max_open_bytes=runtime.cluster.loader_mb * 2**20,
-        tokens_of=tokens_on_the_fly(source),
+    cluster = runtime.cluster
+    training_loader(
+        config, encodings, selection, loader_mb=cluster.loader_mb, world=cluster.num_workers, tokens_of=tokens_on_the_fly(source)
     )
     folder = out.absolute()
     stage = StageOutput(folder, "checkpoint", _identity(config), {"encodings": source.hash, "selection": chosen.hash})
@@ -194,6 +184,7 @@ def _trainer(job: dict[str, Any], config: TrainConfig, cluster: ClusterConfig, o
     )
     if isinstance(trainer, ElasticTrainer):
         trainer.num_lanes, trainer.control = config.num_lanes, job["control"]
+        trainer.multiple_of = config.compute.shard_workers or 1
     return trainer
 
 

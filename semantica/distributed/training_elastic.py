@@ -1,5 +1,6 @@
-"""How many workers an elastic training has: Ray's own policy, kept to the numbers that divide the lanes of the data. In: what the
-cluster has free. Out: a group that shrinks when machines go and grows when they come, saved before it grows.
+"""How many workers an elastic training has: Ray's own policy, kept to the numbers that divide the lanes of the data and that can
+share the state as the config says. In: what the cluster has free. Out: a group that shrinks when machines go and grows when they
+come, saved before it grows.
 """
 
 from __future__ import annotations
@@ -18,21 +19,22 @@ from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScali
 _log = logging.getLogger(__name__)
 
 
-def largest_world(possible: int, num_lanes: int) -> int:
-    """The largest number of workers that divides num_lanes and is at most `possible`; 0 when there is none."""
-    return max((world for world in range(1, min(possible, num_lanes) + 1) if num_lanes % world == 0), default=0)
+def largest_world(possible: int, num_lanes: int, multiple_of: int = 1) -> int:
+    """The largest multiple of `multiple_of` that divides num_lanes and is at most `possible`; 0 when there is none."""
+    worlds = range(multiple_of, min(possible, num_lanes) + 1, multiple_of)
+    return max((world for world in worlds if num_lanes % world == 0), default=0)
 
 
 class LanesPolicy(ElasticScalingPolicy):  # type: ignore[misc]
-    """Ray's elastic policy, whose numbers of workers divide num_lanes. Before a group that runs is resized it is saved."""
+    """Ray's elastic policy, with the numbers of workers of `largest_world`. Before a group that runs is resized it is saved."""
 
-    def __init__(self, scaling_config: Any, num_lanes: int, control: Any) -> None:
+    def __init__(self, scaling_config: Any, num_lanes: int, multiple_of: int, control: Any) -> None:
         super().__init__(scaling_config)
-        self.num_lanes, self.control = num_lanes, control
+        self.num_lanes, self.multiple_of, self.control = num_lanes, multiple_of, control
         self._asked = float("-inf")  # time.monotonic() of the last save that was asked for
 
     def _count_possible_workers(self, reserved_resources: Any) -> int:
-        return largest_world(super()._count_possible_workers(reserved_resources), self.num_lanes)
+        return largest_world(super()._count_possible_workers(reserved_resources), self.num_lanes, self.multiple_of)
 
     def _get_reserved_resources(self) -> Any:
         """A fresh look. Ray's own is up to 20 s old, and a group that counts on a machine that has gone waits for it in vain."""
@@ -61,8 +63,9 @@ class ElasticTrainer(TorchTrainer):  # type: ignore[misc]
     """A TorchTrainer whose policy is LanesPolicy. Ray has no public place for a policy: this is where its own is made."""
 
     num_lanes = 1
+    multiple_of = 1
     control: Any = None
 
     def _initialize_and_run_controller(self, **parts: Any) -> Result:
-        parts["scaling_policy"] = LanesPolicy(self.scaling_config, self.num_lanes, self.control)
+        parts["scaling_policy"] = LanesPolicy(self.scaling_config, self.num_lanes, self.multiple_of, self.control)
         return super()._initialize_and_run_controller(**parts)

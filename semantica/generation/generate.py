@@ -48,6 +48,8 @@ class GenerateConfig:
         require(len(set(self.guidance)) == len(self.guidance), "generate.guidance", "all different", self.guidance)
         similarity = self.similarity is None or -1 <= self.similarity <= 1
         require(similarity, "generate.similarity", "a cosine, in [-1, 1]", self.similarity)
+        request = self.beyond.request == 0 or self.similarity is not None
+        require(request, "generate.beyond.request", "0 without a similarity, whose guidance it is", self.beyond.request)
         for name in ("num_conditions", "samples_per_condition", "batch_size"):
             require(getattr(self, name) > 0, f"generate.{name}", "positive", getattr(self, name))
 
@@ -107,7 +109,8 @@ def sample_pictures(
 
     rows = model.rows_that_fit() if max_rows is None else max_rows
     with torch.inference_mode():
-        return in_chunks(draw, len(names), max(1, rows // (1 if guidance == 0 else 2)))
+        branches = 1 + (guidance != 0) + (config.beyond.request != 0 and bool(cond.asks.any()))
+        return in_chunks(draw, len(names), max(1, rows // branches))
 
 
 def to_pixels(x: Float[Tensor, "b 3 h w"]) -> UInt8[Tensor, "b 3 h w"]:

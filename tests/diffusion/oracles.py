@@ -57,7 +57,7 @@ def linear_network(z, logsnr, cond):
 
 
 def strength_of(cond):
-    return torch.where(cond.is_null, 0.3, cond.pooled.mean(dim=(1, 2)))
+    return torch.where(cond.is_null, 0.3, cond.pooled.mean(dim=(1, 2))) + 0.7 * cond.similarity.nan_to_num(0.0)
 
 
 def respond(z, logsnr, strength):

@@ -1,12 +1,13 @@
 """Guidance as identities: plain w, each refinement with its identity setting and its defining property, and what they cost."""
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
 import torch
 
 from semantica.config import from_dict, to_dict
-from semantica.diffusion.guidance import GuidanceConfig, guided, projected, rescaled, shortened, thresholded
+from semantica.diffusion.guidance import GuidanceConfig, guided, projected, requested, rescaled, shortened, thresholded
 from semantica.diffusion.process import denoise_with, eps_from_x, v_from_x
 from semantica.diffusion.samplers import SamplerConfig, ddim, ddpm, dpm_solver
 from semantica.diffusion.samplers.contract import step_levels
@@ -84,6 +85,54 @@ def test_guidance_of_null_rows_is_the_unconditional_model(z, cond):
 @pytest.mark.parametrize("identity", [{"interval": (-20.0, 20.0)}, {"parallel": 1.0}, {"momentum": 0.0}, {"rescale": 0.0}])
 def test_a_refinement_with_its_identity_setting_is_plain_guidance_bit_for_bit(z, cond, identity):
     assert torch.equal(guided(NETWORK, 1.5, GuidanceConfig(**identity))(z, LEVELS, cond), guided(NETWORK, 1.5)(z, LEVELS, cond))
+
+
+# A requested similarity
+
+
+@pytest.fixture
+def asking(cond):
+    """The middle row asks for no similarity."""
+    return replace(cond, similarity=torch.tensor([0.2, float("nan"), 0.9], dtype=torch.float64))
+
+
+def unasked(cond):
+    return cond.of_any_similarity(torch.ones(len(cond), dtype=torch.bool))
+
+
+def test_a_request_of_weight_zero_and_rows_that_ask_for_nothing_change_nothing_bit_for_bit(z, cond, asking):
+    for w in (0.0, 1.5):
+        assert torch.equal(
+            guided(NETWORK, w, GuidanceConfig(request=0.0))(z, LEVELS, asking), guided(NETWORK, w)(z, LEVELS, asking)
+        )
+        counting = Counting()
+        out = guided(counting, w, GuidanceConfig(request=2.0))(z, LEVELS, cond)
+        assert torch.equal(out, guided(NETWORK, w)(z, LEVELS, cond))
+        assert counting.batches == [3 if w == 0 else 6]
+
+
+def test_a_request_costs_one_row_for_each_that_asks_in_the_same_call(z, asking):
+    for w, rows in ((0.0, 5), (1.5, 8)):
+        counting = Counting()
+        guided(counting, w, GuidanceConfig(request=2.0))(z, LEVELS, asking)
+        assert counting.batches == [rows]
+
+
+def test_a_request_is_guided_by_itself_over_the_guided_images(z, asking):
+    """unconditional + (1 + w) (images - unconditional) + (1 + w) (1 + s) (both - images), row by row."""
+    w, s = 1.5, 2.0
+    both, images, nothing = (NETWORK(z, LEVELS, c) for c in (asking, unasked(asking), asking.null()))
+    expected = nothing + (1 + w) * (images - nothing) + (1 + w) * (1 + s) * (both - images)
+    torch.testing.assert_close(guided(NETWORK, w, GuidanceConfig(request=s))(z, LEVELS, asking), expected)
+    torch.testing.assert_close(requested(NETWORK, s)(z, LEVELS, asking), images + (1 + s) * (both - images))
+
+
+def test_a_run_prepares_a_requested_similarity_once(z, asking):
+    network = Preparing()
+    denoise = guided(denoise_with(network), 1.5, GuidanceConfig(request=2.0))
+    ddpm(denoise, asking, z, SCHEDULE, SamplerConfig(num_steps=10), noise_like(z, 9))
+    assert network.prepared == [8]
+    assert len(network.called) == 10
 
 
 # Interval
@@ -261,6 +310,7 @@ def test_settings_come_from_plain_values_and_back():
 @pytest.mark.parametrize(
     "changes",
     [
+        {"request": -1.0},
         {"interval": (1.0, 1.0)},
         {"parallel": -0.1},
         {"parallel": 1.1},

@@ -11,6 +11,7 @@ from semantica.distributed.training_control import Seen
 from semantica.distributed.training_elastic import largest_world
 from semantica.distributed.training_guard import culprits
 from semantica.distributed.training_history import JOURNAL, Journal, complete_history
+from semantica.training.compute import ComputeConfig
 
 
 def seen(rank: int, steps: int, silent_s: float, still_s: float) -> Seen:
@@ -31,6 +32,16 @@ def test_of_workers_that_all_answer_the_one_with_the_fewest_steps_is_killed() ->
 @pytest.mark.parametrize(("possible", "lanes", "world"), [(3, 4, 2), (5, 12, 4), (100, 64, 64), (63, 64, 32), (1, 7, 1), (0, 4, 0)])
 def test_an_elastic_group_is_the_largest_that_divides_the_lanes(possible: int, lanes: int, world: int) -> None:
     assert largest_world(possible, lanes) == world
+
+
+@pytest.mark.parametrize(
+    ("possible", "lanes", "of", "world"), [(7, 64, 2, 4), (3, 64, 4, 0), (12, 12, 3, 12), (11, 12, 3, 6), (5, 7, 2, 0)]
+)
+def test_an_elastic_group_can_share_the_state_as_the_config_says(possible: int, lanes: int, of: int, world: int) -> None:
+    """Between `of` workers, and nothing else: every number it is given is one that the recipe accepts."""
+    assert largest_world(possible, lanes, of) == world
+    if world:
+        ComputeConfig(parallel="hsdp", shard_workers=of).check_workers(world)
 
 
 def test_the_history_is_whole_after_a_kill_in_the_middle_of_a_line(tmp_path: Path) -> None:
