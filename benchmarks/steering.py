@@ -105,9 +105,7 @@ class Bench:
         sampler: SamplerConfig = SAMPLER,
     ) -> np.ndarray:
         """Pooled embeddings (n, D) of one sample for each row, row i from the same noise whatever else differs."""
-        # `cond` holds the similarity of each row; that of the configuration says only that there is one.
-        similarity = 0.0 if bool(cond.asks.any()) else None
-        config = GenerateConfig(sampler=sampler, beyond=beyond or GuidanceConfig(), similarity=similarity)
+        config = GenerateConfig(sampler=sampler, beyond=beyond or GuidanceConfig())
         names = [f"control/{i}" for i in range(len(cond))]
         pictures = [png_bytes(p) for p in sample_pictures(model, cond, names, guidance, config, max_rows=64)]
         return encode_pictures(pictures, self.encoder, 16).pooled.numpy()

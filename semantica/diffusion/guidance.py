@@ -1,7 +1,8 @@
 """Classifier-free guidance: a Denoise in, a Denoise out. It wraps the network's Denoise and is handed to a sampler.
 
 Plain guidance is the paper's; over w = 1 it over-saturates. `GuidanceConfig` holds what the field does against that, each piece
-off by default and a function of its own here. They compose in one order: what a requested similarity changes is strengthened, the
+off by default, and the guidance of a requested similarity, on by default and nothing where none is requested. Each is a function
+of its own here. They compose in one order: what a requested similarity changes is strengthened, the
 update is projected, the sum rescaled, the interval chosen, the result thresholded; then the sampler clips.
 """
 
@@ -22,10 +23,11 @@ PIXELS = (1, 2, 3)
 
 @config
 class GuidanceConfig:
-    """What goes beyond the paper's plain w. The defaults are plain guidance, bit for bit."""
+    """What goes beyond the paper's plain w. The defaults are plain guidance, bit for bit, where no similarity is asked for."""
 
-    # What a requested similarity weighs by itself (`requested`), at every level; nothing for rows that ask for none.
-    request: float = 0.0
+    # What a requested similarity weighs by itself (`requested`); nothing for rows that ask for none. At 0 samples hardly follow
+    # (docs/experiments.md).
+    request: float = 4.0
     # Levels (logsnr) from low to high where w holds; outside it is 0, at half the cost (Kynkäänniemi 2024; -2 ln of their sigma).
     interval: tuple[float, float] | None = None
     # Adaptive projected guidance (Sadat 2024): the share of the update along x_hat that stays (eta; they use 0), the L2 norm over
@@ -50,8 +52,8 @@ class GuidanceConfig:
 def guided(denoise: Denoise, w: float, config: GuidanceConfig = GuidanceConfig()) -> Denoise:  # noqa: B008 - it is frozen
     """(1 + w) conditional - w unconditional, as `config` refines it. w = 0 is none: the conditional model itself, bit for bit.
 
-    That costs one call of B rows, any other w one call of 2 B rows; `config.request` one row more for each that asks. Nothing is
-    clipped here: the sampler clips once, after the branches are combined. At fixed z the maps between x, eps and v are affine with
+    Conditional is what `requested` makes of rows that ask for a similarity. w = 0 costs one call of B rows, any other w one call of
+    2 B rows; `config.request` one row more for each that asks. Nothing is clipped here: the sampler clips once, after the branches are combined. At fixed z the maps between x, eps and v are affine with
     weights that sum alike, so it does not matter which of them is combined.
 
     `config.threshold` holds for w = 0 and outside the interval too. What it leaves lies in [-1, 1], where the sampler's clip

@@ -48,8 +48,6 @@ class GenerateConfig:
         require(len(set(self.guidance)) == len(self.guidance), "generate.guidance", "all different", self.guidance)
         similarity = self.similarity is None or -1 <= self.similarity <= 1
         require(similarity, "generate.similarity", "a cosine, in [-1, 1]", self.similarity)
-        request = self.beyond.request == 0 or self.similarity is not None
-        require(request, "generate.beyond.request", "0 without a similarity, whose guidance it is", self.beyond.request)
         for name in ("num_conditions", "samples_per_condition", "batch_size"):
             require(getattr(self, name) > 0, f"generate.{name}", "positive", getattr(self, name))
 

@@ -131,7 +131,7 @@ class Semantica:
         require(math.isfinite(guidance) and guidance >= 0, "guidance", "0 or more", guidance)
         rows, is_single = rows_of(images)
         asked = self.asked(rows, num_samples, similarity)
-        config = GenerateConfig(guidance=(float(guidance),), sampler=steps, beyond=beyond, similarity=similarity, seed=seed)
+        config = GenerateConfig(guidance=(float(guidance),), sampler=steps, beyond=beyond, seed=seed)
         if not rows:
             return []
         drawn = sample_pictures(self.model, asked.cond, asked.names, float(guidance), config)

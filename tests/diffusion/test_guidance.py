@@ -100,14 +100,18 @@ def unasked(cond):
     return cond.of_any_similarity(torch.ones(len(cond), dtype=torch.bool))
 
 
-def test_a_request_of_weight_zero_and_rows_that_ask_for_nothing_change_nothing_bit_for_bit(z, cond, asking):
+def test_a_request_of_weight_zero_is_guided_like_the_images_bit_for_bit(z, asking):
+    off = GuidanceConfig(request=0.0)
+    assert torch.equal(guided(NETWORK, 0.0, off)(z, LEVELS, asking), NETWORK(z, LEVELS, asking))
+    expected = 2.5 * NETWORK(z, LEVELS, asking) - 1.5 * NETWORK(z, LEVELS, asking.null())
+    assert torch.equal(guided(NETWORK, 1.5, off)(z, LEVELS, asking), expected)
+
+
+def test_where_no_similarity_is_requested_its_guidance_changes_and_costs_nothing(z, cond):
     for w in (0.0, 1.5):
-        assert torch.equal(
-            guided(NETWORK, w, GuidanceConfig(request=0.0))(z, LEVELS, asking), guided(NETWORK, w)(z, LEVELS, asking)
-        )
         counting = Counting()
         out = guided(counting, w, GuidanceConfig(request=2.0))(z, LEVELS, cond)
-        assert torch.equal(out, guided(NETWORK, w)(z, LEVELS, cond))
+        assert torch.equal(out, guided(NETWORK, w, GuidanceConfig(request=0.0))(z, LEVELS, cond))
         assert counting.batches == [3 if w == 0 else 6]
 
 
