@@ -53,8 +53,9 @@ def guided(denoise: Denoise, w: float, config: GuidanceConfig = GuidanceConfig()
     """(1 + w) conditional - w unconditional, as `config` refines it. w = 0 is none: the conditional model itself, bit for bit.
 
     Conditional is what `requested` makes of rows that ask for a similarity. w = 0 costs one call of B rows, any other w one call of
-    2 B rows; `config.request` one row more for each that asks. Nothing is clipped here: the sampler clips once, after the branches are combined. At fixed z the maps between x, eps and v are affine with
-    weights that sum alike, so it does not matter which of them is combined.
+    2 B rows; `config.request` one row more for each that asks. Nothing is clipped here: the sampler clips once, after the branches
+    are combined. At fixed z the maps between x, eps and v are affine with weights that sum alike, so it does not matter which of
+    them is combined.
 
     `config.threshold` holds for w = 0 and outside the interval too. What it leaves lies in [-1, 1], where the sampler's clip
     changes nothing. With an interval, each step asks the device which of its rows lie inside. With momentum, the Denoise remembers
