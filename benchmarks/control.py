@@ -182,13 +182,23 @@ def main() -> None:
     parser.add_argument(
         "--model", type=Path, help="the checkpoint that an earlier run left in a folder of yours; else trained anew"
     )
+    parts = ("similarity", "images", "guidance", "samplers")
+    parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
     options = parser.parse_args()
     bench = Bench(options.run.absolute())
-    with tempfile.TemporaryDirectory() as scratch:
-        checkpoint = open_checkpoint(options.model) if options.model else trained(bench, options.steps, Path(scratch))
-        model = Model.of(checkpoint)
-    measured = [*similarity_table(bench, model, options.num), *images_table(bench, model, options.trials)]
-    measured += [*guidance_table(bench, options.num), *sampler_table(bench, options.num)]
+    measured: list[Measured] = []
+    if {"similarity", "images"} & set(options.parts):
+        with tempfile.TemporaryDirectory() as scratch:
+            checkpoint = open_checkpoint(options.model) if options.model else trained(bench, options.steps, Path(scratch))
+            model = Model.of(checkpoint)
+        if "similarity" in options.parts:
+            measured += similarity_table(bench, model, options.num)
+        if "images" in options.parts:
+            measured += images_table(bench, model, options.trials)
+    if "guidance" in options.parts:
+        measured += guidance_table(bench, options.num)
+    if "samplers" in options.parts:
+        measured += sampler_table(bench, options.num)
     print(record("control", measured))
 
 
