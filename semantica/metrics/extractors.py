@@ -21,7 +21,7 @@ from semantica.metrics.inception import inception_features, load_inception
 from semantica.metrics.perceptual import LPIPS, LPIPS_TRUNK, load_lpips, load_shift_tolerant_lpips, perceptual_distance
 from semantica.metrics.perceptual import ST_LPIPS as ST_LPIPS_NAME
 from semantica.packages import FID_INCEPTION, ST_LPIPS, cache_folder, package_folder
-from semantica.schemas import FEATURES
+from semantica.schemas import HELD_OUT_FEATURES
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Extractors:
                         "perceptual": distance[i],
                     }
                 )
-        return pa.Table.from_pylist(rows, schema=FEATURES)
+        return pa.Table.from_pylist(rows, schema=HELD_OUT_FEATURES)
 
     def _distances(self, chunk: Sequence[Picture], images: Tensor) -> list[float | None]:
         conditions = [p.condition_pixels for p in chunk if p.condition_pixels is not None]

@@ -60,9 +60,10 @@ def own_and_other(
     present, position = np.unique(condition_of_sample, return_inverse=True)
     if len(present) < 2:
         raise DataError(f"similarity: expected samples of at least 2 conditioning pictures, got {len(present)}")
-    cosine = _unit(sample_features, mean, "sample") @ _unit(condition_features, mean, "condition").T
-    own_of_sample = cosine[np.arange(len(cosine)), condition_of_sample]
-    other_of_sample = (cosine.sum(axis=1) - own_of_sample) / (num_conditions - 1)
+    samples, conditions = _unit(sample_features, mean, "sample"), _unit(condition_features, mean, "condition")
+    # The sum of all cosines is the product with the sum of the vectors: of 50,000 pictures the whole matrix would take 20 GB.
+    own_of_sample = np.einsum("sd,sd->s", samples, conditions[condition_of_sample])
+    other_of_sample = (samples @ conditions.sum(axis=0) - own_of_sample) / (num_conditions - 1)
     samples_of = np.bincount(position)
     own = np.bincount(position, weights=own_of_sample) / samples_of
     other = np.bincount(position, weights=other_of_sample) / samples_of
