@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import itertools
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,8 +20,8 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from semantica.errors import DataError
-
-Number = float | int
+from semantica.metrics.protocol import Protocol
+from semantica.metrics.written import Number
 
 _INK = "#010203"  # stands for currentColor until the SVG is written
 _COLOURS = ("#3f86c9", "#d67d1e", "#2f9e77", "#b065c0", "#cf4f58", "#8a8a2b")
@@ -50,7 +51,11 @@ _SETTINGS: dict[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """One chart: named series of (xs, ys), drawn in order; `point_labels` (by series) writes e.g. w beside each point."""
+    """One chart: named series of (xs, ys), drawn in order; `point_labels` (by series) writes e.g. w beside each point.
+
+    `x_error` and `y_error` (by series) are standard errors, as many as points, None where none is known; `error_of` says what
+    they were taken over.
+    """
 
     title: str
     x_label: str
@@ -60,6 +65,10 @@ class Curve:
     log_x: bool = False
     log_y: bool = False
     point_labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    x_error: Mapping[str, Sequence[Number | None]] = field(default_factory=dict)
+    y_error: Mapping[str, Sequence[Number | None]] = field(default_factory=dict)
+    error_of: str = ""
+    protocol: str | Protocol = ""
 
     def __post_init__(self) -> None:
         for name, (xs, ys) in self.series.items():
@@ -67,6 +76,13 @@ class Curve:
                 raise DataError(f"curve {self.title!r}: expected as many ys as xs in {name!r}, got {len(xs)} and {len(ys)}")
             if len(self.point_labels.get(name, xs)) != len(xs):
                 raise DataError(f"curve {self.title!r}: expected {len(xs)} point labels in {name!r}")
+        for what, errors in (("x_error", self.x_error), ("y_error", self.y_error)):
+            for name, values in errors.items():
+                expected = len(self.series[name][0]) if name in self.series else 0
+                if len(values) != expected or any(value is not None and not value >= 0 for value in values):
+                    raise DataError(
+                        f"curve {self.title!r}: expected {expected} numbers of at least 0 in {what} of {name!r}, got {list(values)}"
+                    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,9 +113,10 @@ def curve_svg(curve: Curve) -> str:
             look = index % len(_COLOURS)
             marker = _MARKERS[look] if len(xs) <= _MARKED_POINTS else None
             style: dict[str, Any] = {"color": _COLOURS[look], "linestyle": _DASHES[look], "marker": marker, "markersize": 4.5}
-            axes.plot(xs, ys, label=name, linewidth=1.6, **style)
+            bars = {"xerr": _bars(curve.x_error.get(name)), "yerr": _bars(curve.y_error.get(name))}
+            axes.errorbar(xs, ys, **bars, label=name, linewidth=1.6, elinewidth=1.1, capsize=2.5, **style)
             for x, y, label in zip(xs, ys, curve.point_labels.get(name, ()), strict=False):
-                axes.annotate(label, (x, y), xytext=(6, 5), textcoords="offset points", fontsize=8.5)
+                axes.annotate(label, (x, y), xytext=(5, 5), textcoords="offset points", fontsize=9)
         axes.set_xlabel(curve.x_label)
         axes.set_ylabel(curve.y_label)
         for axis, is_log, set_scale in ((axes.xaxis, curve.log_x, axes.set_xscale), (axes.yaxis, curve.log_y, axes.set_yscale)):
@@ -142,6 +159,10 @@ def histogram_svg(histogram: Histogram) -> str:
         axes.set_ylabel("count")
         alt = f"{histogram.title}: {sum(histogram.counts)} values, {histogram.share_inside:.1%} between {low:g} and {high:g}"
         return _svg(canvas, alt)
+
+
+def _bars(errors: Sequence[Number | None] | None) -> list[float] | None:
+    return None if errors is None else [math.nan if error is None else float(error) for error in errors]
 
 
 def _page_font(found: re.Match[str]) -> str:
