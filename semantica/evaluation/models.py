@@ -56,6 +56,11 @@ def _name_of(path: str) -> str:
     return parts[-1].removesuffix(".parquet") if parts else ""
 
 
+def last_of_runs(models: Sequence[EvaluatedModel]) -> list[str]:
+    """The name of each run's model that was trained longest."""
+    return list({model.run: model.name for model in models}.values())
+
+
 def open_models(paths: dict[str, str], *, every_step: bool) -> list[EvaluatedModel]:
     """The models at `paths`: a checkpoint, or an output of jobs.train, of which every_step gives all kept checkpoints, else the last.
 
@@ -66,7 +71,7 @@ def open_models(paths: dict[str, str], *, every_step: bool) -> list[EvaluatedMod
         folder = Path(path).expanduser().absolute()
         by_step = {c.step: c for c in map(open_checkpoint, _folders(folder, every_step=every_step))}
         models = [by_step[step] for step in sorted(by_step)][0 if every_step else -1 :]
-        found += [EvaluatedModel(run if len(models) == 1 else f"{run}@{c.step}", run, c) for c in models]
+        found += [EvaluatedModel(run if len(models) == 1 else f"{run}-step{c.step}", run, c) for c in models]
     sides = {model.name: model.checkpoint.config.denoiser.resolution_px for model in found}
     if len(set(sides.values())) > 1:
         shown = ", ".join(f"{name} {side} px" for name, side in sides.items())

@@ -118,11 +118,11 @@ def batches(requests: Iterable[Request], size: int, drawn: Collection[str] = ())
                 yield Batch(guidance, seed, tuple(left))
 
 
-def cells_of(settings: EvaluationConfig, models: Sequence[str], data: Sequence[str]) -> list[Cell]:
-    """Every cell that the protocols ask for, each once, in a fixed order."""
+def cells_of(settings: EvaluationConfig, models: Sequence[str], last: Sequence[str], data: Sequence[str]) -> list[Cell]:
+    """Every cell that the protocols ask for, each once, in a fixed order. last: of each run the last model; training is of all."""
     found: dict[Cell, None] = {}
     for protocol in settings.protocol:
-        for model in models:
+        for model in models if protocol == "training" else last:
             for name in data:
                 found.update(dict.fromkeys(_cells(protocol, Cell(model, name, "pictures"), settings)))
     return list(found)
