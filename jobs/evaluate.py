@@ -52,7 +52,13 @@ def call(job: EvaluateJob, command: str) -> None:
     if job.samples is None:
         checkpoints, data = named(job.checkpoint, "checkpoint"), named(job.data, "data")
         evaluate(
-            job.evaluation, checkpoints=checkpoints, data=data, out=job.out, runtime=job.runtime, encoder=job.encoder, command=command
+            job.evaluation,
+            checkpoints=checkpoints,
+            data=data,
+            out=job.out,
+            runtime=job.runtime,
+            encoder=job.encoder,
+            command=command,
         )
         print(f"Report: {job.out.absolute() / 'report.html'}")
         return

@@ -45,7 +45,10 @@ class _DrawBatch:
 
     def __call__(self, shard: dict[str, Any]) -> dict[str, int]:
         batch = Batch.from_dict(shard["batch"])
-        wanted = [(Candidate(r.image_id, episode), Place(*place)) for r, (episode, place) in zip(batch.requests, shard["lie"], strict=True)]
+        wanted = [
+            (Candidate(r.image_id, episode), Place(*place))
+            for r, (episode, place) in zip(batch.requests, shard["lie"], strict=True)
+        ]
         pictures = draw(self.model, self.conditions.read(wanted), batch, self.settings)
         episodes = {candidate.image_id: candidate.episode_id for candidate, _ in wanted}
         names = [request.name for request in batch.requests]

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 
 from semantica.config import to_dict
-from semantica.datasets import read_manifest
 from semantica.distributed.draw import draw_samples
 from semantica.distributed.evaluation_sets import prepare_set
 from semantica.distributed.measure import measure, picture_work, sample_work
@@ -164,7 +163,9 @@ def _measure(
             needed.update(dict.fromkeys([*conditions, *measurer.reference(the_set, conditions)]))
         work = picture_work(the_set.encodings, {image_id: the_set.pictures[image_id].place for image_id in needed})
         for model in job.models:
-            wanted = {r.name: r.image_id for cell, of in requests.items() if (cell.model, cell.data) == (model.name, name) for r in of}
+            wanted = {
+                r.name: r.image_id for cell, of in requests.items() if (cell.model, cell.data) == (model.name, name) for r in of
+            }
             if wanted:
                 work += sample_work(job.samples_of(model, name), the_set, wanted)
         measure(

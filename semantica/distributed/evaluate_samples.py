@@ -1,6 +1,6 @@
-"""The demo's evaluation: samples of jobs.generate + encodings -> figures and the report, by actors that hold the networks (Ray Data).
+"""The demo's evaluation: samples of jobs.generate + encodings -> figures and the report, by actors that hold the networks.
 
-Beside what the protocols of `evaluate` measure it compares training pictures and noise with held-out pictures, at a few dozen samples.
+Beside what the protocols of `evaluate` measure, it compares training pictures and noise with held-out pictures.
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ def prepare_set(
     runtime: Runtime,
     parent: Run | None,
 ) -> EvaluationSet:
-    """The evaluation set at `root`, encoded with the encoder of the checkpoint. encoder: a folder of its weights, "" where they lie.
+    """The evaluation set at `root`, encoded with the checkpoint's encoder. encoder: a folder of its weights, "" where they lie.
 
     Raises DataError for data that is no set, and when the encoder is not the one that the checkpoint was trained with.
     """
@@ -115,9 +115,7 @@ def prepare_set(
             raise DataError(f"--data {name}: no pictures in the {len(empty)} folders of {root}")
         ingest(ingest_settings(found.source, picture_px), root=root, out=episodes, runtime=runtime, parent=parent)
     values = dict(checkpoint.provenance.encoder["config"]) | ({"weights": encoder} if encoder else {})
-    settings = EncodeConfig(
-        encoder=from_dict(EncoderConfig, values), store_tokens=False, batch_size=batch_size, rows_per_group=1
-    )
+    settings = EncodeConfig(encoder=from_dict(EncoderConfig, values), store_tokens=False, batch_size=batch_size, rows_per_group=1)
     encodings = out / "data" / name / f"encodings-{content_hash(trained_with)[:8]}"
     made = encode(settings, episodes=episodes, out=encodings, runtime=runtime, parent=parent)
     # Of a folder of weights its owner chooses the name.

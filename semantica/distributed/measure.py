@@ -42,7 +42,7 @@ _PICTURES_A_SHARD = 128
 
 @dataclass(frozen=True)
 class Work:
-    """Pictures that are measured together. kind: "pictures" (of the encodings' sub-folder `prefix`) or "samples" (of a drawn folder).
+    """Pictures that are measured together: "pictures" (of the encodings' sub-folder `prefix`) or "samples" (of a drawn folder).
 
     names: what is measured; places: where pictures, or the conditioning images of samples, lie in the encodings.
     """

@@ -1,4 +1,4 @@
-"""The pictures of the report (Fig. 1, 4 and 5 of the paper): the conditioning image left, its samples right, from stored samples."""
+"""The pictures of the report (Fig. 1, 4 and 5 of the paper): the conditioning image left, stored samples of it right."""
 
 from __future__ import annotations
 

@@ -91,9 +91,7 @@ class Measurer:
             return None
         place = {name: index for index, name in enumerate(unique)}
         own = np.array([place[name] for name in conditions])
-        return own_and_other(
-            features.matrix(SIMILARITY, names), features.matrix(SIMILARITY, unique), own, self.corpus_mean
-        )
+        return own_and_other(features.matrix(SIMILARITY, names), features.matrix(SIMILARITY, unique), own, self.corpus_mean)
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def last_of_runs(models: Sequence[EvaluatedModel]) -> list[str]:
 
 
 def open_models(paths: dict[str, str], *, every_step: bool) -> list[EvaluatedModel]:
-    """The models at `paths`: a checkpoint, or an output of jobs.train, of which every_step gives all kept checkpoints, else the last.
+    """The models at `paths`: checkpoints, or outputs of jobs.train, of which every_step gives all that were kept, else the last.
 
     Raises DataError when there is none, or when two draw at different resolutions.
     """

@@ -1,4 +1,4 @@
-"""Which networks measure an evaluation: found once, by name and never another instead, with the identity that stands beside figures."""
+"""Which networks measure an evaluation: found once, by name and never another instead, with what stands beside figures."""
 
 from __future__ import annotations
 
@@ -25,9 +25,7 @@ class Networks:
     columns: Mapping[str, str] = field(default_factory=dict)
 
 
-def find_networks(
-    settings: EvaluationConfig, encoder: Mapping[str, Any], encoder_identity: Mapping[str, Any]
-) -> Networks:
+def find_networks(settings: EvaluationConfig, encoder: Mapping[str, Any], encoder_identity: Mapping[str, Any]) -> Networks:
     """The networks that the settings name. Raises WeightsError, naming file and place, for one whose weights are not here."""
     names = [name for name in (*settings.extractor, *settings.perceptual) if name != ENCODER]
     found = {name: resolve(name, local_folder=settings.weights, allow_network=settings.allow_network) for name in names}

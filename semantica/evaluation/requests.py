@@ -137,6 +137,9 @@ def _cells(protocol: str, base: Cell, settings: EvaluationConfig) -> Iterator[Ce
     elif protocol == "grouping":
         for w in settings.table_guidance:
             yield from repeated(replace(base, guidance=w), settings)
+    elif protocol == "details":
+        yield replace(base, guidance=settings.details_guidance)
+        yield replace(base, kind="grid", guidance=settings.details_guidance)
     elif protocol == "one-shot":
         yield Cell("", base.data, "copy")
         for w in settings.table_guidance:

@@ -13,7 +13,7 @@ from semantica.diffusion.samplers import SamplerConfig
 from semantica.generation.generate import GenerateConfig
 from semantica.generation.model import SpeedConfig
 
-ProtocolName = Literal["curve", "one-shot", "grouping", "training", "grids"]
+ProtocolName = Literal["curve", "one-shot", "grouping", "training", "details", "grids"]
 ExtractorName = Literal["inception", "inception-clean", "dinov2", "encoder"]
 PerceptualName = Literal["lpips-alex", "lpips-vgg", "lpips-squeeze", "st-lpips-alex"]
 
@@ -34,6 +34,7 @@ class EvaluationConfig:
     num_copies: int = 50  # samples a class of one-shot
     num_seeds: int = 1
     num_condition_sets: int = 1
+    details_guidance: float = 0.5
     num_grid_rows: int = 8
     num_grid_samples: int = 4
     reference: Literal["all", "others"] = "all"
@@ -42,6 +43,7 @@ class EvaluationConfig:
     perceptual: tuple[PerceptualName, ...] = ("lpips-alex",)
     centred: bool = False  # subtract the corpus mean before cosines, where the pair score did
     num_details: int = 10_000  # at most so many samples and pictures enter kernel distance, manifold and nearest pictures
+    neighbours: int = 5  # k of the manifold: of precision, recall, density and coverage
     num_train: int = 50_000  # training pictures that samples are compared with, where they are given
     weights: str = ""  # a folder where weights of metrics are looked for first
     allow_network: bool = False  # fetch weights of metrics that are not on this machine
@@ -62,9 +64,10 @@ class EvaluationConfig:
             weights = getattr(self, name)
             require(len(weights) > 0 and min(weights) >= 0, f"evaluation.{name}", "weights of 0 or more", weights)
             require(len({f"{w:g}" for w in weights}) == len(weights), f"evaluation.{name}", "all different", weights)
-        require(self.training_guidance >= 0, "evaluation.training_guidance", "0 or more", self.training_guidance)
+        for name in ("training_guidance", "details_guidance"):
+            require(getattr(self, name) >= 0, f"evaluation.{name}", "0 or more", getattr(self, name))
         require(self.num >= 2, "evaluation.num", "2 or more: one sample has no covariance", self.num)
-        for name in ("num_copies", "num_seeds", "num_condition_sets", "num_grid_rows", "num_grid_samples"):
+        for name in ("num_copies", "num_seeds", "num_condition_sets", "num_grid_rows", "num_grid_samples", "neighbours"):
             require(getattr(self, name) >= 1, f"evaluation.{name}", "1 or more", getattr(self, name))
         for name in ("num_details", "num_train"):
             require(getattr(self, name) >= 2, f"evaluation.{name}", "2 or more", getattr(self, name))

@@ -25,7 +25,9 @@ def build_report(outcome: Outcome, *, exhibits: Sequence[Grid | Gallery], notes:
         curves=[curve for part in found for curve in part.curves],
         tables=[*(table for part in found for table in part.tables), _sets_table(outcome)],
         papers=paper_table([row for part in found for row in part.papers]),
-        provenance=[(i.title, f"SHA-256 {i.weights_sha256[:16]}, resize: {i.resize}", "") for i in outcome.networks.identities.values()],
+        provenance=[
+            (i.title, f"SHA-256 {i.weights_sha256[:16]}, resize: {i.resize}", "") for i in outcome.networks.identities.values()
+        ],
         protocol=_protocol(outcome),
         config_yaml=to_yaml(outcome.settings),
         versions={name: version(name) for name in ("ray", "torch", "transformers", "mlflow", "pyarrow", "pillow")},
@@ -49,8 +51,8 @@ def _sentences(outcome: Outcome) -> list[str]:
     if dims:
         names = ", ".join(f"{title} ({dim})" for title, dim in dims.items())
         found.append(
-            f"Small n: {smallest} pictures are fewer than the dimensions of {names}. A Fréchet distance is then biased upwards, by about "
-            "1/n: compare figures of equal n within this report only."
+            f"Small n: {smallest} pictures are fewer than the dimensions of {names}. A Fréchet distance is then biased upwards, by "
+            "about 1/n: compare figures of equal n within this report only."
         )
     for data in outcome.sets.values():
         if data.quarantined:
@@ -65,7 +67,8 @@ def _sentences(outcome: Outcome) -> list[str]:
 
 def _sets_table(outcome: Outcome) -> Table:
     rows: list[list[Value]] = [
-        [s.name, len(s.pictures), len(s.labels), s.num_twice, sum(s.quarantined.values()), s.hash[:16]] for s in outcome.sets.values()
+        [s.name, len(s.pictures), len(s.labels), s.num_twice, sum(s.quarantined.values()), s.hash[:16]]
+        for s in outcome.sets.values()
     ]
     return Table(
         title="Evaluation sets",
@@ -84,7 +87,7 @@ def _protocol(outcome: Outcome) -> dict[str, Value]:
         "reference": reference + (f", {settings.num_reference} of them" if settings.num_reference else ""),
         "sampler": f"{settings.sampler.name}, {settings.sampler.num_steps} steps",
         "weights": "EMA" if settings.use_ema else "raw",
-        "seeds": f"{settings.num_seeds} sampling seeds from {settings.seed}, {settings.num_condition_sets} sets of conditioning images",
+        "seeds": f"{settings.num_seeds} for sampling, from {settings.seed}; {settings.num_condition_sets} sets of conditioning images",
         "noise": "a sample's own, keyed by seed, conditioning image and index; the same over w and over models",
         **{name: f"{i.title}; {i.resize}; SHA-256 {i.weights_sha256[:12]}" for name, i in outcome.networks.identities.items()},
     }
