@@ -27,7 +27,8 @@ class EvaluateJob:
 
     data is a folder of pictures, a folder of class folders, Parquet of pictures, or an output of jobs.ingest or jobs.encode, whose
     held-out pictures are taken. out: the folder of everything; ask for more in the same one, and only what is missing is done.
-    encoder: a folder with the encoder's weights, where they are no longer where the training found them.
+    encoder: a folder with the encoder's weights, where they are no longer where the training found them. train: the encodings that
+    the first checkpoint was trained on, so that `details` can say whether samples are copies.
 
     samples, with encodings (and episodes, selection): measure what jobs.generate drew instead, as the demo does.
     """
@@ -36,6 +37,7 @@ class EvaluateJob:
     out: Path
     data: tuple[str, ...] = ()
     encoder: str = ""
+    train: str = ""
     samples: Path | None = None
     encodings: str = ""
     episodes: Path | None = None
@@ -58,6 +60,7 @@ def call(job: EvaluateJob, command: str) -> None:
             out=job.out,
             runtime=job.runtime,
             encoder=job.encoder,
+            train=job.train,
             command=command,
         )
         print(f"Report: {job.out.absolute() / 'report.html'}")

@@ -15,22 +15,25 @@ from pathlib import Path
 import numpy as np
 
 from semantica.config import to_dict
+from semantica.datasets import read_manifest
 from semantica.distributed.draw import draw_samples
 from semantica.distributed.evaluation_sets import prepare_set
-from semantica.distributed.measure import measure, picture_work, sample_work
+from semantica.distributed.measure import Work, measure, picture_work, sample_work
 from semantica.distributed.session import check_absolute_when_submitted, run_token, say, shared_ray
 from semantica.errors import DataError
+from semantica.evaluation.details import TrainPictures, details
 from semantica.evaluation.exhibits import grids
 from semantica.evaluation.features import Features
-from semantica.evaluation.figures import CellFigures, Measurer
+from semantica.evaluation.figures import Measurer
 from semantica.evaluation.models import EvaluatedModel, last_of_runs, open_models
-from semantica.evaluation.networks import Networks, find_networks
+from semantica.evaluation.networks import ENCODER, Networks, find_networks
 from semantica.evaluation.outcome import Outcome
 from semantica.evaluation.requests import Cell, Request, cells_of, content_hash, requests_of, wanted_pictures
-from semantica.evaluation.sets import EvaluationSet
+from semantica.evaluation.sets import EvaluationSet, pictures_in
 from semantica.evaluation.settings import EvaluationConfig
 from semantica.evaluation.summary import build_report
-from semantica.metrics.report import Gallery, Grid, Report, render, to_json
+from semantica.generation.generate import choose_conditions
+from semantica.metrics.report import Figure, Gallery, Grid, Report, render, to_json
 from semantica.runtime import Runtime
 from semantica.storage import location, write_atomically
 from semantica.tracking import Place, Run, resolve_uri, start_run
@@ -45,6 +48,7 @@ class _Job:
     out: Path
     runtime: Runtime
     parent: Run
+    train: str = ""
 
     @property
     def side(self) -> int:
@@ -62,12 +66,14 @@ def evaluate(
     out: Path,
     runtime: Runtime,
     encoder: str = "",
+    train: str = "",
     command: str = "",
 ) -> Report:
     """Run the protocols of `settings` for `checkpoints` (name -> path) on `data` (name -> path or URI) into `out`.
 
-    encoder: a folder with the encoder's weights, where they are not where the training found them. What is done is skipped; asked
-    for more in the same `out`, only what is missing is drawn and measured. Returns the report, which is also written and logged.
+    encoder: a folder with the encoder's weights, where they are not where the training found them. train: the encodings that the
+    first checkpoint was trained on, whose pictures `details` looks for among samples. What is done is skipped; asked for more in
+    the same `out`, only what is missing is drawn and measured. Returns the report, which is also written and logged.
     """
     check_absolute_when_submitted(out)
     out = out.absolute()
@@ -86,7 +92,7 @@ def evaluate(
     place = None if uri == "off" else Place(out / ".tracking", run_token(out, work=content_hash(asked)))
     with shared_ray(), start_run(uri, runtime.tracking.experiment, "evaluate", place=place, tracking=tracking) as parent:
         parent.params(asked)
-        report = _run(_Job(settings, models, out, runtime, parent), networks, data, encoder, command)
+        report = _run(_Job(settings, models, out, runtime, parent, train), networks, data, encoder, command)
         write_atomically(out / "report.html", render(report).encode())
         write_atomically(out / "report.json", json.dumps(to_json(report), indent=1).encode())
         for name in ("report.html", "report.json"):
@@ -118,10 +124,8 @@ def _run(job: _Job, networks: Networks, data: Mapping[str, str], encoder: str, c
                     runtime=job.runtime,
                     parent=job.parent,
                 )
-    measured = {cell: of for cell, of in requests.items() if cell.kind != "grid"}
-    results = _measure(job, networks, first, measured) if measured else {}
-    outcome = Outcome(job.settings, job.models, first, networks, job.side, results)
-    return build_report(outcome, exhibits=_exhibits(job, outcome), notes=(), command=command)
+    outcome, found = _measure(job, networks, first, requests)
+    return build_report(outcome, details=found, exhibits=_exhibits(job, outcome), command=command)
 
 
 def _sets(job: _Job, data: Mapping[str, str], encoder: str) -> dict[str, dict[str, EvaluationSet]]:
@@ -150,37 +154,68 @@ def _sets(job: _Job, data: Mapping[str, str], encoder: str) -> dict[str, dict[st
 
 def _measure(
     job: _Job, networks: Networks, sets: Mapping[str, EvaluationSet], requests: Mapping[Cell, Sequence[Request]]
-) -> dict[Cell, CellFigures]:
-    """The features of all that the cells need, then the figures of each cell."""
+) -> tuple[Outcome, list[Figure]]:
+    """The features of all that the cells need, then the figures of each cell, and those of `details`."""
     settings = job.settings
     mean = np.array(job.models[0].checkpoint.provenance.corpus_mean) if settings.centred else None
-    folders = {name: job.out / "features" / name for name in sets}
-    measurer = Measurer(settings, {}, sets, mean)
+    measured = {cell: of for cell, of in requests.items() if cell.kind != "grid" or "details" in settings.protocol}
+    planned = Measurer(settings, {}, sets)
+    features = {}
     for name, the_set in sets.items():
         needed: dict[str, None] = {}
-        for cell in (c for c in requests if c.data == name):
+        for cell in (c for c in measured if c.data == name):
             conditions = [image_id for image_id, _ in wanted_pictures(cell, the_set, settings)]
-            needed.update(dict.fromkeys([*conditions, *measurer.reference(the_set, conditions)]))
+            needed.update(dict.fromkeys([*conditions, *planned.reference(the_set, conditions)]))
         work = picture_work(the_set.encodings, {image_id: the_set.pictures[image_id].place for image_id in needed})
         for model in job.models:
             wanted = {
-                r.name: r.image_id for cell, of in requests.items() if (cell.model, cell.data) == (model.name, name) for r in of
+                r.name: r.image_id for cell, of in measured.items() if (cell.model, cell.data) == (model.name, name) for r in of
             }
             if wanted:
                 work += sample_work(job.samples_of(model, name), the_set, wanted)
-        measure(
-            work,
-            networks,
-            inputs={"encodings": the_set.hash},
-            resolution_px=job.side,
-            batch_size=settings.batch_size,
-            out=folders[name],
-            runtime=job.runtime,
-            parent=job.parent,
+        if work:
+            features[name] = _features(job, work, networks, the_set.hash, name)
+    train = _train_pictures(job, networks) if job.train and "details" in settings.protocol else None
+    measurer = Measurer(settings, features, sets, mean, job.out / "references", networks.identities)
+    results = {cell: measurer.measure(cell, of) for cell, of in measured.items() if cell.kind != "grid"}
+    outcome = Outcome(settings, job.models, sets, networks, job.side, results)
+    found: list[Figure] = []
+    if "details" in settings.protocol:
+        for cell in (c for c in cells_of(replace(settings, protocol=("details",)), [], last_of_runs(job.models), list(sets))):
+            if cell.kind == "pictures":
+                found += details(cell, requests[cell], requests[replace(cell, kind="grid")], measurer, outcome, train)
+    return outcome, found
+
+
+def _features(job: _Job, work: Sequence[Work], networks: Networks, encodings: str, name: str) -> Features:
+    out = job.out / "features" / name
+    measure(
+        work,
+        networks,
+        inputs={"encodings": encodings},
+        resolution_px=job.side,
+        batch_size=job.settings.batch_size,
+        out=out,
+        runtime=job.runtime,
+        parent=job.parent,
+    )
+    return Features(out, networks.columns)
+
+
+def _train_pictures(job: _Job, networks: Networks) -> TrainPictures:
+    """Up to num_train training pictures in the encoder's features. Raises DataError for encodings of another training."""
+    where, expected = location(job.train), job.models[0].checkpoint.provenance.encodings
+    content = read_manifest(where, "encodings").hash
+    if content != expected:
+        raise DataError(
+            f"--train {where}: {job.models[0].name} was trained on others ({expected[:12]}, not {content[:12]}); give those"
         )
-    features = {name: Features(folder, networks.columns) for name, folder in folders.items()}
-    measurer = Measurer(settings, features, sets, mean)
-    return {cell: measurer.measure(cell, of) for cell, of in requests.items()}
+    pictures, _ = pictures_in(where, "")
+    chosen = choose_conditions([p.candidate for p in pictures.values()], job.settings.num_train, job.settings.seed)
+    names = sorted(candidate.image_id for candidate in chosen)
+    work = picture_work(where, {name: pictures[name].place for name in names}, "")
+    only = replace(networks, columns={ENCODER: networks.columns[ENCODER]}) if ENCODER in networks.columns else networks
+    return TrainPictures(_features(job, work, only, content, "_train"), names)
 
 
 def _exhibits(job: _Job, outcome: Outcome) -> list[Grid | Gallery]:

@@ -28,9 +28,10 @@ class Features:
         self._manifest = read_manifest(folder, "features")
         self._places: dict[str, dict[str, tuple[FileEntry, int]]] = {}
 
-    def has(self, network: str) -> bool:
-        """Whether anything was measured by the network."""
-        return network in self.columns
+    @property
+    def resolution_px(self) -> int:
+        """The side that pictures were measured at."""
+        return int(self._manifest.config["resolution_px"])
 
     def matrix(self, network: str, names: Sequence[str]) -> Float32[np.ndarray, "n d"]:
         """The features of the named pictures, a row each; a name that stands twice has two rows."""

@@ -17,8 +17,11 @@ from semantica.evaluation.features import Features
 from semantica.evaluation.requests import Cell, Request, repeated, wanted_pictures
 from semantica.evaluation.sets import EvaluationSet
 from semantica.evaluation.settings import EvaluationConfig
-from semantica.metrics.frechet import FeatureStatistics, frechet_distance
+from semantica.metrics.extractors import ExtractorIdentity
+from semantica.metrics.frechet import FeatureStatistics, Reference, frechet_distance
+from semantica.metrics.reference import cached_reference, reference_key
 from semantica.metrics.similarity import OwnOther, own_and_other
+from semantica.storage import Location
 
 SIMILARITY = "encoder"  # the network whose cosines are reported
 
@@ -46,7 +49,9 @@ class Measurer:
     features: Mapping[str, Features]  # by evaluation set
     sets: Mapping[str, EvaluationSet]
     corpus_mean: Float[np.ndarray, " d"] | None = None
-    _statistics: dict[tuple[str, str, tuple[str, ...]], FeatureStatistics] = field(default_factory=dict)
+    references: Location | None = None  # where statistics of references are kept for the next evaluation
+    identities: Mapping[str, ExtractorIdentity] = field(default_factory=dict)
+    _statistics: dict[tuple[str, str, tuple[str, ...]], Reference] = field(default_factory=dict)
 
     def measure(self, cell: Cell, requests: Sequence[Request]) -> CellFigures:
         """The figures of a cell, whose samples are `requests` (none for Copy)."""
@@ -59,7 +64,7 @@ class Measurer:
         frechet = {}
         for network in self.settings.extractor:
             drawn = FeatureStatistics.of(features.matrix(network, names))
-            frechet[network] = frechet_distance(drawn, self._reference_statistics(cell.data, network, reference))
+            frechet[network] = frechet_distance(drawn, self._of_reference(cell.data, network, reference))
         perceptual = {}
         if cell.kind != "copy":
             perceptual = {net: float(features.distances(net, names).mean()) for net in self.settings.perceptual}
@@ -78,11 +83,21 @@ class Measurer:
         without = conditions if self.settings.reference == "others" else ()
         return data.reference(without, self.settings.num_reference, self.settings.seed)
 
-    def _reference_statistics(self, data: str, network: str, reference: Sequence[str]) -> FeatureStatistics:
+    def _of_reference(self, data: str, network: str, reference: Sequence[str]) -> Reference:
         key = (data, network, tuple(reference))
         if key not in self._statistics:
-            self._statistics[key] = FeatureStatistics.of(self.features[data].matrix(network, reference))
+            self._statistics[key] = self._kept(data, network, reference)
         return self._statistics[key]
+
+    def _kept(self, data: str, network: str, reference: Sequence[str]) -> Reference:
+        def compute() -> FeatureStatistics:
+            return FeatureStatistics.of(self.features[data].matrix(network, reference))
+
+        if self.references is None:
+            return Reference.of(compute())
+        identity, stored = self.identities[network], self.sets[data].hash  # the same picture may be stored at another size
+        name = reference_key(identity.to_dict(), f"{self.features[data].resolution_px} px of {stored}", reference)
+        return cached_reference(self.references, name, compute)
 
     def _similarity(
         self, features: Features, names: Sequence[str], conditions: Sequence[str], unique: Sequence[str]

@@ -111,10 +111,17 @@ def open_set(
 
     Raises DataError when there are fewer than two.
     """
-    manifest = read_manifest(encodings, "encodings")
+    found, num = pictures_in(encodings, HELD_OUT)
+    empty = sorted(set(all_labels) - {picture.label for picture in found.values()})
+    content = read_manifest(encodings, "encodings").hash
+    return EvaluationSet(name, encodings, content, found, num - len(found), quarantined or {}, tuple(empty))
+
+
+def pictures_in(encodings: Location, prefix: str) -> tuple[dict[str, SetPicture], int]:
+    """(the pictures in a sub-folder of finished encodings, each once, how many there are with repeats); no picture is read."""
     found: dict[str, SetPicture] = {}
     num = 0
-    for file, entry in enumerate(manifest.shards(HELD_OUT)):
+    for file, entry in enumerate(read_manifest(encodings, "encodings").shards(prefix)):
         table = read_shard(encodings, entry, ["episode_id", "page_url", "images.list.element.image_id"])
         groups = np.repeat(np.arange(len(entry.row_group_rows)), entry.row_group_rows).tolist()
         columns = (groups, *(table[column].to_pylist() for column in ("episode_id", "page_url", "images")))
@@ -122,8 +129,7 @@ def open_set(
             for image in images:
                 num += 1
                 found.setdefault(image["image_id"], SetPicture(image["image_id"], episode_id, label, Place(file, group)))
-    empty = sorted(set(all_labels) - {picture.label for picture in found.values()})
-    return EvaluationSet(name, encodings, manifest.hash, found, num - len(found), quarantined or {}, tuple(empty))
+    return found, num
 
 
 class StoredPictures:

@@ -9,17 +9,17 @@ from importlib.metadata import version
 from semantica.config import to_yaml
 from semantica.evaluation.outcome import Outcome
 from semantica.evaluation.protocols import paper_table, parts
-from semantica.metrics.report import Gallery, Grid, Report, Table, Value
+from semantica.metrics.report import Figure, Gallery, Grid, Report, Table, Value
 from semantica.tracking import git_commit
 
 
-def build_report(outcome: Outcome, *, exhibits: Sequence[Grid | Gallery], notes: Sequence[str], command: str) -> Report:
-    """The report of the protocols that were asked for."""
+def build_report(outcome: Outcome, *, details: Sequence[Figure], exhibits: Sequence[Grid | Gallery], command: str) -> Report:
+    """The report of the protocols that were asked for; details: the figures of that one."""
     found = list(parts(outcome))
     return Report(
         title="Semantica: evaluation",
-        summary=[*_sentences(outcome), *notes],
-        figures=[figure for part in found for figure in part.figures],
+        summary=_sentences(outcome),
+        figures=[*(figure for part in found for figure in part.figures), *details],
         grids=[e for e in exhibits if isinstance(e, Grid)],
         galleries=[e for e in exhibits if isinstance(e, Gallery)],
         curves=[curve for part in found for curve in part.curves],
@@ -87,7 +87,8 @@ def _protocol(outcome: Outcome) -> dict[str, Value]:
         "reference": reference + (f", {settings.num_reference} of them" if settings.num_reference else ""),
         "sampler": f"{settings.sampler.name}, {settings.sampler.num_steps} steps",
         "weights": "EMA" if settings.use_ema else "raw",
-        "seeds": f"{settings.num_seeds} for sampling, from {settings.seed}; {settings.num_condition_sets} sets of conditioning images",
+        "sampling seeds": f"{settings.num_seeds}, from {settings.seed}",
+        "sets of conditioning images": settings.num_condition_sets,
         "noise": "a sample's own, keyed by seed, conditioning image and index; the same over w and over models",
         **{name: f"{i.title}; {i.resize}; SHA-256 {i.weights_sha256[:12]}" for name, i in outcome.networks.identities.items()},
     }

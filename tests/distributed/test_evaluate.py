@@ -3,37 +3,38 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
 from mlflow import MlflowClient
-from small import NUM_PAGES, NUM_PICTURES, SmallRun
+from small import draw_pages
 
 from semantica.config import override, to_dict
-from semantica.datasets import read_manifest
 from semantica.diffusion.samplers import SamplerConfig
 from semantica.distributed.evaluate import evaluate
-from semantica.distributed.train import MODEL
 from semantica.errors import DataError
 from semantica.evaluation.settings import EvaluationConfig
-from semantica.runtime import Runtime
+from semantica.runtime import ClusterConfig, Runtime
 from semantica.tracking import TrackingConfig
 
 pytestmark = pytest.mark.ray
 
 ROOT = Path(__file__).parents[2]
+NUM_CLASSES, NUM_PICTURES = 4, 4
 SETTINGS = EvaluationConfig(
     protocol=("curve", "one-shot", "grids"),
-    num=10,
+    num=6,
     num_copies=2,
     guidance=(0.0, 0.5),
     table_guidance=(0.5,),
@@ -41,6 +42,7 @@ SETTINGS = EvaluationConfig(
     num_condition_sets=2,
     num_grid_rows=2,
     num_grid_samples=2,
+    picture_px=40,
     extractor=("encoder",),
     perceptual=(),
     sampler=SamplerConfig(num_steps=2),
@@ -63,29 +65,48 @@ def drawn(out: Path) -> dict[str, str]:
     return found
 
 
-def run(small_run: SmallRun, out: Path, settings: EvaluationConfig = SETTINGS, *, workers: int = 1, **data: str) -> None:
-    runtime = Runtime(
-        cluster=replace(small_run.runtime.cluster, num_actors=workers, min_actors=workers),
-        tracking=TrackingConfig(uri="off"),
-    )
-    checkpoints = {"model": str(small_run.out / "checkpoint" / MODEL)}
-    evaluate(settings, checkpoints=checkpoints, data=data or {"colours": str(small_run.root)}, out=out, runtime=runtime)
+@dataclass(frozen=True)
+class Trained:
+    """A checkpoint of a few steps, and class folders to evaluate it on."""
+
+    checkpoint: Path
+    root: Path
 
 
 @pytest.fixture(scope="module")
-def one_worker(small_run: SmallRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(local_ray: None, make: Any, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """The run that the tests of generation train, without Ray."""
+    spec = importlib.util.spec_from_file_location("generation_runs", ROOT / "tests" / "generation" / "conftest.py")
+    assert spec is not None
+    assert spec.loader is not None
+    runs = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(runs)
+    base = tmp_path_factory.mktemp("trained")
+    made = runs.train(make, base / "run", runs.random_encoder(base / "encoder"))
+    return Trained(made.checkpoint, draw_pages(base / "classes", NUM_CLASSES, NUM_PICTURES))
+
+
+def run(trained: Trained, out: Path, settings: EvaluationConfig = SETTINGS, *, workers: int = 1, **data: str) -> None:
+    cluster = ClusterConfig(num_actors=workers, min_actors=workers, cpus_per_actor=0.5)
+    runtime = Runtime(cluster=cluster, tracking=TrackingConfig(uri="off"))
+    checkpoints = {"model": str(trained.checkpoint)}
+    evaluate(settings, checkpoints=checkpoints, data=data or {"colours": str(trained.root)}, out=out, runtime=runtime)
+
+
+@pytest.fixture(scope="module")
+def one_worker(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("evaluation") / "one"
-    run(small_run, out)
+    run(trained, out)
     return out
 
 
 def test_every_figure_and_sample_of_the_protocols_is_there(one_worker: Path) -> None:
-    samples = drawn(one_worker)
-    # A curve of 10 at two w with two repeats each; 12 classes by 2 copies with two repeats; 2 x 2 of the grid at two w, of which
-    # the first of each condition is on the curve too.
-    curve, one_shot, grid = 2 * (10 + 10 + 10), 3 * NUM_PAGES * 2, 2 * 2 * 2
-    assert curve + one_shot < len(samples) + 60
-    assert len(samples) <= curve + one_shot + grid
+    asked = [name.split("/")[2:] for name in drawn(one_worker)]  # index, w, seed
+    # Without guidance: six samples with each of two seeds, the six of the second set where they are others, the grid's second ones.
+    assert asked.count(["0", "0", "1"]) == 6
+    assert 6 < asked.count(["0", "0", "0"]) <= 12
+    assert asked.count(["1", "0", "0"]) == 2
+    assert asked.count(["1", "0.5", "1"]) == NUM_CLASSES  # one-shot: a second copy of each class
     found = figures(one_worker)
     assert {"curve/model/colours/w0/fd-encoder", "curve/model/colours/w0.5/similarity-own"} <= found.keys()
     assert {"one-shot/copy/colours/fd-encoder", "one-shot/model/colours/w0.5/fd-encoder"} <= found.keys()
@@ -95,7 +116,7 @@ def test_every_figure_and_sample_of_the_protocols_is_there(one_worker: Path) -> 
     report = json.loads((one_worker / "report.json").read_text())
     stated = next(f["protocol"] for f in report["figures"] if f["name"] == "curve/model/colours/w0.5/fd-encoder")
     for part in (
-        "n = 10 against 84",
+        "n = 6 against 16",
         "encoder",
         "2 steps",
         "w = 0.5",
@@ -109,17 +130,17 @@ def test_every_figure_and_sample_of_the_protocols_is_there(one_worker: Path) -> 
     assert (one_worker / "report.html").read_text().count("<figure") >= 2
 
 
-def test_two_workers_give_the_figures_of_one_to_the_last_bit(small_run: SmallRun, one_worker: Path, tmp_path: Path) -> None:
-    run(small_run, tmp_path / "two", workers=2)
+def test_two_workers_give_the_figures_of_one_to_the_last_bit(trained: Trained, one_worker: Path, tmp_path: Path) -> None:
+    run(trained, tmp_path / "two", workers=2)
     assert drawn(tmp_path / "two") == drawn(one_worker)
     assert figures(tmp_path / "two") == figures(one_worker)
 
 
-def test_a_killed_evaluation_goes_on_and_ends_with_the_same_figures(small_run: SmallRun, one_worker: Path, tmp_path: Path) -> None:
+def test_a_killed_evaluation_goes_on_and_ends_with_the_same_figures(trained: Trained, one_worker: Path, tmp_path: Path) -> None:
     out = tmp_path / "killed"
-    runtime = {**to_dict(small_run.runtime), "tracking": {"uri": f"sqlite:///{tmp_path}/mlflow.db"}}
-    runtime["cluster"] |= {"num_cpus": 2, "object_store_mb": 100, "num_actors": 1}
-    job = {"checkpoint": [f"model={small_run.out / 'checkpoint'}"], "data": [f"colours={small_run.root}"], "out": str(out)}
+    cluster = {"num_cpus": 2, "object_store_mb": 100, "num_actors": 1, "num_workers": 1}
+    runtime = {"cluster": cluster, "tracking": {"uri": f"sqlite:///{tmp_path}/mlflow.db"}}
+    job = {"checkpoint": [f"model={trained.checkpoint}"], "data": [f"colours={trained.root}"], "out": str(out)}
     (tmp_path / "job.yaml").write_text(yaml.safe_dump({**job, "evaluation": to_dict(SETTINGS), "runtime": runtime}))
     words = [sys.executable, "-m", "jobs.evaluate", "--config", str(tmp_path / "job.yaml")]
     process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -144,52 +165,51 @@ def test_a_killed_evaluation_goes_on_and_ends_with_the_same_figures(small_run: S
     assert parent.data.metrics["curve/model/colours/w0/fd-encoder"] == figures(out)["curve/model/colours/w0/fd-encoder"][0]
 
 
-def test_asking_for_more_draws_and_measures_only_what_is_missing(small_run: SmallRun, one_worker: Path, tmp_path: Path) -> None:
+def test_asking_for_more_draws_and_measures_only_what_is_missing(trained: Trained, one_worker: Path, tmp_path: Path) -> None:
     few = override(SETTINGS, {"protocol": ["curve"], "num_seeds": 1, "num_condition_sets": 1})
     out = tmp_path / "grown"
-    run(small_run, out, few)
+    run(trained, out, few)
     first = {path: path.read_bytes() for path in (*out.glob("samples/*/*/*.parquet"), *out.glob("features/*/*/*.parquet"))}
     before = drawn(out)
-    run(small_run, out)
+    run(trained, out)
     assert {path: path.read_bytes() for path in first} == first
     assert before.items() <= drawn(out).items()
     assert drawn(out) == drawn(one_worker)
     assert figures(out) == figures(one_worker)
 
 
-def test_held_out_pictures_of_encodings_and_parquet_are_sets_too(small_run: SmallRun, tmp_path: Path) -> None:
-    rows = [{"image": path.read_bytes(), "label": path.parent.name} for path in sorted(small_run.root.glob("page-0[01]/*.png"))]
+def test_held_out_pictures_of_encodings_and_parquet_are_sets_too(trained: Trained, one_worker: Path, tmp_path: Path) -> None:
+    rows = [{"image": path.read_bytes(), "label": path.parent.name} for path in sorted(trained.root.glob("page-0[01]/*.png"))]
     rows.append({"image": b"no picture", "label": "page-00"})
-    import pyarrow as pa
-
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "set.parquet")
     settings = override(SETTINGS, {"protocol": ["grouping"], "num": 3, "num_seeds": 1, "num_condition_sets": 1})
-    runs = {"table": str(tmp_path / "set.parquet"), "held": str(small_run.out / "encodings")}
-    run(small_run, tmp_path / "out", settings, **runs)
-    held_out = read_manifest(small_run.out / "encodings", "encodings").counts["num_held_out_images"]
+    (held,) = one_worker.glob("data/colours/encodings-*")
+    run(trained, tmp_path / "out", settings, table=str(tmp_path / "set.parquet"), held=str(held))
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     (sets,) = (table for table in report["tables"] if table["title"] == "Evaluation sets")
     assert sets["rows"][0][:3] + sets["rows"][0][4:5] == ["table", 2 * NUM_PICTURES, 2, 1]
-    assert sets["rows"][1][1] <= held_out
+    assert sets["rows"][1][:3] == ["held", NUM_CLASSES * NUM_PICTURES, NUM_CLASSES]
     assert any("table: not used, each with a row in the quarantine: 1 not an image" in line for line in report["summary"])
+    of_table = figures(tmp_path / "out")["grouping/model/table/w0.5/fd-encoder"]
+    assert of_table != figures(tmp_path / "out")["grouping/model/held/w0.5/fd-encoder"]
 
 
-def test_a_set_whose_pictures_are_all_broken_or_alone_is_refused(small_run: SmallRun, tmp_path: Path) -> None:
-    for name, picture in (("broken", b"nonsense"), ("alone", next(small_run.root.rglob("*.png")).read_bytes())):
+def test_a_set_whose_pictures_are_all_broken_or_alone_is_refused(trained: Trained, tmp_path: Path) -> None:
+    for name, picture in (("broken", b"nonsense"), ("alone", next(trained.root.rglob("*.png")).read_bytes())):
         (tmp_path / name).mkdir()
         (tmp_path / name / "a.png").write_bytes(picture)
     with pytest.raises(DataError, match=r"none of 1 pictures under .*broken can be used: 1 not_an_image"):
-        run(small_run, tmp_path / "a", broken=str(tmp_path / "broken"))
+        run(trained, tmp_path / "a", broken=str(tmp_path / "broken"))
     with pytest.raises(DataError, match="alone has 1 usable pictures, at least 2 are needed"):
-        run(small_run, tmp_path / "b", alone=str(tmp_path / "alone"))
+        run(trained, tmp_path / "b", alone=str(tmp_path / "alone"))
 
 
-def test_a_class_without_a_usable_picture_is_refused_by_one_shot(small_run: SmallRun, tmp_path: Path) -> None:
+def test_a_class_without_a_usable_picture_is_refused_by_one_shot(trained: Trained, tmp_path: Path) -> None:
     for name in ("red", "blue", "void"):
         (tmp_path / "set" / name).mkdir(parents=True)
-    for index, path in enumerate(sorted(small_run.root.rglob("*.png"))[:12]):
+    for index, path in enumerate(sorted(trained.root.rglob("*.png"))[:12]):
         (tmp_path / "set" / ("red" if index % 2 else "blue") / f"{index}.png").write_bytes(path.read_bytes())
     (tmp_path / "set" / "void" / "a.txt").write_text("no picture")
     settings = override(SETTINGS, {"protocol": ["one-shot"]})
     with pytest.raises(DataError, match="one-shot needs a picture of every class, set has none that can be used of 'void'"):
-        run(small_run, tmp_path / "out", settings, set=str(tmp_path / "set"))
+        run(trained, tmp_path / "out", settings, set=str(tmp_path / "set"))
