@@ -25,7 +25,7 @@ from semantica.distributed.shards import in_actors, with_meter
 from semantica.encoders.encoder import EncoderConfig, load_encoder
 from semantica.errors import DataError
 from semantica.metrics.evaluate import EvaluateConfig, compute_figures, noise_picture
-from semantica.metrics.extractors import Extractors, MetricWeights, Picture, find_weights
+from semantica.metrics.feature_rows import Extractors, MetricWeights, Picture, find_weights
 from semantica.metrics.report import render, to_json
 from semantica.metrics.summary import NO_SOURCES, Sources, build_report
 from semantica.pairs.draw import generator

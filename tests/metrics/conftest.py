@@ -16,3 +16,15 @@ def weight_file():
         return path
 
     return find
+
+
+@pytest.fixture
+def no_weights(tmp_path_factory, monkeypatch):
+    """A machine without weights: empty folders for the cache, for torch's downloads and for the hub's. Returns what they are in."""
+    import huggingface_hub.constants
+
+    root = tmp_path_factory.mktemp("empty")
+    monkeypatch.setenv("SEMANTICA_CACHE", str(root / "cache"))
+    monkeypatch.setenv("TORCH_HOME", str(root / "torch"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(root / "hub"))
+    return root
