@@ -1,6 +1,7 @@
 """The Arrow schemas between stages: the contract of the whole system.
 
-    pages --ingest--> EPISODES (+ QUARANTINE) --encode--> encodings --pairs--> SCORES --train--> checkpoint --generate--> SAMPLES --evaluate--> FEATURES
+    pages --ingest--> EPISODES (+ QUARANTINE) --encode--> encodings --pairs--> SCORES --train--> checkpoint
+    checkpoint + encodings --generate, evaluate--> SAMPLES --evaluate--> FEATURES, DISTANCES
 
 A page is one row and never spans rows, so no stage needs a shuffle or a group-by.
 """

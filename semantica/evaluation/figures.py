@@ -61,13 +61,13 @@ class Measurer:
         if len(names) < 2:
             raise DataError(f"evaluate: {cell.data}: expected at least 2 samples for a Fréchet distance, got {len(names)}")
         reference = self.reference(data, conditions)
-        frechet = {}
+        frechet: dict[str, float] = {}
         for network in self.settings.extractor:
             drawn = FeatureStatistics.of(features.matrix(network, names))
             frechet[network] = frechet_distance(drawn, self._of_reference(cell.data, network, reference))
-        perceptual = {}
+        perceptual: dict[str, float] = {}
         if cell.kind != "copy":
-            perceptual = {net: float(features.distances(net, names).mean()) for net in self.settings.perceptual}
+            perceptual.update({net: float(features.distances(net, names).mean()) for net in self.settings.perceptual})
         unique = list(dict.fromkeys(conditions))
         return CellFigures(
             num_samples=len(names),

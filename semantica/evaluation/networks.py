@@ -27,8 +27,9 @@ class Networks:
 
 def find_networks(settings: EvaluationConfig, encoder: Mapping[str, Any], encoder_identity: Mapping[str, Any]) -> Networks:
     """The networks that the settings name. Raises WeightsError, naming file and place, for one whose weights are not here."""
-    names = [name for name in (*settings.extractor, *settings.perceptual) if name != ENCODER]
-    found = {name: resolve(name, local_folder=settings.weights, allow_network=settings.allow_network) for name in names}
+    ordered: list[str] = [*settings.extractor, *settings.perceptual]
+    others = [name for name in ordered if name != ENCODER]
+    found = {name: resolve(name, local_folder=settings.weights, allow_network=settings.allow_network) for name in others}
     identities = {name: one.identity for name, one in found.items()}
     if ENCODER in settings.extractor:
         identities[ENCODER] = ExtractorIdentity(
@@ -39,7 +40,6 @@ def find_networks(settings: EvaluationConfig, encoder: Mapping[str, Any], encode
             resize="bicubic, antialiased",
             dim=encoder_identity["pooled_dim"],
         )
-    ordered = [*settings.extractor, *settings.perceptual]
     keys = {name: identities[name].to_dict() if name != ENCODER else dict(encoder_identity) for name in ordered}
     columns = {name: f"{name}-{content_hash(key)[:8]}" for name, key in keys.items()}
     return Networks(found, settings.perceptual, encoder, encoder_identity, identities, columns)

@@ -98,8 +98,9 @@ class Batch:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Batch:
         """The batch that `to_dict` gave."""
-        guidance, seed = values["guidance"], values["seed"]
-        return cls(guidance, seed, tuple(Request(*wanted, guidance, seed) for wanted in values["requests"]))
+        w, seed = values["guidance"], values["seed"]
+        requests = tuple(Request(model, image_id, index, w, seed) for model, image_id, index in values["requests"])
+        return cls(w, seed, requests)
 
 
 def batches(requests: Iterable[Request], size: int, drawn: Collection[str] = ()) -> Iterator[Batch]:

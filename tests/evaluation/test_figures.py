@@ -5,13 +5,16 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from semantica.datasets import StageOutput
 from semantica.errors import DataError
 from semantica.evaluation.features import Features
 from semantica.evaluation.figures import CellFigures, Measurer, estimate
+from semantica.evaluation.measuring import Measured, distance_rows, feature_rows
 from semantica.evaluation.requests import Cell, repeated, requests_of
 from semantica.evaluation.settings import EvaluationConfig
+from semantica.metrics.extractors import ExtractorIdentity, FeatureExtractor, PerceptualNet
 from semantica.metrics.frechet import FeatureStatistics, frechet_distance
 from semantica.schemas import DISTANCES, FEATURES
 
@@ -58,7 +61,10 @@ def measured(a_set, tmp_path):
     return SimpleNamespace(data=data, requests=requests, real=real, drawn=drawn, one=one, many=write(tmp_path / "many", parts))
 
 
-def measure(measured, features, cell=Cell("m", "set", "pictures", 0.5), **values):
+CELL = Cell("m", "set", "pictures", 0.5)
+
+
+def measure(measured, features, cell=CELL, **values):
     measurer = Measurer(settings(**values), {"set": features}, {"set": measured.data})
     return measurer.measure(cell, [] if cell.kind == "copy" else measured.requests)
 
@@ -118,3 +124,28 @@ def test_standard_errors_are_over_seeds_and_over_conditioning_sets():
     assert (found.num_seeds, found.num_condition_sets) == (3, 2)
     alone = estimate(cell, {cell: results[cell]}, settings(), lambda figures: figures.frechet["encoder"])
     assert (alone.value, alone.over_seeds, alone.over_conditions) == (1.0, None, None)
+
+
+def test_a_feature_that_is_not_finite_is_refused_by_the_name_of_its_picture():
+    identity = ExtractorIdentity("encoder", "numbers", "FD", "0" * 64, "none", 2)
+    network = FeatureExtractor(identity, lambda x: x.float(), lambda x: (1 / x[:, 0, 0, :2]).log().cos(), "cpu", 4)
+    pictures = [Measured(f"p{i}", torch.full((3, 2, 2), i, dtype=torch.uint8)) for i in (2, 0, 1)]
+    with pytest.raises(DataError, match="numbers gives NaN or infinity for p0; look at that picture"):
+        feature_rows(network, pictures)
+    table = feature_rows(network, pictures[::2])
+    assert (table.schema, table["name"].to_pylist()) == (FEATURES, ["p2", "p1"])
+    np.testing.assert_allclose(table["features"].to_pylist(), np.cos(np.log([[0.5] * 2, [1.0] * 2])), rtol=1e-6)
+    assert feature_rows(network, []).num_rows == 0
+
+
+def test_a_perceptual_distance_is_that_of_a_sample_and_its_own_condition():
+    net = torch.nn.Module()
+    net.min_px = 1
+    net.forward = lambda a, b: (a - b).abs().mean(dim=(1, 2, 3))
+    identity = ExtractorIdentity("lpips-alex", "difference", "LPIPS", "0" * 64, "none", 0)
+    black, white = torch.zeros((3, 32, 32), dtype=torch.uint8), torch.full((3, 32, 32), 255, dtype=torch.uint8)
+    pictures = [Measured("same", black, black), Measured("real", white), Measured("other", white, black)]
+    table = distance_rows(PerceptualNet(identity, net, "cpu", 2), pictures)
+    assert table.schema == DISTANCES
+    assert table.to_pylist() == [{"name": "same", "distance": 0.0}, {"name": "other", "distance": 2.0}]
+    assert distance_rows(PerceptualNet(identity, net, "cpu", 2), pictures[1:2]).num_rows == 0
