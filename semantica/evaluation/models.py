@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from semantica.training.keeper import Keeper
 from semantica.training.manifest import CONFIG
 from semantica.training.retention import KeepConfig
 
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*\Z")  # it names folders, and figures in MLflow
 _FOLDERS = ("model", "checkpoints")  # of an output of jobs.train
 
 
@@ -39,8 +41,8 @@ def named(texts: Sequence[str], what: str) -> dict[str, str]:
         name, separator, path = text.partition("=")
         if not separator or "/" in name:
             name, path = _name_of(text), text
-        if not name or not path:
-            raise ConfigError(f"--{what}: expected NAME=PATH or PATH, got {text!r}")
+        if not path or not _NAME.match(name):
+            raise ConfigError(f"--{what}: expected NAME=PATH or PATH, the name of letters, digits, . _ and -, got {text!r}")
         if name in found:
             raise ConfigError(f"--{what}: two are called {name!r}; name them: --{what} one={found[name]} other={path}")
         found[name] = path
@@ -72,11 +74,16 @@ def open_models(paths: dict[str, str], *, every_step: bool) -> list[EvaluatedMod
         by_step = {c.step: c for c in map(open_checkpoint, _folders(folder, every_step=every_step))}
         models = [by_step[step] for step in sorted(by_step)][0 if every_step else -1 :]
         found += [EvaluatedModel(run if len(models) == 1 else f"{run}-step{c.step}", run, c) for c in models]
-    sides = {model.name: model.checkpoint.config.denoiser.resolution_px for model in found}
+    check_one_resolution(found)
+    return found
+
+
+def check_one_resolution(models: Sequence[EvaluatedModel]) -> None:
+    """Raise DataError when two models draw at different resolutions: their figures would not compare."""
+    sides = {model.name: model.checkpoint.config.denoiser.resolution_px for model in models}
     if len(set(sides.values())) > 1:
         shown = ", ".join(f"{name} {side} px" for name, side in sides.items())
         raise DataError(f"evaluate: the checkpoints draw at different resolutions ({shown}); evaluate them apart")
-    return found
 
 
 def _folders(folder: Path, *, every_step: bool) -> list[Path]:

@@ -61,8 +61,9 @@ def test_names_of_checkpoints_and_data_are_given_or_taken_from_the_path() -> Non
     assert named(["s3://bucket/set.parquet", "/a=b/c"], "data") == {"set": "s3://bucket/set.parquet", "c": "/a=b/c"}
     with pytest.raises(ConfigError, match="--data: two are called 'x'; name them: --data one=a/x other=b/x"):
         named(["a/x", "b/x"], "data")
-    with pytest.raises(ConfigError, match="--data: expected NAME=PATH or PATH, got 'x='"):
-        named(["x="], "data")
+    for text in ("x=", "..=y", "a b=c", "/", ""):
+        with pytest.raises(ConfigError, match="--data: expected NAME=PATH or PATH, the name of letters, digits"):
+            named([text], "data")
     with pytest.raises(ConfigError, match="--checkpoint: expected one or several paths"):
         named([], "checkpoint")
 

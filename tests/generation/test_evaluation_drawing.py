@@ -1,4 +1,4 @@
-"""Batches of an evaluation: a sample has the same pixels whatever is drawn beside it, and they are those of jobs.generate's noise."""
+"""Batches of an evaluation: a sample has the same pixels whatever is drawn beside it, from the noise of jobs.generate."""
 
 import pytest
 import torch
