@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,19 @@ from mlflow import MlflowClient
 from small import draw_pages
 
 from semantica.config import override, to_dict
+from semantica.datasets import StageOutput
 from semantica.diffusion.samplers import SamplerConfig
 from semantica.distributed.evaluate import evaluate
+from semantica.encoders.encode import EncodeConfig
+from semantica.encoders.encoder import load_encoder
+from semantica.encoders.shard import encode_shard
+from semantica.encoders.totals import finish_encodings, shards_of
+from semantica.episodes.clean import image_id
+from semantica.episodes.images import ImageConfig, normalise
 from semantica.errors import DataError
 from semantica.evaluation.settings import EvaluationConfig
 from semantica.runtime import ClusterConfig, Runtime
+from semantica.schemas import EPISODES
 from semantica.tracking import TrackingConfig
 
 pytestmark = pytest.mark.ray
@@ -67,10 +75,11 @@ def drawn(out: Path) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Trained:
-    """A checkpoint of a few steps, and class folders to evaluate it on."""
+    """A checkpoint of a few steps, class folders to evaluate it on, and the same as encodings."""
 
     checkpoint: Path
     root: Path
+    encodings: Path
 
 
 @pytest.fixture(scope="module")
@@ -83,14 +92,42 @@ def trained(local_ray: None, make: Any, tmp_path_factory: pytest.TempPathFactory
     spec.loader.exec_module(runs)
     base = tmp_path_factory.mktemp("trained")
     made = runs.train(make, base / "run", runs.random_encoder(base / "encoder"))
-    return Trained(made.checkpoint, draw_pages(base / "classes", NUM_CLASSES, NUM_PICTURES))
+    root = draw_pages(base / "classes", NUM_CLASSES, NUM_PICTURES)
+    return Trained(made.checkpoint, root, encoded(root, base / "set", made.settings))
+
+
+def encoded(root: Path, folder: Path, settings: EncodeConfig) -> Path:
+    """The pictures of class folders as held-out encodings, made without Ray."""
+    normal = ImageConfig(image_px=40, min_side_px=1)
+    rows = []
+    for page in sorted(root.iterdir()):
+        images = []
+        for path in sorted(page.iterdir()):
+            data = path.read_bytes()
+            stored = normalise(data, normal).data
+            images.append({"image_id": image_id(data), "url": path.name, "bytes": stored, "width": 40, "height": 40})
+        rows.append({"episode_id": page.name, "page_url": page.name, "source": "folder", "images": images})
+    episodes = StageOutput(folder / "episodes", "episodes", {})
+    assert episodes.open() is None
+    tables = {"": EPISODES.empty_table(), "held_out": pa.Table.from_pylist(rows, schema=EPISODES)}
+    episodes.write_shard("part-00000", tables, {}, 1)
+    counts = {"num_train_images": 0, "num_held_out_images": NUM_CLASSES * NUM_PICTURES}
+    source = episodes.finish(counts, {"pictures": []})
+    chosen = replace(settings, store_tokens=False, batch_size=4)
+    stage = StageOutput(folder / "encodings", "encodings", to_dict(chosen), {"episodes": source.hash})
+    assert stage.open() is None
+    encoder = load_encoder(chosen.encoder)
+    for shard in shards_of(source, ("", "held_out")):
+        encode_shard(stage, episodes.folder, shard, encoder, chosen)
+    finish_encodings(stage, source, 0.0)
+    return folder / "encodings"
 
 
 def run(trained: Trained, out: Path, settings: EvaluationConfig = SETTINGS, *, workers: int = 1, **data: str) -> None:
     cluster = ClusterConfig(num_actors=workers, min_actors=workers, cpus_per_actor=0.5)
     runtime = Runtime(cluster=cluster, tracking=TrackingConfig(uri="off"))
     checkpoints = {"model": str(trained.checkpoint)}
-    evaluate(settings, checkpoints=checkpoints, data=data or {"colours": str(trained.root)}, out=out, runtime=runtime)
+    evaluate(settings, checkpoints=checkpoints, data=data or {"colours": str(trained.encodings)}, out=out, runtime=runtime)
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +177,7 @@ def test_a_killed_evaluation_goes_on_and_ends_with_the_same_figures(trained: Tra
     out = tmp_path / "killed"
     cluster = {"num_cpus": 2, "object_store_mb": 100, "num_actors": 1, "num_workers": 1}
     runtime = {"cluster": cluster, "tracking": {"uri": f"sqlite:///{tmp_path}/mlflow.db"}}
-    job = {"checkpoint": [f"model={trained.checkpoint}"], "data": [f"colours={trained.root}"], "out": str(out)}
+    job = {"checkpoint": [f"model={trained.checkpoint}"], "data": [f"colours={trained.encodings}"], "out": str(out)}
     (tmp_path / "job.yaml").write_text(yaml.safe_dump({**job, "evaluation": to_dict(SETTINGS), "runtime": runtime}))
     words = [sys.executable, "-m", "jobs.evaluate", "--config", str(tmp_path / "job.yaml")]
     process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -178,13 +215,12 @@ def test_asking_for_more_draws_and_measures_only_what_is_missing(trained: Traine
     assert figures(out) == figures(one_worker)
 
 
-def test_held_out_pictures_of_encodings_and_parquet_are_sets_too(trained: Trained, one_worker: Path, tmp_path: Path) -> None:
+def test_held_out_pictures_of_encodings_and_parquet_are_sets_too(trained: Trained, tmp_path: Path) -> None:
     rows = [{"image": path.read_bytes(), "label": path.parent.name} for path in sorted(trained.root.glob("page-0[01]/*.png"))]
     rows.append({"image": b"no picture", "label": "page-00"})
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "set.parquet")
     settings = override(SETTINGS, {"protocol": ["grouping"], "num": 3, "num_seeds": 1, "num_condition_sets": 1})
-    (held,) = one_worker.glob("data/colours/encodings-*")
-    run(trained, tmp_path / "out", settings, table=str(tmp_path / "set.parquet"), held=str(held))
+    run(trained, tmp_path / "out", settings, table=str(tmp_path / "set.parquet"), held=str(trained.encodings))
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     (sets,) = (table for table in report["tables"] if table["title"] == "Evaluation sets")
     assert sets["rows"][0][:3] + sets["rows"][0][4:5] == ["table", 2 * NUM_PICTURES, 2, 1]
