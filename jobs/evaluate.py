@@ -65,6 +65,7 @@ def call(job: EvaluateJob, command: str) -> None:
         )
         print(f"Report: {job.out.absolute() / 'report.html'}")
         return
+    require(bool(job.encodings) and len(job.checkpoint) == 1, "--samples", f"given as {other}", job.checkpoint)
     evaluate_samples(
         job.demo,
         samples=job.samples,

@@ -235,7 +235,8 @@ def pictures_table(root: Path, base: str) -> Found:
 
 CRAWLS: dict[str, Callable[[Path, str], Found]] = {
     "folder": folder, "html": html, "warc": warc, "obelics": obelics, "mmc4": mmc4, "omnicorpus": omnicorpus, "wit": wit,
-    "webdataset": img2dataset, "pictures": pictures_table, "imagefolder": folder, "imagenet-train": imagenet_train, "imagenet-val": imagenet_val,
+    "webdataset": img2dataset, "pictures": pictures_table,
+    "imagefolder": folder, "imagenet-train": imagenet_train, "imagenet-val": imagenet_val,
     "lsun": lsun, "sun397": sun397,
 }  # fmt: skip
 
