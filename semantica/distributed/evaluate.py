@@ -17,7 +17,7 @@ import numpy as np
 from semantica.config import to_dict
 from semantica.datasets import read_manifest
 from semantica.distributed.draw import draw_samples
-from semantica.distributed.evaluation_sets import prepare_set
+from semantica.distributed.evaluation_sets import look, prepare_set
 from semantica.distributed.measure import Work, measure, picture_work, sample_work
 from semantica.distributed.session import check_absolute_when_submitted, run_token, say, shared_ray
 from semantica.errors import DataError
@@ -77,6 +77,8 @@ def evaluate(
     """
     check_absolute_when_submitted(out)
     out = out.absolute()
+    for name, where in data.items():
+        look(name, location(where))  # before anything starts
     models = open_models(dict(checkpoints), every_step="training" in settings.protocol)
     trained_with = models[0].checkpoint.provenance.encoder
     config = dict(trained_with["config"]) | ({"weights": encoder} if encoder else {})
