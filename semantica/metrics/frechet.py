@@ -122,11 +122,13 @@ class Reference:
     def product(self, cov: Float64[np.ndarray, "d d"]) -> Float64[np.ndarray, "r r"]:
         """FᵀΣF of another covariance Σ; only the lower triangle is meant."""
         inner = cov[self.pivots][:, self.pivots]
+        product: Float64[np.ndarray, "r r"]
         if self.root.shape[1] < len(self.root):
-            return self.root.T @ inner @ self.root
-        # Half the arithmetic of a general product. LAPACK reads columns first, so it sees the transposes.
-        found, _ = scipy.linalg.lapack.dsygst(inner.T, self.root.T, itype=2, lower=0)
-        return found.T
+            product = self.root.T @ inner @ self.root
+        else:
+            # A quarter of the arithmetic of general products. LAPACK reads columns first, so it is given, and gives, transposes.
+            product = scipy.linalg.lapack.dsygst(inner.T, self.root.T, itype=2, lower=0)[0].T
+        return product
 
 
 def frechet_distance(a: FeatureStatistics | Reference, b: FeatureStatistics | Reference) -> float:
