@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,10 +26,21 @@ from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics
 
 from benchmarks.measure import in_a_process, median_of, peak_growth_mib
 from benchmarks.record import Measured, record
+from semantica.config import config, from_args, require
 from semantica.metrics.frechet import FeatureStatistics, Reference, frechet_distance
 
-NUM_PICTURES, DIM, ROUNDS = 50_000, 2048, 3
+NUM_PICTURES, DIM = 50_000, 2048
 MAX_DIFFERENCE = 1e-4  # of the figures, relative
+
+
+@config
+class Settings:
+    """rounds: of all runs, 40 seconds each on one free core."""
+
+    rounds: int = 3
+
+    def __post_init__(self) -> None:
+        require(self.rounds >= 1, "rounds", "at least 1", self.rounds)
 
 
 @dataclass
@@ -72,14 +84,14 @@ def clean_fids_distance(one: dict[str, np.ndarray], other: dict[str, np.ndarray]
     return float(difference @ difference + traces - 2 * np.trace(np.real(root)))
 
 
-def measure() -> Found:
+def measure(rounds: int) -> Found:
     """All runs, in a process with one thread."""
     found = Found()
     real = FeatureStatistics.of(features(0, 0.5, 0.4))
     reference = Reference.of(real)
     theirs = {"mu": real.mean, "sigma": real.cov}
     generated = features(1, 0.53, 0.402)
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         ours = found.run("statistics", lambda: FeatureStatistics.of(generated))
         peers = found.run("statistics, numpy's cov", lambda: fid_features_to_statistics(torch.from_numpy(generated)))
         assert isinstance(ours, FeatureStatistics)
@@ -98,10 +110,11 @@ def measure() -> Found:
 
 def main() -> None:
     """Measure and record."""
+    settings = from_args(Settings, sys.argv[1:], prog="python -m benchmarks.frechet", description=(__doc__ or "").splitlines()[0])
     os.environ["OPENBLAS_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = (
         "1"  # read by the new process
     )
-    found = in_a_process(measure)
+    found = in_a_process(measure, settings.rounds)
     seconds = found.seconds
     measured = [Measured(name=name, figure=statistics.median(taken), unit="s") for name, taken in seconds.items()]
     measured += [Measured(name=f"{name}: memory", figure=mib, unit="MiB") for name, mib in found.mib.items()]
