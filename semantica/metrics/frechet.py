@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.linalg
-from jaxtyping import Float, Float64, Shaped
+from jaxtyping import Float, Float64, Int64, Shaped
 
 from semantica.errors import DataError
 
@@ -99,18 +99,36 @@ class FeatureStatistics:
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """Statistics with a root of their covariance, root @ root.T = cov: of a set that other sets are compared with.
+    """Statistics with a root of their covariance: of a set that other sets are compared with.
 
-    The root has as many columns as the covariance has rank.
+    root: lower triangular, with as many columns as the covariance has rank; root @ root.T = cov[pivots][:, pivots].
     """
 
     statistics: FeatureStatistics
     root: Float64[np.ndarray, "d r"]
+    pivots: Int64[np.ndarray, " d"]
 
     @classmethod
     def of(cls, statistics: FeatureStatistics) -> Reference:
-        """The statistics and a root of their covariance. Raises DataError below 2 pictures."""
-        return cls(statistics=statistics, root=_root(statistics))
+        """The statistics and a root of their covariance, by Cholesky's factorisation with pivots, which ends at the rank.
+
+        Its columns are graded, so small variances keep their digits; those of V·diag(λ)^½ from `eigh` drown in the rounding of the
+        largest one. Raises DataError below 2 pictures.
+        """
+        packed, pivots, rank, _ = scipy.linalg.lapack.dpstrf(statistics.cov, lower=1)
+        rank = min(int(rank), statistics.n - 1)  # of n vectors; what is beyond it is rounding
+        return cls(statistics=statistics, root=np.ascontiguousarray(np.tril(packed)[:, :rank]), pivots=pivots.astype(np.int64) - 1)
+
+    def product(self, cov: Float64[np.ndarray, "d d"]) -> Float64[np.ndarray, "r r"]:
+        """FᵀΣF of another covariance Σ; only the lower triangle is meant."""
+        inner = cov[self.pivots][:, self.pivots]
+        product: Float64[np.ndarray, "r r"]
+        if self.root.shape[1] < len(self.root):
+            product = self.root.T @ inner @ self.root
+        else:
+            # A quarter of the arithmetic of general products. LAPACK reads columns first, so it is given, and gives, transposes.
+            product = scipy.linalg.lapack.dsygst(inner.T, self.root.T, itype=2, lower=0)[0].T
+        return product
 
 
 def frechet_distance(a: FeatureStatistics | Reference, b: FeatureStatistics | Reference) -> float:
@@ -126,16 +144,14 @@ def frechet_distance(a: FeatureStatistics | Reference, b: FeatureStatistics | Re
     _same_dim(of_a, of_b)
     difference, cov_a, cov_b = of_a.mean - of_b.mean, of_a.cov, of_b.cov
     if isinstance(a, Reference):
-        root, other = a.root, cov_b
+        product = a.product(cov_b)
     elif isinstance(b, Reference):
-        root, other = b.root, cov_a
+        product = b.product(cov_a)
     elif of_a.n <= of_b.n:  # of a lower rank, perhaps, so that less is left to do
-        root, other = _root(of_a), cov_b
+        product = Reference.of(of_a).product(cov_b)
     else:
-        root, other = _root(of_b), cov_a
-    product = root.T @ other @ root
-    # Rounding leaves the product symmetric only to 1e-16; eigvalsh reads one triangle, the mean of both is what is meant.
-    eigenvalues = np.linalg.eigvalsh((product + product.T) / 2)
+        product = Reference.of(of_b).product(cov_a)
+    eigenvalues = np.linalg.eigvalsh(product)  # reads the lower triangle
     # n vectors have a covariance of rank n - 1 at most; what else is not 0 is rounding, whose roots would add up.
     rank = min(len(eigenvalues), of_a.n - 1, of_b.n - 1)
     cross = float(np.sqrt(eigenvalues[len(eigenvalues) - rank :].clip(min=0)).sum())
@@ -151,19 +167,6 @@ def small_n_warning(n: int, dim: int) -> str | None:
         f"{n} pictures for features of {dim} dimensions: the covariance is singular and the Fréchet distance is biased upwards "
         f"(about 1/n); compare it with figures of the same n only, and use more than {dim} pictures"
     )
-
-
-def _root(statistics: FeatureStatistics) -> Float64[np.ndarray, "d r"]:
-    """F with FFᵀ = Σ, by Cholesky's factorisation with pivots, which ends at the rank of a singular Σ.
-
-    Its columns are graded, so small variances keep their digits in FᵀΣbF; those of V·diag(λ)^½ from `eigh` drown in the rounding of
-    the largest one.
-    """
-    packed, pivots, rank, _ = scipy.linalg.lapack.dpstrf(statistics.cov, lower=1)
-    rank = min(int(rank), statistics.n - 1)
-    root: Float64[np.ndarray, "d r"] = np.zeros((statistics.dim, rank))
-    root[pivots - 1] = np.tril(packed)[:, :rank]
-    return root
 
 
 def _same_dim(a: FeatureStatistics, b: FeatureStatistics) -> None:

@@ -23,7 +23,7 @@ from semantica.storage import Location, write_atomically
 
 _log = logging.getLogger(__name__)
 _FORMAT = 1
-_ARRAYS = ("n", "sum", "outer", "root")
+_ARRAYS = ("n", "sum", "outer", "root", "pivots")
 
 
 def reference_key(extractor: Mapping[str, Any], resize: str, images: Iterable[str]) -> str:
@@ -59,7 +59,7 @@ def cached_reference(folder: Location, key: str, compute: Callable[[], FeatureSt
 
 def write_reference(folder: Location, key: str, reference: Reference) -> None:
     """Put the reference into the folder under this key."""
-    arrays = {**reference.statistics.to_arrays(), "root": reference.root}
+    arrays = {**reference.statistics.to_arrays(), "root": reference.root, "pivots": reference.pivots}
     arrays = {name: np.asarray(arrays[name], order="C") for name in _ARRAYS}
     write_atomically(reference_path(folder, key), save({**arrays, "sha256": _digest(key, arrays)}))
 
@@ -78,7 +78,7 @@ def read_reference(folder: Location, key: str) -> Reference:
         raise DataError(f"reference statistics: {path} is damaged (no {' and no '.join(missing)})")
     if not np.array_equal(_digest(key, arrays), arrays["sha256"]):
         raise DataError(f"reference statistics: {path} is damaged (its SHA-256 is not that of its content)")
-    return Reference(statistics=FeatureStatistics.from_arrays(arrays), root=arrays["root"])
+    return Reference(statistics=FeatureStatistics.from_arrays(arrays), root=arrays["root"], pivots=arrays["pivots"])
 
 
 def _digest(key: str, arrays: Mapping[str, Array]) -> UInt8[np.ndarray, " 32"]:
