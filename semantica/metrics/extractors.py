@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Float32, UInt8
 from torch import Tensor
 
-from semantica.encoders.encoder import Encoder
-from semantica.errors import AbsentWeights, ConfigError
+from semantica.encoders.encoder import Encoder, EncoderIdentity
+from semantica.errors import AbsentWeights, ConfigError, DataError
 from semantica.metrics import dinov2, inception, perceptual
 from semantica.metrics.inception_network import FEATURE_DIM as INCEPTION_DIM
 from semantica.metrics.perceptual import LPIPS_NETS
@@ -148,6 +148,10 @@ class PerceptualNet:
 
     def distances(self, a: UInt8[Tensor, "b 3 h w"], b: UInt8[Tensor, "b 3 h w"]) -> Float32[Tensor, " b"]:
         """The distance of each pair of pictures of one size (RGB, 0-255), on the CPU. Raises DataError when they are too small."""
+        if a.shape != b.shape:
+            raise DataError(
+                f"{self.identity.title}: pairs must be of one size, got {tuple(a.shape)} and {tuple(b.shape)}; resize first"
+            )
         parts = [torch.zeros(0)]
         for start in range(0, len(a), self.batch_size):
             pair = [images[start : start + self.batch_size].to(self.device) for images in (a, b)]
@@ -171,12 +175,15 @@ def load_features(found: Found, device: torch.device | str = "cpu", batch_size: 
 
 def encoder_features(encoder: Encoder, batch_size: int = 32) -> FeatureExtractor:
     """The extractor "encoder": the pooled embedding of the run's own encoder, with its own preprocessing."""
-    own = encoder.identity
+    return FeatureExtractor(encoder_identity(encoder.identity), encoder.fit, _Pooled(encoder), encoder.device, batch_size)
+
+
+def encoder_identity(own: EncoderIdentity) -> ExtractorIdentity:
+    """The identity of "encoder", from what a manifest of encodings says of it."""
     seen = own.preprocessing
     cut = f", the middle {seen.image_px} px" if seen.resize_px != seen.image_px else ""
-    resize = f"{seen.resize_px} px, {seen.resample}{cut}, as the encoder's own"
-    identity = ExtractorIdentity("encoder", own.name, "FD (encoder)", own.weights_sha256, resize, own.pooled_dim)
-    return FeatureExtractor(identity, encoder.fit, _Pooled(encoder), encoder.device, batch_size)
+    resize = f"{seen.resize_px} px, {seen.resample} (antialiased){cut}, as the encoder's own"
+    return ExtractorIdentity("encoder", own.name, "FD (encoder)", own.weights_sha256, resize, own.pooled_dim)
 
 
 def load_perceptual(found: Found, device: torch.device | str = "cpu", batch_size: int = 32) -> PerceptualNet:

@@ -55,7 +55,10 @@ def load_inception(path: Path, device: torch.device | str = "cpu") -> nn.Module:
         for p in places
         if f"{p}.beta" in tensors
     ]
-    return with_weights(inception_network(), convs).to(device)
+    network = with_weights(inception_network(), convs)
+    if torch.device(device).type == "cpu":  # 1.5 to 1.8 times as fast as channels first (oneDNN)
+        return network.to(memory_format=torch.channels_last)
+    return network.to(device)
 
 
 def prepare(images: UInt8[Tensor, "b 3 h w"]) -> Float32[Tensor, "b 3 299 299"]:

@@ -90,7 +90,7 @@ def _fetched(file: WeightFile) -> Path:
         from torch.hub import download_url_to_file
 
         _kept(file).parent.mkdir(parents=True, exist_ok=True)
-        download_url_to_file(file.url, str(_kept(file)), hash_prefix=file.sha256, progress=False)  # type: ignore[no-untyped-call]
+        download_url_to_file(file.url, str(_kept(file)), hash_prefix=file.sha256, progress=False)
     except (DataError, OSError, RuntimeError) as error:  # RuntimeError: the downloader, when what came has another hash
         line = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         raise AbsentWeights(

@@ -1,3 +1,4 @@
+import huggingface_hub.constants
 import numpy as np
 import pytest
 import torch
@@ -104,14 +105,37 @@ def test_absent_weights_are_named_with_hash_size_and_place(tmp_path, no_weights)
     assert str(tmp_path / "dinov2-large") in str(error.value)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "no config", "a part"])
+def test_what_the_hubs_own_cache_holds_is_found_without_the_network(folder, no_weights):
+    snapshot = no_weights / "hub" / "models--facebook--dinov2-large" / "snapshots" / dinov2.REVISION
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_bytes((folder / "config.json").read_bytes())
+    with pytest.raises(AbsentWeights, match="got none; put"):  # fetched by something that wanted the configuration only
+        find_dinov2()
+    (snapshot / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    with pytest.raises(WeightsError, match=rf"of {snapshot}/model\.safetensors, got .* so it is not loaded"):
+        find_dinov2()
+
+
+def test_a_hub_that_cannot_be_reached_is_a_sentence(no_weights, monkeypatch):
+    monkeypatch.setattr(
+        huggingface_hub.constants, "HF_HUB_OFFLINE", True
+    )  # as the environment variable: fails at once, not after retries
+    with pytest.raises(AbsentWeights, match=r"cannot be fetched \(.+\); put config\.json and model\.safetensors of facebook"):
+        find_dinov2(allow_network=True)
+
+
+def test_weights_without_their_configuration_are_no_folder(folder, no_weights, tmp_path):
+    (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    with pytest.raises(AbsentWeights, match=r"expected config\.json beside .*, got none; put config\.json and"):
+        find_dinov2(local_folder=str(tmp_path))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "a part"])
 def test_a_damaged_folder_is_a_sentence(folder, tmp_path, damage):
     for file in folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     if damage == "truncated":
         (tmp_path / "model.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes()[:1000])
-    elif damage == "no config":
-        (tmp_path / "config.json").unlink()
     else:
         from safetensors.torch import load_file, save_file
 

@@ -16,6 +16,7 @@ from semantica.metrics.extractors import (
     Found,
     PerceptualNet,
     encoder_features,
+    encoder_identity,
     identity_of,
     load_features,
     load_perceptual,
@@ -164,6 +165,13 @@ def test_distances_do_not_depend_on_the_batch():
         torch.testing.assert_close(net.distances(a[[index]], b[[index]])[0], together[index], rtol=1e-5, atol=1e-7)
 
 
+def test_pairs_of_two_sizes_are_refused_where_nothing_checks_shapes():
+    net = PerceptualNet(identity_of("st-lpips-alex"), random_st_lpips(), "cpu", 2)
+    unchecked = getattr(PerceptualNet.distances, "__wrapped__", PerceptualNet.distances)
+    with pytest.raises(DataError, match=r"pairs must be of one size, got \(2, 3, 64, 64\) and \(1, 3, 64, 64\)"):
+        unchecked(net, pictures(2), pictures(1))
+
+
 def test_no_pictures_have_no_features_of_the_right_width():
     extractor = encoder_features(random_encoder())
     assert extractor.features(pictures(0)).shape == (0, 8)
@@ -176,7 +184,8 @@ def test_the_encoders_features_are_its_pooled_embedding_with_its_own_preprocessi
     encoder = random_encoder()
     extractor = encoder_features(encoder, 3)
     torch.testing.assert_close(extractor.features(pictures(3)), encoder(pictures(3)).pooled)
-    assert extractor.identity.resize == "32 px, bicubic, the middle 28 px, as the encoder's own"
+    assert extractor.identity.resize == "32 px, bicubic (antialiased), the middle 28 px, as the encoder's own"
+    assert encoder_identity(EncoderIdentity.from_dict(encoder.identity.to_dict())) == extractor.identity
     with pytest.raises(DataError, match="square"):
         extractor.features(pictures(1, 64, 32))
 
