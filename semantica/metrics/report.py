@@ -19,7 +19,7 @@ from semantica.errors import DataError
 from semantica.metrics.charts import Curve, Histogram, curve_svg, histogram_svg
 from semantica.metrics.gallery import Example, Gallery, Grid, fitted, png_shown
 from semantica.metrics.paper import PAPER, PaperRow, PaperTable
-from semantica.metrics.protocol import SMALL_N, Protocol, protocol_sentence
+from semantica.metrics.protocol import Protocol, protocol_sentence
 from semantica.metrics.written import NONE, Number, Value, is_number, megabytes, number, plain, uncertain
 
 __all__ = [
@@ -141,7 +141,9 @@ def render(report: Report) -> str:
         lstrip_blocks=True,
         loader=jinja2.PackageLoader("semantica", "metrics"),
     )
-    environment.filters.update(number=number, uncertain=uncertain, sentence=protocol_sentence, next_picture=next)
+    environment.filters.update(
+        number=number, uncertain=uncertain, sentence=protocol_sentence, next_picture=next, unbroken=_unbroken
+    )
     environment.tests.update(link=_is_link, small=_is_small)
     exhibits = [*report.grids, *report.galleries]
     share = MAX_PICTURE_BYTES // max(1, len(exhibits))
@@ -154,8 +156,7 @@ def render(report: Report) -> str:
         galleries=[(gallery, fitted(gallery.pictures(), share)) for gallery in report.galleries],
         tables=[(table, _columns(table)) for table in report.tables],
         small=any(_is_small(item.protocol) for item in (*report.figures, *report.curves, *report.tables, *exhibits)),
-        small_n=SMALL_N,
-        none=NONE,
+        dash=NONE,
     )
     # The size is known when the page is there: its own three digits are not what makes it large.
     before, _, after = page.rpartition("PAGE-SIZE")
@@ -176,7 +177,7 @@ def to_json(report: Report) -> dict[str, Any]:
         "papers": [paper.to_json() for paper in report.papers],
         "tables": [_with_protocol(table) for table in report.tables],
         "curves": [_with_protocol(curve) for curve in report.curves],
-        "histograms": [dataclasses.asdict(histogram) for histogram in report.histograms],
+        "histograms": [dataclasses.asdict(h) | {"num_counted": sum(h.counts)} for h in report.histograms],
         "grids": [grid.to_json() for grid in report.grids],
         "galleries": [gallery.to_json() for gallery in report.galleries],
         "provenance": [{"what": what, "origin": origin, "licence": licence} for what, origin, licence in report.provenance],
@@ -199,6 +200,11 @@ def _with_protocol(exhibit: Figure | Table | Curve) -> dict[str, Any]:
 
 def _is_link(text: str) -> bool:
     return text.startswith(("https://", "http://")) and not any(c.isspace() for c in text)
+
+
+def _unbroken(text: str) -> str:
+    """The text with no line ending inside "n = 48" or "32 px"."""
+    return text.replace(" = ", "\u00a0=\u00a0").replace(" px", "\u00a0px")
 
 
 def _is_small(protocol: str | Protocol) -> bool:

@@ -15,11 +15,11 @@ Number = float | int
 Value = float | int | str | None
 
 NONE = "–"
-_THIN = "\u2009"
+_NARROW = "\u202f"  # narrow, and no line ends there
 
 
 def number(value: Any) -> str:
-    """The value as read by people: four digits that count, thin spaces between thousands from 10 000 on, a dash for none."""
+    """The value as read by people: four digits that count, narrow spaces between thousands from 10 000 on, a dash for none."""
     if value is None:
         return NONE
     if not is_number(value):
@@ -65,4 +65,4 @@ def plain(value: Any) -> Any:
 
 def _grouped(digits: str) -> str:
     whole, point, fraction = digits.partition(".")
-    return (f"{int(whole):,}".replace(",", _THIN) if len(whole.lstrip("-")) > 4 else whole) + point + fraction
+    return (f"{int(whole):,}".replace(",", _NARROW) if len(whole.lstrip("-")) > 4 else whole) + point + fraction
