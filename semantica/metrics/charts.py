@@ -118,9 +118,9 @@ def curve_svg(curve: Curve) -> str:
             marker = _MARKERS[look] if len(xs) <= _MARKED_POINTS else None
             style: dict[str, Any] = {"color": _COLOURS[look], "linestyle": _DASHES[look], "marker": marker, "markersize": 4.5}
             axes.plot(xs, ys, label=_short(name), linewidth=1.6, **style)
-            bars = {"xerr": _bars(curve.x_error.get(name)), "yerr": _bars(curve.y_error.get(name))}
-            if bars["xerr"] or bars["yerr"]:
-                axes.errorbar(xs, ys, **bars, fmt="none", ecolor=_COLOURS[look], elinewidth=1, capsize=2)
+            across, up = _bars(curve.x_error.get(name)), _bars(curve.y_error.get(name))
+            if across or up:
+                axes.errorbar(xs, ys, xerr=across, yerr=up, fmt="none", ecolor=_COLOURS[look], elinewidth=1, capsize=2)
         axes.set_xlabel(_short(curve.x_label))
         axes.set_ylabel(_short(curve.y_label))
         for axis, is_log, set_scale in ((axes.xaxis, curve.log_x, axes.set_xscale), (axes.yaxis, curve.log_y, axes.set_yscale)):

@@ -182,8 +182,8 @@ def _paper() -> dict[str, PaperFigure]:
         ("semantica", "Semantica, one shot", 0.5, (9.3, 7.1)),
         ("copy", "Copy, one shot", None, (38.4, 70.6)),
     )
-    for key, model, shot_w, values in shot_table:
-        for (name, (data, n)), value in zip(one_shot.items(), values, strict=True):
+    for key, model, shot_w, pair in shot_table:
+        for (name, (data, n)), value in zip(one_shot.items(), pair, strict=True):
             w_key = "" if shot_w is None else f".w{shot_w:g}"
             protocol = _drawn(data, shot_w, n, "one conditioning image a class")
             found[f"one_shot.{key}.{name}{w_key}"] = _fid(model, "Table 1, right", value, protocol)

@@ -145,17 +145,21 @@ def render(report: Report) -> str:
         number=number, uncertain=uncertain, sentence=protocol_sentence, next_picture=next, unbroken=_unbroken
     )
     environment.tests.update(link=_is_link, small=_is_small)
-    exhibits = [*report.grids, *report.galleries]
+    exhibits: list[Grid | Gallery] = [*report.grids, *report.galleries]
     share = MAX_PICTURE_BYTES // max(1, len(exhibits))
+    protocols: list[str | Protocol] = [figure.protocol for figure in report.figures]
+    protocols += [exhibit.protocol for exhibit in exhibits]
+    protocols += [curve.protocol for curve in report.curves] + [table.protocol for table in report.tables]
     page = environment.get_template("report.html").render(
         report=report,
         # Our own drawing, escaped there.
         curves=[(curve, Markup(curve_svg(curve)), _points(curve)) for curve in report.curves],
         histograms=[(histogram, Markup(histogram_svg(histogram))) for histogram in report.histograms],
-        grids=[(g, fitted(g.pictures(), share) if g.rows else png_shown(g.png, share)) for g in report.grids],
+        grids=[(grid, fitted(grid.pictures(), share)) for grid in report.grids if grid.rows],
+        sheets=[(grid, png_shown(grid.png, share)) for grid in report.grids if not grid.rows],
         galleries=[(gallery, fitted(gallery.pictures(), share)) for gallery in report.galleries],
         tables=[(table, _columns(table)) for table in report.tables],
-        small=any(_is_small(item.protocol) for item in (*report.figures, *report.curves, *report.tables, *exhibits)),
+        small=any(map(_is_small, protocols)),
         dash=NONE,
     )
     # The size is known when the page is there: its own three digits are not what makes it large.
@@ -221,7 +225,7 @@ def _columns(table: Table) -> list[tuple[bool, list[str]]]:
         texts = [uncertain(cell, error) for cell, error in zip(cells, errors, strict=True)]
         alone = [text for text, error in zip(texts, errors, strict=True) if error is None]
         digits = max((len(text.partition(".")[2]) for text in alone if "e" not in text), default=0)
-        if numeric and 0 < digits <= 4 and all(abs(float(cell)) < 1000 for cell in cells if is_number(cell)):
+        if numeric and 0 < digits <= 4 and all(abs(cell) < 1000 for cell in cells if is_number(cell)):
             texts = [
                 f"{cell:.{digits}f}" if is_number(cell) and error is None else text
                 for cell, error, text in zip(cells, errors, texts, strict=True)

@@ -107,8 +107,9 @@ def test_nothing_is_wider_than_the_screen(opened, width, text):
         page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
         assert page.evaluate("document.documentElement.scrollWidth") == width
         beyond = page.evaluate(
-            """[...document.querySelectorAll('main *, header *, footer *')].filter(
-                e => !e.closest('.scroll, pre, .sr') && e.getBoundingClientRect().right > innerWidth + .5).map(e => e.outerHTML.slice(0, 80))"""
+            """[...document.querySelectorAll('main *, header *, footer *')]
+                .filter(e => !e.closest('.scroll, pre, .sr') && e.getBoundingClientRect().right > innerWidth + .5)
+                .map(e => e.outerHTML.slice(0, 80))"""
         )
         assert beyond == []
 
@@ -130,7 +131,7 @@ def test_light_and_dark_are_two_pages_and_every_text_is_legible_on_both(opened, 
 
 
 def test_the_skip_link_is_the_first_stop_is_seen_and_leads_to_the_figures(opened):
-    with opened(viewport=PHONE) as page:
+    with opened(viewport=PHONE, reduced_motion="reduce") as page:
         page.keyboard.press("Tab")
         first = page.evaluate(FOCUSED)
         assert first["name"] == "Skip to the figures"
@@ -138,7 +139,7 @@ def test_the_skip_link_is_the_first_stop_is_seen_and_leads_to_the_figures(opened
         assert first["top"] >= 0
         page.keyboard.press("Enter")
         assert page.url.endswith("#figures")
-        page.wait_for_function("Math.abs(document.getElementById('figures').getBoundingClientRect().top) < 60")
+        assert abs(page.locator("#figures").bounding_box()["y"]) < 60
 
 
 @pytest.mark.parametrize("viewport", [PHONE, DESKTOP])
@@ -163,7 +164,7 @@ def test_tab_goes_through_the_page_in_its_order_and_shows_where_it_is(opened, vi
 
 @pytest.mark.parametrize("settings", [{"viewport": DESKTOP}, {"viewport": PHONE, "java_script_enabled": False}])
 def test_arrow_keys_move_through_the_gallery_and_enlarge_what_they_reach(opened, settings):
-    with opened(**settings) as page:
+    with opened(reduced_motion="reduce", **settings) as page:  # else it is still scrolling when it is looked at
         cards = page.locator(".cards").first.locator(".card")
 
         def widths():

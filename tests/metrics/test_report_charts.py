@@ -71,7 +71,7 @@ def test_runs_over_training_steps_differ_in_dash_and_marker_too():
     dashes = set(re.findall(r"stroke-dasharray: ([^;]+); stroke-dashoffset: 0; stroke: #[0-9a-f]{6}; stroke-width: 1.6", svg))
     assert len(colours) == 6
     assert len(dashes) == 5  # and one line without
-    markers = set(re.findall(r'<path id="[^"]*" d="(M[^"]*)" style="stroke: #[0-9a-f]{6}"', svg))
+    markers = set(re.findall(r'<path id="[^"]*" d="(M[^"]*)" style="stroke: #[0-9a-f]{6}[;"]', svg))
     assert len(markers) == 6
 
 
