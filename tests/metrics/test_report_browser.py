@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here; apt-
 
 PHONE, DESKTOP = {"width": 360, "height": 740}, {"width": 1280, "height": 900}
 HOSTILE = '<img src="http://pictures.example.org/x.png" onerror="alert(1)">'
-LONG = "an-unbroken-name-" * 12
+LONG = "an_unbroken_name_" * 12
 
 # Every text of the page with its own colour, against the first background that is painted behind it.
 CONTRASTS = """() => {
