@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from semantica.encoders.encoder import EncoderIdentity
 from semantica.evaluation.requests import content_hash
 from semantica.evaluation.settings import EvaluationConfig
-from semantica.metrics.extractors import ExtractorIdentity, Found, resolve
+from semantica.metrics.extractors import ExtractorIdentity, Found, encoder_identity, resolve
 
 ENCODER = "encoder"
 
@@ -25,21 +26,17 @@ class Networks:
     columns: Mapping[str, str] = field(default_factory=dict)
 
 
-def find_networks(settings: EvaluationConfig, encoder: Mapping[str, Any], encoder_identity: Mapping[str, Any]) -> Networks:
-    """The networks that the settings name. Raises WeightsError, naming file and place, for one whose weights are not here."""
+def find_networks(settings: EvaluationConfig, encoder: Mapping[str, Any], own: Mapping[str, Any]) -> Networks:
+    """The networks that the settings name; encoder, own: EncoderConfig and identity of the checkpoint's encoder, as plain values.
+
+    Raises WeightsError, naming file and place, for a network whose weights are not here.
+    """
     ordered: list[str] = [*settings.extractor, *settings.perceptual]
     others = [name for name in ordered if name != ENCODER]
     found = {name: resolve(name, local_folder=settings.weights, allow_network=settings.allow_network) for name in others}
     identities = {name: one.identity for name, one in found.items()}
     if ENCODER in settings.extractor:
-        identities[ENCODER] = ExtractorIdentity(
-            name=ENCODER,
-            title=f"{encoder_identity['name']} at {encoder_identity['image_px']} px",
-            figure="FD (encoder)",
-            weights_sha256=encoder_identity["weights_sha256"],
-            resize="bicubic, antialiased",
-            dim=encoder_identity["pooled_dim"],
-        )
-    keys = {name: identities[name].to_dict() if name != ENCODER else dict(encoder_identity) for name in ordered}
+        identities[ENCODER] = encoder_identity(EncoderIdentity.from_dict(dict(own)))
+    keys = {name: identities[name].to_dict() if name != ENCODER else dict(own) for name in ordered}
     columns = {name: f"{name}-{content_hash(key)[:8]}" for name, key in keys.items()}
-    return Networks(found, settings.perceptual, encoder, encoder_identity, identities, columns)
+    return Networks(found, settings.perceptual, encoder, own, identities, columns)

@@ -147,16 +147,16 @@ def fitted(pictures: Sequence[Picture], max_bytes: int) -> Fitted:
 
 
 def png_shown(png: bytes, max_bytes: int) -> Shown:
-    """A whole PNG for the page: lossless WebP when that is smaller, and lossy above `max_bytes`. Raises DataError when no PNG."""
+    """A whole PNG for the page: as it is where it fits, else as WebP. Raises DataError when it is no PNG or never fits."""
     if not png.startswith(b"\x89PNG\r\n\x1a\n"):
         raise DataError(f"report: expected a grid as PNG, got {png[:8]!r}")
     picture = Image.open(io.BytesIO(png), formats=["PNG"])
-    lossless = _webp(picture, 100, lossless=True)
-    data, kind = (png, "png") if len(png) <= len(lossless) else (lossless, "webp")
-    for quality in (90, 75, 50, 25):
-        if len(data) * 4 / 3 <= max_bytes:
-            return Shown(_uri(data, kind), picture.width, picture.height, False)
-        data, kind = _webp(picture, quality), "webp"
+    data, kind = png, "png"
+    for quality in (90, 75, 50, 25, None):
+        if len(uri := _uri(data, kind)) <= max_bytes:
+            return Shown(uri, picture.width, picture.height, False)
+        if quality is not None:
+            data, kind = _webp(picture, quality), "webp"
     raise DataError(
         f"report: expected a grid of at most {megabytes(max_bytes)}, got {megabytes(len(png))} ({picture.width} x "
         f"{picture.height} px); show fewer rows"
@@ -177,9 +177,9 @@ def _shown(picture: Picture, side: int, quality: int) -> Shown:
     return Shown(_uri(_webp(image, quality), "webp"), image.width, image.height, False)
 
 
-def _webp(image: Image.Image, quality: int, *, lossless: bool = False) -> bytes:
+def _webp(image: Image.Image, quality: int) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, "WEBP", quality=quality, lossless=lossless)
+    image.save(buffer, "WEBP", quality=quality)
     return buffer.getvalue()
 
 

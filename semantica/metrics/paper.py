@@ -7,7 +7,7 @@ that verdict: it is worked out from the protocols, and where they differ the row
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -32,6 +32,13 @@ class PaperFigure:
     protocol: Protocol
     extractors: tuple[str, ...]
     standard_error: Number | None = None
+    digits: int = 1
+
+    @property
+    def written(self) -> str:
+        """The figure with the digits that the paper gives."""
+        error = "" if self.standard_error is None else f" ± {self.standard_error:g}"
+        return f"{self.value:.{self.digits}f}{error}"
 
     @property
     def name(self) -> str:
@@ -42,7 +49,7 @@ class PaperFigure:
     def differences(self, ours: Protocol) -> list[str]:
         """In what `ours` departs from what the paper states; empty when the two figures may be compared."""
         stated = self.protocol
-        found = [] if ours.data == stated.data else [ours.data or "data not stated"]
+        found = [] if ours.data == stated.data else ["other data" if ours.data else "data not stated"]
         counts = (
             ("{} px", ours.resolution_px, stated.resolution_px, "resolution"),
             ("n = {}", ours.num_samples, stated.num_samples, "n"),
@@ -66,7 +73,7 @@ class PaperRow:
     paper: str
     value: Value = None
     standard_error: Number | None = None
-    protocol: Protocol = Protocol()
+    protocol: Protocol = field(default_factory=Protocol)
     missing: str = ""
 
     def __post_init__(self) -> None:
@@ -166,6 +173,7 @@ def _paper() -> dict[str, PaperFigure]:
             # No real pictures: the distance is between a sample and its own conditioning image.
             protocol=Protocol(data=IMAGENET, resolution_px=256, num_samples=50_000, guidance=w, ema=True),
             extractors=LPIPS_EXTRACTORS,
+            digits=2,
         )
     # 1000 classes x 50, 397 classes x 120. The paper writes 47 840 for the latter, which is no multiple of 397.
     one_shot = {"imagenet": (IMAGENET, 50_000), "sun397": (SUN397, 47_640)}
@@ -174,8 +182,8 @@ def _paper() -> dict[str, PaperFigure]:
         ("semantica", "Semantica, one shot", 0.5, (9.3, 7.1)),
         ("copy", "Copy, one shot", None, (38.4, 70.6)),
     )
-    for key, model, shot_w, values in shot_table:
-        for (name, (data, n)), value in zip(one_shot.items(), values, strict=True):
+    for key, model, shot_w, pair in shot_table:
+        for (name, (data, n)), value in zip(one_shot.items(), pair, strict=True):
             w_key = "" if shot_w is None else f".w{shot_w:g}"
             protocol = _drawn(data, shot_w, n, "one conditioning image a class")
             found[f"one_shot.{key}.{name}{w_key}"] = _fid(model, "Table 1, right", value, protocol)

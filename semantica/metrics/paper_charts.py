@@ -1,4 +1,4 @@
-"""The paper's exhibits from numbers and pictures: its trade-off (Fig. 3), its ablations over training (Fig. 2), its grids (1, 4, 5).
+"""The paper's exhibits from numbers and pictures: trade-off (Fig. 3), ablations over training (Fig. 2), grids (Fig. 1, 4, 5).
 
 In come figures that were computed elsewhere and uint8 pictures; out come the curves and grids of the report.
 """

@@ -19,7 +19,7 @@ from semantica.errors import DataError
 from semantica.metrics.charts import Curve, Histogram, curve_svg, histogram_svg
 from semantica.metrics.gallery import Example, Gallery, Grid, fitted, png_shown
 from semantica.metrics.paper import PAPER, PaperRow, PaperTable
-from semantica.metrics.protocol import SMALL_N, Protocol, protocol_sentence
+from semantica.metrics.protocol import Protocol, protocol_sentence
 from semantica.metrics.written import NONE, Number, Value, is_number, megabytes, number, plain, uncertain
 
 __all__ = [
@@ -141,21 +141,26 @@ def render(report: Report) -> str:
         lstrip_blocks=True,
         loader=jinja2.PackageLoader("semantica", "metrics"),
     )
-    environment.filters.update(number=number, uncertain=uncertain, sentence=protocol_sentence, next_picture=next)
+    environment.filters.update(
+        number=number, uncertain=uncertain, sentence=protocol_sentence, next_picture=next, unbroken=_unbroken
+    )
     environment.tests.update(link=_is_link, small=_is_small)
-    exhibits = [*report.grids, *report.galleries]
+    exhibits: list[Grid | Gallery] = [*report.grids, *report.galleries]
     share = MAX_PICTURE_BYTES // max(1, len(exhibits))
+    protocols: list[str | Protocol] = [figure.protocol for figure in report.figures]
+    protocols += [exhibit.protocol for exhibit in exhibits]
+    protocols += [curve.protocol for curve in report.curves] + [table.protocol for table in report.tables]
     page = environment.get_template("report.html").render(
         report=report,
         # Our own drawing, escaped there.
         curves=[(curve, Markup(curve_svg(curve)), _points(curve)) for curve in report.curves],
         histograms=[(histogram, Markup(histogram_svg(histogram))) for histogram in report.histograms],
-        grids=[(g, fitted(g.pictures(), share) if g.rows else png_shown(g.png, share)) for g in report.grids],
+        grids=[(grid, fitted(grid.pictures(), share)) for grid in report.grids if grid.rows],
+        sheets=[(grid, png_shown(grid.png, share)) for grid in report.grids if not grid.rows],
         galleries=[(gallery, fitted(gallery.pictures(), share)) for gallery in report.galleries],
         tables=[(table, _columns(table)) for table in report.tables],
-        small=any(_is_small(item.protocol) for item in (*report.figures, *report.curves, *report.tables, *exhibits)),
-        small_n=SMALL_N,
-        none=NONE,
+        small=any(map(_is_small, protocols)),
+        dash=NONE,
     )
     # The size is known when the page is there: its own three digits are not what makes it large.
     before, _, after = page.rpartition("PAGE-SIZE")
@@ -176,7 +181,7 @@ def to_json(report: Report) -> dict[str, Any]:
         "papers": [paper.to_json() for paper in report.papers],
         "tables": [_with_protocol(table) for table in report.tables],
         "curves": [_with_protocol(curve) for curve in report.curves],
-        "histograms": [dataclasses.asdict(histogram) for histogram in report.histograms],
+        "histograms": [dataclasses.asdict(h) | {"num_counted": sum(h.counts)} for h in report.histograms],
         "grids": [grid.to_json() for grid in report.grids],
         "galleries": [gallery.to_json() for gallery in report.galleries],
         "provenance": [{"what": what, "origin": origin, "licence": licence} for what, origin, licence in report.provenance],
@@ -201,6 +206,11 @@ def _is_link(text: str) -> bool:
     return text.startswith(("https://", "http://")) and not any(c.isspace() for c in text)
 
 
+def _unbroken(text: str) -> str:
+    """The text with no line ending inside "n = 48" or "32 px"."""
+    return text.replace(" = ", "\u00a0=\u00a0").replace(" px", "\u00a0px")
+
+
 def _is_small(protocol: str | Protocol) -> bool:
     return isinstance(protocol, Protocol) and protocol.is_small
 
@@ -215,7 +225,7 @@ def _columns(table: Table) -> list[tuple[bool, list[str]]]:
         texts = [uncertain(cell, error) for cell, error in zip(cells, errors, strict=True)]
         alone = [text for text, error in zip(texts, errors, strict=True) if error is None]
         digits = max((len(text.partition(".")[2]) for text in alone if "e" not in text), default=0)
-        if numeric and 0 < digits <= 4 and all(abs(float(cell)) < 1000 for cell in cells if is_number(cell)):
+        if numeric and 0 < digits <= 4 and all(abs(cell) < 1000 for cell in cells if is_number(cell)):
             texts = [
                 f"{cell:.{digits}f}" if is_number(cell) and error is None else text
                 for cell, error, text in zip(cells, errors, texts, strict=True)

@@ -9,17 +9,17 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 Number = float | int
 Value = float | int | str | None
 
 NONE = "–"
-_THIN = "\u2009"
+_NARROW = "\u202f"  # narrow, and no line ends there
 
 
 def number(value: Any) -> str:
-    """The value as read by people: four digits that count, thin spaces between thousands from 10 000 on, a dash for none."""
+    """The value as read by people: four digits that count, narrow spaces between thousands from 10 000 on, a dash for none."""
     if value is None:
         return NONE
     if not is_number(value):
@@ -47,7 +47,7 @@ def megabytes(num_bytes: int) -> str:
     return f"{num_bytes / 1e6:.1f} MB" if num_bytes >= 1e6 else f"{num_bytes / 1e3:.0f} kB"
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """Whether it is a real number, NumPy's too, and no truth value."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
@@ -65,4 +65,4 @@ def plain(value: Any) -> Any:
 
 def _grouped(digits: str) -> str:
     whole, point, fraction = digits.partition(".")
-    return (f"{int(whole):,}".replace(",", _THIN) if len(whole.lstrip("-")) > 4 else whole) + point + fraction
+    return (f"{int(whole):,}".replace(",", _NARROW) if len(whole.lstrip("-")) > 4 else whole) + point + fraction

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from semantica.encoders.encoder import EncoderIdentity
 from semantica.errors import DataError, WeightsError
 from semantica.evaluation.figures import CellFigures
 from semantica.evaluation.models import EvaluatedModel, check_one_resolution, last_of_runs, open_models
@@ -131,7 +132,7 @@ def test_a_network_without_weights_is_an_error_that_names_the_file(tmp_path, mon
     monkeypatch.setenv("SEMANTICA_CACHE", str(tmp_path))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     settings = EvaluationConfig(extractor=("encoder",), perceptual=("lpips-alex",))
-    identity = {"name": "e", "image_px": 14, "weights_sha256": "0" * 64, "pooled_dim": 8}
+    identity = EncoderIdentity("e", "0" * 64, 14, (0.5,) * 3, (0.5,) * 3, "float32", 5, 8, 8).to_dict()
     with pytest.raises(WeightsError, match=r"alexnet-owt-7be5be79\.pth"):
         find_networks(settings, {}, identity)
     found = find_networks(replace(settings, perceptual=()), {}, identity)
