@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from semantica.evaluation.models import last_of_runs
 from semantica.evaluation.outcome import PAPER_SETS, Metric, Outcome
-from semantica.evaluation.requests import Cell
+from semantica.evaluation.requests import Cell, Kind
 from semantica.metrics.paper import PAPER, PaperRow, PaperTable
 from semantica.metrics.paper_charts import StepPoint, TradeOffPoint, frechet_by_step, trade_off
 from semantica.metrics.report import Curve, Figure, Table
@@ -44,16 +44,17 @@ def parts(outcome: Outcome) -> Iterator[Part]:
 
 
 def paper_table(rows: Sequence[PaperRow]) -> list[PaperTable]:
-    """Our figures beside the paper's, where a figure of ours has one."""
-    return [PaperTable(title="Beside the paper", rows=list(rows))] if rows else []
+    """Our figures beside the paper's, where a figure of ours has one; what two protocols measured alike stands there once."""
+    once = {(row.paper, row.protocol.extractor): row for row in reversed(rows)}
+    return [PaperTable(title="Beside the paper", rows=list(once.values())[::-1])] if rows else []
 
 
 def _over_w(
-    protocol: str, kind: str, weights: Sequence[float], models: Sequence[str], outcome: Outcome, *, is_curve: bool = False
+    protocol: str, kind: Kind, weights: Sequence[float], models: Sequence[str], outcome: Outcome, *, is_curve: bool = False
 ) -> Part:
     part = Part()
     for data in outcome.sets:
-        cells = [Cell(model, data, kind, w) for model in models for w in weights]  # type: ignore[arg-type]
+        cells = [Cell(model, data, kind, w) for model in models for w in weights]
         copy = [Cell("", data, "copy")] if protocol == "one-shot" else []
         for cell in (*copy, *cells):
             part.figures.extend(_figures(protocol, cell, outcome))

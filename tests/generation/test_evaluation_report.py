@@ -89,7 +89,7 @@ def test_a_curve_is_a_point_a_w_with_both_standard_errors(checkpoint, tmp_path):
 
 def test_figures_of_a_set_that_the_paper_has_stand_beside_the_papers(checkpoint, tmp_path):
     runs = {"label_grouped": [12], "semantica": [12]}
-    made = report(checkpoint, tmp_path, runs, sets=("imagenet", "bedroom", "mine"), protocol=("grouping", "one-shot"))
+    made = report(checkpoint, tmp_path, runs, sets=("imagenet", "bedroom", "mine"), protocol=("curve", "grouping", "one-shot"))
     (paper,) = made.papers
     keys = [row.paper for row in paper.rows]
     for key in (
