@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,45 +15,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from evaluation_case import NUM_CLASSES, NUM_PICTURES, ROOT, SETTINGS, Trained, make_trained
 from mlflow import MlflowClient
-from small import draw_pages
 
 from semantica.config import override, to_dict
-from semantica.datasets import StageOutput
-from semantica.diffusion.samplers import SamplerConfig
 from semantica.distributed.evaluate import evaluate
-from semantica.encoders.encode import EncodeConfig
-from semantica.encoders.encoder import load_encoder
-from semantica.encoders.shard import encode_shard
-from semantica.encoders.totals import finish_encodings, shards_of
-from semantica.episodes.clean import image_id
-from semantica.episodes.images import ImageConfig, normalise
 from semantica.errors import DataError
 from semantica.evaluation.settings import EvaluationConfig
 from semantica.runtime import ClusterConfig, Runtime
-from semantica.schemas import EPISODES
 from semantica.tracking import TrackingConfig
 
 pytestmark = pytest.mark.ray
-
-ROOT = Path(__file__).parents[2]
-NUM_CLASSES, NUM_PICTURES = 4, 4
-SETTINGS = EvaluationConfig(
-    protocol=("curve", "one-shot", "grids"),
-    num=6,
-    num_copies=2,
-    guidance=(0.0, 0.5),
-    table_guidance=(0.5,),
-    num_seeds=2,
-    num_condition_sets=2,
-    num_grid_rows=2,
-    num_grid_samples=2,
-    picture_px=40,
-    extractor=("encoder",),
-    perceptual=(),
-    sampler=SamplerConfig(num_steps=2),
-    batch_size=4,
-)
 
 
 def figures(out: Path) -> dict[str, Any]:
@@ -73,54 +43,9 @@ def drawn(out: Path) -> dict[str, str]:
     return found
 
 
-@dataclass(frozen=True)
-class Trained:
-    """A checkpoint of a few steps, class folders to evaluate it on, and the same as encodings."""
-
-    checkpoint: Path
-    root: Path
-    encodings: Path
-
-
 @pytest.fixture(scope="module")
 def trained(local_ray: None, make: Any, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """The run that the tests of generation train, without Ray."""
-    spec = importlib.util.spec_from_file_location("generation_runs", ROOT / "tests" / "generation" / "conftest.py")
-    assert spec is not None
-    assert spec.loader is not None
-    runs = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(runs)
-    base = tmp_path_factory.mktemp("trained")
-    made = runs.train(make, base / "run", runs.random_encoder(base / "encoder"))
-    root = draw_pages(base / "classes", NUM_CLASSES, NUM_PICTURES)
-    return Trained(made.checkpoint, root, encoded(root, base / "set", made.settings))
-
-
-def encoded(root: Path, folder: Path, settings: EncodeConfig) -> Path:
-    """The pictures of class folders as held-out encodings, made without Ray."""
-    normal = ImageConfig(image_px=40, min_side_px=1)
-    rows = []
-    for page in sorted(root.iterdir()):
-        images = []
-        for path in sorted(page.iterdir()):
-            data = path.read_bytes()
-            stored = normalise(data, normal).data
-            images.append({"image_id": image_id(data), "url": path.name, "bytes": stored, "width": 40, "height": 40})
-        rows.append({"episode_id": page.name, "page_url": page.name, "source": "folder", "images": images})
-    episodes = StageOutput(folder / "episodes", "episodes", {})
-    assert episodes.open() is None
-    tables = {"": EPISODES.empty_table(), "held_out": pa.Table.from_pylist(rows, schema=EPISODES)}
-    episodes.write_shard("part-00000", tables, {}, 1)
-    counts = {"num_train_images": 0, "num_held_out_images": NUM_CLASSES * NUM_PICTURES}
-    source = episodes.finish(counts, {"pictures": []})
-    chosen = replace(settings, store_tokens=False, batch_size=4)
-    stage = StageOutput(folder / "encodings", "encodings", to_dict(chosen), {"episodes": source.hash})
-    assert stage.open() is None
-    encoder = load_encoder(chosen.encoder)
-    for shard in shards_of(source, ("", "held_out")):
-        encode_shard(stage, episodes.folder, shard, encoder, chosen)
-    finish_encodings(stage, source, 0.0)
-    return folder / "encodings"
+    return make_trained(make, tmp_path_factory.mktemp("trained"))
 
 
 def run(trained: Trained, out: Path, settings: EvaluationConfig = SETTINGS, *, workers: int = 1, **data: str) -> None:
