@@ -54,6 +54,12 @@ class _Job:
     def side(self) -> int:
         return self.models[0].checkpoint.config.denoiser.resolution_px
 
+    @property
+    def picture_px(self) -> int:
+        """The side that pictures are stored with: enough for every encoder and for what is drawn."""
+        seen = [int(m.checkpoint.provenance.encoder["identity"]["image_px"]) for m in self.models]
+        return self.settings.picture_px or max(*seen, self.side)
+
     def samples_of(self, model: EvaluatedModel, data: str) -> Path:
         return self.out / "samples" / f"{model.name}-{model.hash}" / data
 
@@ -143,7 +149,7 @@ def _sets(job: _Job, data: Mapping[str, str], encoder: str) -> dict[str, dict[st
                     name,
                     location(where),
                     checkpoint=model.checkpoint,
-                    picture_px=job.settings.picture_px or max(identity["image_px"], job.side),
+                    picture_px=job.picture_px,
                     batch_size=job.settings.batch_size,
                     encoder=encoder,
                     out=job.out,

@@ -47,7 +47,9 @@ class EvaluationConfig:
     num_train: int = 50_000  # training pictures that samples are compared with, where they are given
     weights: str = ""  # a folder where weights of metrics are looked for first
     allow_network: bool = False  # fetch weights of metrics that are not on this machine
-    picture_px: int | None = None  # side that pictures are stored with; None: of the training, or the larger of what is needed
+    picture_px: int | None = (
+        None  # side that pictures are stored with, best that of the training; None: what encoder or model needs
+    )
     sampler: SamplerConfig = SamplerConfig(num_steps=512)
     beyond: GuidanceConfig = GuidanceConfig()
     similarity: float | None = None
