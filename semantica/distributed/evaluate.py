@@ -26,7 +26,7 @@ from semantica.evaluation.exhibits import grids
 from semantica.evaluation.features import Features
 from semantica.evaluation.figures import Measurer
 from semantica.evaluation.models import EvaluatedModel, last_of_runs, open_models
-from semantica.evaluation.networks import ENCODER, Networks, find_networks
+from semantica.evaluation.networks import ENCODER, Networks, chosen, find_networks
 from semantica.evaluation.outcome import Outcome
 from semantica.evaluation.requests import Cell, Request, cells_of, content_hash, requests_of, wanted_pictures
 from semantica.evaluation.sets import EvaluationSet, pictures_in
@@ -86,6 +86,7 @@ def evaluate(
     for name, where in data.items():
         look(name, location(where))  # before anything starts
     models = open_models(dict(checkpoints), every_step="training" in settings.protocol)
+    settings, left_out = chosen(settings)
     trained_with = models[0].checkpoint.provenance.encoder
     config = dict(trained_with["config"]) | ({"weights": encoder} if encoder else {})
     networks = find_networks(settings, config, trained_with["identity"])
@@ -100,7 +101,7 @@ def evaluate(
     place = None if uri == "off" else Place(out / ".tracking", run_token(out, work=content_hash(asked)))
     with shared_ray(), start_run(uri, runtime.tracking.experiment, "evaluate", place=place, tracking=tracking) as parent:
         parent.params(asked)
-        report = _run(_Job(settings, models, out, runtime, parent, train), networks, data, encoder, command)
+        report = _run(_Job(settings, models, out, runtime, parent, train), networks, data, encoder, left_out, command)
         write_atomically(out / "report.html", render(report).encode())
         write_atomically(out / "report.json", json.dumps(to_json(report), indent=1).encode())
         for name in ("report.html", "report.json"):
@@ -113,7 +114,7 @@ def evaluate(
     return report
 
 
-def _run(job: _Job, networks: Networks, data: Mapping[str, str], encoder: str, command: str) -> Report:
+def _run(job: _Job, networks: Networks, data: Mapping[str, str], encoder: str, left_out: Sequence[str], command: str) -> Report:
     sets = _sets(job, data, encoder)
     first = {name: sets[job.models[0].name][name] for name in data}
     cells = cells_of(job.settings, [m.name for m in job.models], last_of_runs(job.models), list(data))
@@ -133,7 +134,7 @@ def _run(job: _Job, networks: Networks, data: Mapping[str, str], encoder: str, c
                     parent=job.parent,
                 )
     outcome, found = _measure(job, networks, first, requests)
-    return build_report(outcome, details=found, exhibits=_exhibits(job, outcome), command=command)
+    return build_report(outcome, details=found, exhibits=_exhibits(job, outcome), notes=left_out, command=command)
 
 
 def _sets(job: _Job, data: Mapping[str, str], encoder: str) -> dict[str, dict[str, EvaluationSet]]:

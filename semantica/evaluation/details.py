@@ -60,7 +60,7 @@ def details(
                 yield Figure(
                     name=f"{where}/{name}-{metric.network}", value=getattr(found, name), explanation=title, protocol=stated
                 )
-    if SIMILARITY in settings.extractor:
+    if SIMILARITY in (settings.extractor or ()):
         yield from _diversity(where, grid, features, measurer)
         if train is not None:
             yield from _nearest(where, features.matrix(SIMILARITY, names), features.matrix(SIMILARITY, reference), train, measurer)

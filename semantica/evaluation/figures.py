@@ -62,12 +62,12 @@ class Measurer:
             raise DataError(f"evaluate: {cell.data}: expected at least 2 samples for a Fréchet distance, got {len(names)}")
         reference = self.reference(data, conditions)
         frechet: dict[str, float] = {}
-        for network in self.settings.extractor:
+        for network in self.settings.extractor or ():
             drawn = FeatureStatistics.of(features.matrix(network, names))
             frechet[network] = frechet_distance(drawn, self._of_reference(cell.data, network, reference))
         perceptual: dict[str, float] = {}
         if cell.kind != "copy":
-            perceptual.update({net: float(features.distances(net, names).mean()) for net in self.settings.perceptual})
+            perceptual.update({net: float(features.distances(net, names).mean()) for net in self.settings.perceptual or ()})
         unique = list(dict.fromkeys(conditions))
         return CellFigures(
             num_samples=len(names),
@@ -102,7 +102,7 @@ class Measurer:
     def _similarity(
         self, features: Features, names: Sequence[str], conditions: Sequence[str], unique: Sequence[str]
     ) -> OwnOther | None:
-        if SIMILARITY not in self.settings.extractor or len(unique) < 2:
+        if SIMILARITY not in (self.settings.extractor or ()) or len(unique) < 2:
             return None
         place = {name: index for index, name in enumerate(unique)}
         own = np.array([place[name] for name in conditions])

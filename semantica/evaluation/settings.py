@@ -39,8 +39,9 @@ class EvaluationConfig:
     num_grid_samples: int = 4
     reference: Literal["all", "others"] = "all"
     num_reference: int | None = None  # a random choice of so many; None: all
-    extractor: tuple[ExtractorName, ...] = ("inception", "encoder")
-    perceptual: tuple[PerceptualName, ...] = ("lpips-alex",)
+    # Named: these, or an error where weights are missing. None: those of the usual ones that are here, the report says what is not.
+    extractor: tuple[ExtractorName, ...] | None = None
+    perceptual: tuple[PerceptualName, ...] | None = None
     centred: bool = False  # subtract the corpus mean before cosines, where the pair score did
     num_details: int = 10_000  # at most so many samples and pictures enter kernel distance, manifold and nearest pictures
     neighbours: int = 5  # k of the manifold: of precision, recall, density and coverage
@@ -75,9 +76,10 @@ class EvaluationConfig:
             require(getattr(self, name) >= 2, f"evaluation.{name}", "2 or more", getattr(self, name))
         require(self.num_reference is None or self.num_reference >= 2, "evaluation.num_reference", "2 or more", self.num_reference)
         require(self.picture_px is None or 1 <= self.picture_px <= 4096, "evaluation.picture_px", "in 1..4096", self.picture_px)
-        require(len(self.extractor) > 0, "evaluation.extractor", "one or several", self.extractor)
+        require(self.extractor is None or len(self.extractor) > 0, "evaluation.extractor", "one or several", self.extractor)
         for name in ("extractor", "perceptual"):
-            require(len(set(getattr(self, name))) == len(getattr(self, name)), f"evaluation.{name}", "all different", name)
+            names = getattr(self, name) or ()
+            require(len(set(names)) == len(names), f"evaluation.{name}", "all different", names)
 
     def draws(self) -> GenerateConfig:
         """How one sample is drawn: everything that its pixels depend on besides checkpoint, conditioning image, w, seed, index."""

@@ -13,12 +13,14 @@ from semantica.metrics.report import Figure, Gallery, Grid, Report, Table, Value
 from semantica.tracking import git_commit
 
 
-def build_report(outcome: Outcome, *, details: Sequence[Figure], exhibits: Sequence[Grid | Gallery], command: str) -> Report:
-    """The report of the protocols that were asked for; details: the figures of that one."""
+def build_report(
+    outcome: Outcome, *, details: Sequence[Figure], exhibits: Sequence[Grid | Gallery], notes: Sequence[str], command: str
+) -> Report:
+    """The report of the protocols that were asked for; details: the figures of that one; notes: what was left out."""
     found = list(parts(outcome))
     return Report(
         title="Semantica: evaluation",
-        summary=_sentences(outcome),
+        summary=[*_sentences(outcome), *notes],
         figures=[*(figure for part in found for figure in part.figures), *details],
         grids=[e for e in exhibits if isinstance(e, Grid)],
         galleries=[e for e in exhibits if isinstance(e, Gallery)],

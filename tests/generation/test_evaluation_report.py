@@ -10,7 +10,7 @@ from semantica.encoders.encoder import EncoderIdentity
 from semantica.errors import DataError, WeightsError
 from semantica.evaluation.figures import CellFigures
 from semantica.evaluation.models import EvaluatedModel, check_one_resolution, last_of_runs, open_models
-from semantica.evaluation.networks import Networks, find_networks
+from semantica.evaluation.networks import Networks, chosen, find_networks
 from semantica.evaluation.outcome import Outcome
 from semantica.evaluation.requests import cells_of
 from semantica.evaluation.sets import EvaluationSet, SetPicture
@@ -41,7 +41,9 @@ def a_set(name, tmp_path, num=12):
 
 
 def report(checkpoint, tmp_path, runs, sets=("imagenet",), **values):
-    settings = EvaluationConfig(**({"num": 6, "extractor": ("inception",), "num_seeds": 3, "num_condition_sets": 2} | values))
+    settings = EvaluationConfig(
+        **({"num": 6, "extractor": ("inception",), "perceptual": ("lpips-alex",), "num_seeds": 3, "num_condition_sets": 2} | values)
+    )
     models = [
         EvaluatedModel(f"{run}-step{step}" if len(steps) > 1 else run, run, replace(checkpoint, step=step))
         for run, steps in runs.items()
@@ -54,7 +56,9 @@ def report(checkpoint, tmp_path, runs, sets=("imagenet",), **values):
     for cell in (c for c in cells if c.kind != "grid"):
         perceptual = {} if cell.kind == "copy" else {"lpips-alex": generator.uniform(0.6, 0.8)}
         results[cell] = CellFigures(6, 6, 12, {"inception": generator.uniform(10, 30)}, perceptual, None)
-    return build_report(Outcome(settings, models, data, NETWORKS, 16, results), details=(), exhibits=(), command="the command")
+    return build_report(
+        Outcome(settings, models, data, NETWORKS, 16, results), details=(), exhibits=(), notes=(), command="the command"
+    )
 
 
 def test_a_curve_is_a_point_a_w_with_both_standard_errors(checkpoint, tmp_path):
@@ -135,6 +139,10 @@ def test_a_network_without_weights_is_an_error_that_names_the_file(tmp_path, mon
     identity = EncoderIdentity("e", "0" * 64, 14, (0.5,) * 3, (0.5,) * 3, "float32", 5, 8, 8).to_dict()
     with pytest.raises(WeightsError, match=r"alexnet-owt-7be5be79\.pth"):
         find_networks(settings, {}, identity)
+    usual, notes = chosen(EvaluationConfig())  # nobody named a network: what is here, and a sentence for each that is not
+    assert (usual.extractor, usual.perceptual) == (("encoder",), ())
+    assert [note.split()[0] for note in notes] == ["inception", "lpips-alex", "st-lpips-alex"]
+    assert chosen(settings) == (settings, [])  # what is named is never left out
     found = find_networks(replace(settings, perceptual=()), {}, identity)
     assert list(found.columns) == ["encoder"]
     other = find_networks(replace(settings, perceptual=()), {}, identity | {"weights_sha256": "1" * 64})
