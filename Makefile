@@ -4,7 +4,7 @@
 # make test-tpu  the tests of the TPU path, on XLA's CPU client, in an environment of its own (.venv-tpu)
 # make fuzz   10,000 damaged pictures through the decoder
 # make test-chaos  the long fault tests: workers, nodes and drivers killed in every stage
-# make bench  the time of each stage into benchmarks/results/; make bench-data  the data plane against its peers
+# make bench  the time of each stage and of a Fréchet distance into benchmarks/results/; make bench-data  the data plane against its peers
 # make bench-training  the loader against its peers, and checkpoints
 # Everything runs in .venv, which the first target makes. Another Python: make PYTHON=python3.12 demo
 
@@ -47,6 +47,7 @@ format: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.stages
+	$(BIN)/python -m benchmarks.frechet
 
 bench-data: $(INSTALLED)
 	$(BIN)/python -m benchmarks.decode

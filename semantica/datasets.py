@@ -34,7 +34,7 @@ _PLAN = "_plan.json"
 _RECEIPTS = "_shards"
 _MADE_BY = {
     "episodes": "ingest", "encodings": "encode", "scores": "pairs", "selection": "pairs", "checkpoint": "train",
-    "samples": "generate", "evaluation": "evaluate",
+    "samples": "generate", "evaluation": "evaluate", "drawn": "evaluate", "features": "evaluate",
 }  # fmt: skip
 
 
@@ -62,9 +62,7 @@ class Manifest:
 
 def read_manifest(folder: Location, kind: str) -> Manifest:
     """The manifest of a finished dataset. Raises DataError when the folder is missing, unfinished, damaged or of another kind."""
-    job = {"episodes": "ingest", "encodings": "encode", "scores": "pairs", "selection": "pairs", "samples": "generate"}.get(
-        kind, kind
-    )
+    job = _MADE_BY.get(kind, kind)
     if not folder.is_dir():
         raise DataError(f"{kind}: no folder {folder}; run jobs.{job} first")
     path = folder / MANIFEST
@@ -143,6 +141,11 @@ class StageOutput:
             if is_storage_error(error):
                 raise self._cannot_write(error) from None
             raise
+
+    def reopen(self) -> None:
+        """Let a finished output of this same work take further shards: it is not finished again before `finish`."""
+        if self.finished() is not None:
+            (self.folder / MANIFEST).unlink(missing_ok=True)
 
     def _cannot_write(self, error: Exception) -> DataError:
         return DataError(f"{self.kind}: cannot write to {self.folder} ({explained(error)}); choose another folder")

@@ -22,3 +22,7 @@ class Stopped(SemanticaError):
 
 class WeightsError(SemanticaError):
     """Pretrained weights or a checkpoint that are missing, damaged, or not what their name says."""
+
+
+class AbsentWeights(WeightsError):
+    """Pretrained weights that are not on this machine: the sentence says which file to put where."""

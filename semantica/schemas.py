@@ -1,6 +1,7 @@
 """The Arrow schemas between stages: the contract of the whole system.
 
-    pages --ingest--> EPISODES (+ QUARANTINE) --encode--> encodings --pairs--> SCORES --train--> checkpoint --generate--> SAMPLES
+    pages --ingest--> EPISODES (+ QUARANTINE) --encode--> encodings --pairs--> SCORES --train--> checkpoint
+    checkpoint + encodings --generate, evaluate--> SAMPLES --evaluate--> FEATURES, DISTANCES
 
 A page is one row and never spans rows, so no stage needs a shuffle or a group-by.
 """
@@ -62,7 +63,23 @@ SAMPLES = pa.schema(
     ]
 )
 
+# What one network makes of pictures: a table each network, keyed by name, so that a picture measured twice counts once.
 FEATURES = pa.schema(
+    [
+        pa.field("name", pa.string(), nullable=False),  # image_id, or the name of a sample (evaluation.requests)
+        pa.field("features", pa.list_(pa.float32()), nullable=False),
+    ]
+)
+
+DISTANCES = pa.schema(
+    [
+        pa.field("name", pa.string(), nullable=False),
+        pa.field("distance", pa.float32(), nullable=False),  # perceptual, of a sample to its conditioning image
+    ]
+)
+
+# The features of one evaluation of held-out pictures side by side (metrics.evaluate).
+HELD_OUT_FEATURES = pa.schema(
     [
         pa.field("set", pa.string(), nullable=False),  # reference, conditions, train, noise or samples
         pa.field("name", pa.string(), nullable=False),  # image_id or sample_id

@@ -11,6 +11,7 @@ import hashlib
 import io
 import os
 import re
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -112,13 +113,18 @@ def read_range(path: Location, offset: int, num_bytes: int) -> bytes:
         return stream.read(num_bytes)
 
 
+def _partial(path: Path) -> Path:
+    # Unlike any other writer's: threads share a process id, and so do machines that share a disk.
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+
+
 def write_atomically(path: Location, data: bytes) -> None:
     """Write a file so that it is there whole or not at all, also after a crash."""
     if not isinstance(path, Path):
         path.fs.pipe_file(path.path, data)  # one PUT, or a multipart upload that counts when it is completed
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = _partial(path)
     try:
         with partial.open("wb") as stream:
             stream.write(data)
@@ -134,7 +140,7 @@ def atomic_file(path: Location) -> Iterator[Path]:
     """A local file to write; when the block ends without an exception it is at `path`, whole."""
     if isinstance(path, Path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        partial = _partial(path)
     else:
         partial = Path(tempfile.mkdtemp()) / path.name
     try:

@@ -1,197 +1,238 @@
-"""Stage `evaluate`: samples + encodings -> features, figures and the report, by actors that hold the extractors (Ray Data)."""
+"""The paper's evaluation: checkpoints + evaluation data -> samples, features, figures and a report, each stage resumable.
+
+Every decision is a pure function of `semantica.evaluation`; here data becomes evaluation sets, what is asked for is drawn, what is
+there is measured, and the report is written. `out` holds data/, samples/ and features/, which grow when more is asked for, and
+report.html and report.json, which are written anew.
+"""
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-import torch
 
-from semantica.config import from_dict, to_dict
-from semantica.datasets import FileEntry, Manifest, StageOutput, read_manifest, read_shard
-from semantica.distributed.encode import HELD_OUT
-from semantica.distributed.session import stage_session
-from semantica.distributed.shards import in_actors, with_meter
-from semantica.encoders.encoder import EncoderConfig, load_encoder
+from semantica.config import to_dict
+from semantica.datasets import read_manifest
+from semantica.distributed.draw import draw_samples
+from semantica.distributed.evaluation_sets import look, prepare_set
+from semantica.distributed.measure import Work, measure, picture_work, sample_work
+from semantica.distributed.session import check_absolute_when_submitted, run_token, say, shared_ray
 from semantica.errors import DataError
-from semantica.metrics.evaluate import EvaluateConfig, compute_figures, noise_picture
-from semantica.metrics.extractors import Extractors, MetricWeights, Picture, find_weights
-from semantica.metrics.report import render, to_json
-from semantica.metrics.summary import NO_SOURCES, Sources, build_report
-from semantica.pairs.draw import generator
-from semantica.pairs.loader import decode_at
+from semantica.evaluation.details import TrainPictures, details
+from semantica.evaluation.exhibits import grids
+from semantica.evaluation.features import Features
+from semantica.evaluation.figures import Measurer
+from semantica.evaluation.models import EvaluatedModel, last_of_runs, open_models
+from semantica.evaluation.networks import ENCODER, Networks, chosen, find_networks
+from semantica.evaluation.outcome import Outcome
+from semantica.evaluation.requests import Cell, Request, cells_of, content_hash, requests_of, wanted_pictures
+from semantica.evaluation.sets import EvaluationSet, pictures_in
+from semantica.evaluation.settings import EvaluationConfig
+from semantica.evaluation.summary import build_report
+from semantica.generation.generate import choose_conditions
+from semantica.metrics.report import Figure, Gallery, Grid, Report, render, to_json
 from semantica.runtime import Runtime
-from semantica.storage import Location, Where, location, write_atomically
-from semantica.tracking import Run
-from semantica.training.checkpoint import Checkpoint, open_checkpoint
+from semantica.storage import location, write_atomically
+from semantica.tracking import Place, Run, resolve_uri, start_run
 
 
-class _FeatureShard:
-    """One actor: the extractors, the conditioning images, and the shards of pictures it is given."""
+@dataclass(frozen=True)
+class _Job:
+    """What every step of one evaluation is given."""
 
-    def __init__(self, job: dict[str, Any], stage: StageOutput) -> None:
-        self.job, self.stage = job, stage
-        config = from_dict(EvaluateConfig, job["config"])
-        self.encodings, self.samples = location(job["encodings"]), Path(job["samples"])
-        encoder = load_encoder(from_dict(EncoderConfig, job["encoder"]), "cuda" if torch.cuda.is_available() else "cpu")
-        if encoder.identity.to_dict() != job["identity"]:
-            raise DataError(
-                f"evaluate: the weights of {job['identity']['name']} are no longer those that made the encodings; encode again"
-            )
-        self.extractors = Extractors(encoder, MetricWeights(**job["weights"]), config.batch_size)
-        self.config = config
-        self.conditions = {p.name: p.pixels for p in self._stored(HELD_OUT, set(job["conditions"]))}
+    settings: EvaluationConfig
+    models: Sequence[EvaluatedModel]
+    out: Path
+    runtime: Runtime
+    parent: Run
+    train: str = ""
 
-    def __call__(self, shard: dict[str, Any]) -> dict[str, int]:
-        pictures: list[Picture] = getattr(self, f"_{shard['set']}")(shard)
-        # The slowest extractor: for the samples of one w, and what they are compared with.
-        with_inception = shard["set"] in ("reference", "conditions") or any(
-            p.guidance is not None and math.isclose(p.guidance, self.config.guidance, rel_tol=1e-6) for p in pictures
-        )
-        table = self.extractors.features(shard["set"], pictures, with_inception=with_inception)
-        self.stage.write_shard(shard["name"], {"": table}, {"num_pictures": len(pictures)})
-        return {"num_pictures": len(pictures)}
+    @property
+    def side(self) -> int:
+        return self.models[0].checkpoint.config.denoiser.resolution_px
 
-    def _reference(self, shard: dict[str, Any]) -> list[Picture]:
-        return self._of_entry(shard["entry"], lambda name: name not in self.conditions)
+    @property
+    def picture_px(self) -> int:
+        """The side that pictures are stored with: enough for every encoder and for what is drawn."""
+        seen = [int(m.checkpoint.provenance.encoder["identity"]["image_px"]) for m in self.models]
+        return self.settings.picture_px or max(*seen, self.side)
 
-    def _conditions(self, shard: dict[str, Any]) -> list[Picture]:
-        return [Picture(name, self.conditions[name]) for name in shard["names"]]
-
-    def _train(self, shard: dict[str, Any]) -> list[Picture]:
-        return self._of_entry(shard["entry"], set(shard["names"]).__contains__)
-
-    def _noise(self, shard: dict[str, Any]) -> list[Picture]:
-        indices = range(shard["start"], shard["stop"])
-        return [Picture(str(i), noise_picture(self.config.seed, i, self.job["resolution_px"])) for i in indices]
-
-    def _samples(self, shard: dict[str, Any]) -> list[Picture]:
-        rows = read_shard(self.samples, FileEntry.from_dict(shard["entry"])).to_pylist()
-        side = self.job["resolution_px"]
-        return [
-            Picture(r["sample_id"], decode_at(r["bytes"], side), r["image_id"], self.conditions[r["image_id"]], r["guidance"])
-            for r in rows
-        ]
-
-    def _stored(self, prefix: str, wanted: set[str]) -> list[Picture]:
-        manifest = read_manifest(self.encodings, "encodings")
-        return [p for entry in manifest.shards(prefix) for p in self._of_entry(entry.__dict__, wanted.__contains__)]
-
-    def _of_entry(self, entry: dict[str, Any], wanted: Callable[[str], bool]) -> list[Picture]:
-        column = read_shard(self.encodings, FileEntry.from_dict(entry), ["images"])["images"].to_pylist()
-        images = {image["image_id"]: image["bytes"] for row in column for image in row if wanted(image["image_id"])}
-        return [Picture(name, decode_at(data, self.job["resolution_px"])) for name, data in images.items()]
+    def samples_of(self, model: EvaluatedModel, data: str) -> Path:
+        return self.out / "samples" / f"{model.name}-{model.hash}" / data
 
 
 def evaluate(
-    config: EvaluateConfig,
+    settings: EvaluationConfig,
     *,
-    samples: Path,
-    checkpoint: Path,
-    encodings: Where,
+    checkpoints: Mapping[str, str],
+    data: Mapping[str, str],
     out: Path,
     runtime: Runtime,
-    parent: Run | None = None,
-    sources: Sources = NO_SOURCES,
-) -> Manifest:
-    """Measure `samples` against held-out pictures of `encodings`, and write features, report.html and report.json to `out`."""
-    encodings = location(encodings)
-    drawn, source = read_manifest(samples, "samples"), read_manifest(encodings, "encodings")
-    opened = open_checkpoint(checkpoint)
-    _check_belong_together(drawn, source, opened)
-    weights, notes = find_weights(inception=config.inception, perceptual=config.perceptual)
-    plan = {**to_dict(config), "inception_found": bool(weights.inception), "perceptual_name": weights.perceptual_name}
-    stage = StageOutput(out.absolute(), "evaluation", plan, {"samples": drawn.hash, "encodings": source.hash})
-    with stage_session("evaluate", stage, runtime, parent) as session:
-        if session.done is not None:
-            return session.done
-        job = {
-            "config": to_dict(config),
-            "encodings": str(encodings),
-            "samples": str(samples.absolute()),
-            "encoder": source.config["encoder"],
-            "identity": source.facts["encoder"],
-            "weights": asdict(weights),
-            "conditions": [image_id for image_id, _ in drawn.facts["conditions"]],
-            "resolution_px": drawn.facts["resolution_px"],
-        }
-        todo = [s for s in _shards(config, drawn, source, encodings) if not stage.has_shard(s["name"])]
-        results = in_actors(_FeatureShard, (job, stage), todo, runtime.cluster)
-        with_meter(results, "evaluate", sum(s["count"] for s in todo), "pictures", lambda r: r["num_pictures"])
-        tables = [pq.read_table(stage.folder / f"{name}.parquet") for name, _ in stage.receipts()]
-        mean = np.array(opened.provenance.corpus_mean) if config.centred else None
-        figures = compute_figures(pa.concat_tables(tables), mean)
-        report = build_report(
-            figures,
-            config,
-            checkpoint=opened,
-            samples=samples,
-            encodings=encodings,
-            sources=sources,
-            notes=notes,
-            perceptual_name=weights.perceptual_name,
-        )
-        write_atomically(stage.folder / "report.html", render(report).encode())
-        write_atomically(stage.folder / "report.json", json.dumps(to_json(report), indent=1).encode())
-        counts = {"num_pictures": sum(s["num_pictures"] for _, s in stage.receipts())}
-        manifest = stage.finish(counts, {}, ["report.html", "report.json"])
+    encoder: str = "",
+    train: str = "",
+    command: str = "",
+) -> Report:
+    """Run the protocols of `settings` for `checkpoints` (name -> path) on `data` (name -> path or URI) into `out`.
+
+    encoder: a folder with the encoder's weights, where they are not where the training found them. train: the encodings that the
+    first checkpoint was trained on, whose pictures `details` looks for among samples. What is done is skipped; asked for more in
+    the same `out`, only what is missing is drawn and measured. Returns the report, which is also written and logged.
+    """
+    check_absolute_when_submitted(out)
+    out = out.absolute()
+    for name, where in data.items():
+        look(name, location(where))  # before anything starts
+    models = open_models(dict(checkpoints), every_step="training" in settings.protocol)
+    settings, left_out = chosen(settings)
+    trained_with = models[0].checkpoint.provenance.encoder
+    config = dict(trained_with["config"]) | ({"weights": encoder} if encoder else {})
+    networks = find_networks(settings, config, trained_with["identity"])
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"--out {out}: cannot be made ({error.strerror or error}); choose another folder") from None
+    uri = resolve_uri(runtime.tracking, out)
+    runtime = replace(runtime, tracking=replace(runtime.tracking, uri=uri))
+    tracking = replace(runtime.tracking, system_metrics_s=0.0)  # the stages sample
+    asked = {"settings": to_dict(settings), "checkpoints": {m.name: m.hash for m in models}, "data": dict(data)}
+    place = None if uri == "off" else Place(out / ".tracking", run_token(out, work=content_hash(asked)))
+    with shared_ray(), start_run(uri, runtime.tracking.experiment, "evaluate", place=place, tracking=tracking) as parent:
+        parent.params(asked)
+        report = _run(_Job(settings, models, out, runtime, parent, train), networks, data, encoder, left_out, command)
+        write_atomically(out / "report.html", render(report).encode())
+        write_atomically(out / "report.json", json.dumps(to_json(report), indent=1).encode())
         for name in ("report.html", "report.json"):
-            session.run.artifact(out.absolute() / name)
+            parent.artifact(out / name)
         for grid in report.grids:
-            session.run.image(grid.png, grid.title.lower().replace(" ", "-"))
-        session.run.metrics({f.name: f.value for f in report.figures if isinstance(f.value, (int, float))})
-        session.notes = list(report.summary)
-        session.summary = f"{counts['num_pictures']} pictures measured"
-        return manifest
+            parent.image(grid.png, grid.title.lower().replace(" ", "-").replace(",", ""))
+        parent.metrics({f.name: f.value for f in report.figures if isinstance(f.value, (int, float))})
+    for line in report.summary:
+        say(f"{'':<9} {line}")
+    return report
 
 
-def _check_belong_together(drawn: Manifest, source: Manifest, checkpoint: Checkpoint) -> None:
-    """Raise DataError unless the samples were drawn by this checkpoint for pictures of these encodings."""
-    for name, given in (("checkpoint", checkpoint.hash), ("encodings", source.hash)):
-        if drawn.inputs[name] != given:
-            raise DataError(
-                f"evaluate: the samples were drawn from another {name} ({drawn.inputs[name][:12]}) than the one given "
-                f"({given[:12]}); give the {name} that jobs.generate was given"
-            )
+def _run(job: _Job, networks: Networks, data: Mapping[str, str], encoder: str, left_out: Sequence[str], command: str) -> Report:
+    sets = _sets(job, data, encoder)
+    first = {name: sets[job.models[0].name][name] for name in data}
+    cells = cells_of(job.settings, [m.name for m in job.models], last_of_runs(job.models), list(data))
+    hashes = {model.name: model.hash for model in job.models}
+    requests = {cell: requests_of(cell, hashes.get(cell.model, ""), first[cell.data], job.settings) for cell in cells}
+    for model in job.models:
+        for name in data:
+            wanted = [r for cell, of in requests.items() if (cell.model, cell.data) == (model.name, name) for r in of]
+            if wanted:
+                draw_samples(
+                    wanted,
+                    model=model,
+                    data=sets[model.name][name],
+                    settings=job.settings.draws(),
+                    out=job.samples_of(model, name),
+                    runtime=job.runtime,
+                    parent=job.parent,
+                )
+    outcome, found = _measure(job, networks, first, requests)
+    return build_report(outcome, details=found, exhibits=_exhibits(job, outcome), notes=left_out, command=command)
 
 
-def _shards(config: EvaluateConfig, drawn: Manifest, source: Manifest, encodings: Location) -> list[dict[str, Any]]:
-    """What is to be measured, cut where the datasets are cut."""
-    conditions = [image_id for image_id, _ in drawn.facts["conditions"]]
-    per_guidance = drawn.counts["num_samples"] // len(drawn.config["guidance"])
-    shards: list[dict[str, Any]] = []
-    for entry in drawn.shards():
-        name = f"samples-{Path(entry.path).stem}"
-        shards.append({"set": "samples", "name": name, "entry": entry.__dict__, "count": entry.num_rows})
-    for entry in source.shards(HELD_OUT):
-        ids = set(_image_ids(encodings, entry)) - set(conditions)
-        if ids:
-            shards.append(
-                {"set": "reference", "name": f"reference-{Path(entry.path).stem}", "entry": entry.__dict__, "count": len(ids)}
-            )
-    shards.append({"set": "conditions", "name": "conditions", "names": conditions, "count": len(conditions)})
-    by_entry = {entry: _image_ids(encodings, entry) for entry in source.shards()}
-    everything = sorted({image_id for ids in by_entry.values() for image_id in ids})
-    chosen = set(generator(config.seed, "train pictures").permutation(everything)[:per_guidance].tolist())
-    for entry, in_entry in by_entry.items():
-        names = sorted(chosen.intersection(in_entry))
-        chosen.difference_update(names)  # a picture on two pages is measured once
-        if names:
-            name = f"train-{Path(entry.path).stem}"
-            shards.append({"set": "train", "name": name, "entry": entry.__dict__, "names": names, "count": len(names)})
-    for start in range(0, per_guidance, config.batch_size):
-        stop = min(start + config.batch_size, per_guidance)
-        shards.append({"set": "noise", "name": f"noise-{start:06d}", "start": start, "stop": stop, "count": stop - start})
-    return shards
+def _sets(job: _Job, data: Mapping[str, str], encoder: str) -> dict[str, dict[str, EvaluationSet]]:
+    """model -> data -> the set in the encodings that this model is conditioned on."""
+    found: dict[str, dict[str, EvaluationSet]] = {}
+    made: dict[tuple[str, str], EvaluationSet] = {}
+    for model in job.models:
+        identity = dict(model.checkpoint.provenance.encoder["identity"])
+        for name, where in data.items():
+            key = (name, content_hash(identity))
+            if key not in made:
+                made[key] = prepare_set(
+                    name,
+                    location(where),
+                    checkpoint=model.checkpoint,
+                    picture_px=job.picture_px,
+                    batch_size=job.settings.batch_size,
+                    encoder=encoder,
+                    out=job.out,
+                    runtime=job.runtime,
+                    parent=job.parent,
+                )
+            found.setdefault(model.name, {})[name] = made[key]
+    return found
 
 
-def _image_ids(encodings: Location, entry: FileEntry) -> list[str]:
-    column = read_shard(encodings, entry, ["images.list.element.image_id"])["images"].to_pylist()
-    return [image["image_id"] for row in column for image in row]
+def _measure(
+    job: _Job, networks: Networks, sets: Mapping[str, EvaluationSet], requests: Mapping[Cell, Sequence[Request]]
+) -> tuple[Outcome, list[Figure]]:
+    """The features of all that the cells need, then the figures of each cell, and those of `details`."""
+    settings = job.settings
+    mean = np.array(job.models[0].checkpoint.provenance.corpus_mean) if settings.centred else None
+    measured = {cell: of for cell, of in requests.items() if cell.kind != "grid" or "details" in settings.protocol}
+    planned = Measurer(settings, {}, sets)
+    features = {}
+    for name, the_set in sets.items():
+        needed: dict[str, None] = {}
+        for cell in (c for c in measured if c.data == name):
+            conditions = [image_id for image_id, _ in wanted_pictures(cell, the_set, settings)]
+            needed.update(dict.fromkeys([*conditions, *planned.reference(the_set, conditions)]))
+        work = picture_work(the_set.encodings, {image_id: the_set.pictures[image_id].place for image_id in needed})
+        for model in job.models:
+            wanted = {
+                r.name: r.image_id for cell, of in measured.items() if (cell.model, cell.data) == (model.name, name) for r in of
+            }
+            if wanted:
+                work += sample_work(job.samples_of(model, name), the_set, wanted)
+        if work:
+            features[name] = _features(job, work, networks, the_set.hash, name)
+    train = _train_pictures(job, networks) if job.train and "details" in settings.protocol else None
+    measurer = Measurer(settings, features, sets, mean, job.out / "references", networks.identities)
+    results = {cell: measurer.measure(cell, of) for cell, of in measured.items() if cell.kind != "grid"}
+    outcome = Outcome(settings, job.models, sets, networks, job.side, results)
+    found: list[Figure] = []
+    if "details" in settings.protocol:
+        for cell in (c for c in cells_of(replace(settings, protocol=("details",)), [], last_of_runs(job.models), list(sets))):
+            if cell.kind == "pictures":
+                found += details(cell, requests[cell], requests[replace(cell, kind="grid")], measurer, outcome, train)
+    return outcome, found
+
+
+def _features(job: _Job, work: Sequence[Work], networks: Networks, encodings: str, name: str) -> Features:
+    out = job.out / "features" / name
+    measure(
+        work,
+        networks,
+        inputs={"encodings": encodings},
+        resolution_px=job.side,
+        batch_size=job.settings.batch_size,
+        out=out,
+        runtime=job.runtime,
+        parent=job.parent,
+    )
+    return Features(out, networks.columns)
+
+
+def _train_pictures(job: _Job, networks: Networks) -> TrainPictures:
+    """Up to num_train training pictures in the encoder's features. Raises DataError for encodings of another training."""
+    where, expected = location(job.train), job.models[0].checkpoint.provenance.encodings
+    content = read_manifest(where, "encodings").hash
+    if content != expected:
+        raise DataError(
+            f"--train {where}: {job.models[0].name} was trained on others ({expected[:12]}, not {content[:12]}); give those"
+        )
+    pictures, _ = pictures_in(where, "")
+    chosen = choose_conditions([p.candidate for p in pictures.values()], job.settings.num_train, job.settings.seed)
+    names = sorted(candidate.image_id for candidate in chosen)
+    work = picture_work(where, {name: pictures[name].place for name in names}, "")
+    only = replace(networks, columns={ENCODER: networks.columns[ENCODER]}) if ENCODER in networks.columns else networks
+    return TrainPictures(_features(job, work, only, content, "_train"), names)
+
+
+def _exhibits(job: _Job, outcome: Outcome) -> list[Grid | Gallery]:
+    if "grids" not in job.settings.protocol:
+        return []
+    last = last_of_runs(job.models)
+    found: list[Grid | Gallery] = []
+    for model in (m for m in job.models if m.name in last):
+        for name in outcome.sets:
+            found += grids(outcome, model.name, name, model.hash, job.samples_of(model, name))
+    return found

@@ -12,7 +12,7 @@ from semantica import packages
 from semantica.config import config_hash, override, to_dict, to_yaml
 from semantica.datasets import MANIFEST, Manifest
 from semantica.distributed.encode import encode
-from semantica.distributed.evaluate import evaluate
+from semantica.distributed.evaluate_samples import evaluate_samples
 from semantica.distributed.generate import generate
 from semantica.distributed.ingest import ingest
 from semantica.distributed.pairs import pairs
@@ -141,7 +141,7 @@ def _stages(
     runtime = replace(runtime, cluster=replace(runtime.cluster, num_workers=num_workers))
     train(config.train, encodings=encodings, selection=selection, out=checkpoint, runtime=runtime, parent=parent)
     generate(config.generate, checkpoint=checkpoint / MODEL, encodings=encodings, out=samples, runtime=runtime, parent=parent)
-    return evaluate(
+    return evaluate_samples(
         config.evaluate,
         samples=samples,
         checkpoint=checkpoint / MODEL,

@@ -27,7 +27,7 @@ from semantica.storage import is_local, location, read_range
 
 SourceName = Literal[
     "folder", "html", "warc", "obelics", "mmc4", "omnicorpus", "wit", "webdataset",
-    "imagefolder", "imagenet-train", "imagenet-val", "lsun", "sun397",
+    "pictures", "imagefolder", "imagenet-train", "imagenet-val", "lsun", "sun397",
 ]  # fmt: skip
 
 Decode: TypeAlias = Callable[[bytes], NormalisedImage]  # raises Refused

@@ -9,23 +9,28 @@ from __future__ import annotations
 import hashlib
 import io
 import itertools
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from semantica.errors import DataError
-
-Number = float | int
+from semantica.metrics.labels import label_offsets, sampled
+from semantica.metrics.protocol import Protocol
+from semantica.metrics.written import Number
 
 _INK = "#010203"  # stands for currentColor until the SVG is written
 _COLOURS = ("#3f86c9", "#d67d1e", "#2f9e77", "#b065c0", "#cf4f58", "#8a8a2b")
 _DASHES = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (2, 2)))
 _MARKERS = ("o", "s", "^", "D", "v", "P")
+_SIZE = (4.6, 3.2)  # inches: as wide as a phone, so that text is no smaller there than it was written
+_LABEL = 9.0
 _MARKED_POINTS = 40  # beyond it markers hide the line
 _SETTINGS: dict[str, Any] = {
     "svg.fonttype": "none",
@@ -50,7 +55,11 @@ _SETTINGS: dict[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """One chart: named series of (xs, ys), drawn in order; `point_labels` (by series) writes e.g. w beside each point."""
+    """One chart: named series of (xs, ys), drawn in order; `point_labels` (by series) writes e.g. w beside each point.
+
+    `x_error` and `y_error` (by series) are standard errors, as many as points, None where none is known; `error_of` says what
+    they were taken over.
+    """
 
     title: str
     x_label: str
@@ -60,6 +69,10 @@ class Curve:
     log_x: bool = False
     log_y: bool = False
     point_labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    x_error: Mapping[str, Sequence[Number | None]] = field(default_factory=dict)
+    y_error: Mapping[str, Sequence[Number | None]] = field(default_factory=dict)
+    error_of: str = ""
+    protocol: str | Protocol = ""
 
     def __post_init__(self) -> None:
         for name, (xs, ys) in self.series.items():
@@ -67,6 +80,13 @@ class Curve:
                 raise DataError(f"curve {self.title!r}: expected as many ys as xs in {name!r}, got {len(xs)} and {len(ys)}")
             if len(self.point_labels.get(name, xs)) != len(xs):
                 raise DataError(f"curve {self.title!r}: expected {len(xs)} point labels in {name!r}")
+        for what, errors in (("x_error", self.x_error), ("y_error", self.y_error)):
+            for name, values in errors.items():
+                expected = len(self.series[name][0]) if name in self.series else 0
+                if len(values) != expected or any(value is not None and not value >= 0 for value in values):
+                    raise DataError(
+                        f"curve {self.title!r}: expected {expected} numbers of at least 0 in {what} of {name!r}, got {list(values)}"
+                    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,18 +110,19 @@ class Histogram:
 def curve_svg(curve: Curve) -> str:
     """The curve as one `<svg>` element."""
     with matplotlib.rc_context(_SETTINGS):
-        canvas = Canvas(figsize=(5.4, 3.2), layout="constrained")
+        canvas = Canvas(figsize=_SIZE, layout="constrained")
         axes = canvas.subplots()
         axes.grid(True)
         for index, (name, (xs, ys)) in enumerate(curve.series.items()):
             look = index % len(_COLOURS)
             marker = _MARKERS[look] if len(xs) <= _MARKED_POINTS else None
             style: dict[str, Any] = {"color": _COLOURS[look], "linestyle": _DASHES[look], "marker": marker, "markersize": 4.5}
-            axes.plot(xs, ys, label=name, linewidth=1.6, **style)
-            for x, y, label in zip(xs, ys, curve.point_labels.get(name, ()), strict=False):
-                axes.annotate(label, (x, y), xytext=(6, 5), textcoords="offset points", fontsize=8.5)
-        axes.set_xlabel(curve.x_label)
-        axes.set_ylabel(curve.y_label)
+            axes.plot(xs, ys, label=_short(name), linewidth=1.6, **style)
+            across, up = _bars(curve.x_error.get(name)), _bars(curve.y_error.get(name))
+            if across or up:
+                axes.errorbar(xs, ys, xerr=across, yerr=up, fmt="none", ecolor=_COLOURS[look], elinewidth=1, capsize=2)
+        axes.set_xlabel(_short(curve.x_label))
+        axes.set_ylabel(_short(curve.y_label))
         for axis, is_log, set_scale in ((axes.xaxis, curve.log_x, axes.set_xscale), (axes.yaxis, curve.log_y, axes.set_yscale)):
             if is_log:
                 set_scale("log")
@@ -109,16 +130,48 @@ def curve_svg(curve: Curve) -> str:
                 axis.set_major_formatter(StrMethodFormatter("{x:g}"))  # the default one writes formulas, which SVG text cannot show
                 axis.set_minor_formatter(NullFormatter())
         if curve.point_labels:
-            axes.margins(0.1, 0.12)
+            axes.margins(0.12, 0.14)
         if len(curve.series) > 1:
-            axes.legend()
+            axes.legend(loc="best")
+        _write_labels(canvas, axes, curve)
         return _svg(canvas, f"{curve.title}: {curve.y_label} against {curve.x_label} for {', '.join(curve.series)}")
+
+
+def _write_labels(canvas: Canvas, axes: Any, curve: Curve) -> None:
+    """Writes the point labels beside their points, where they hide nothing."""
+    canvas.draw_without_rendering()  # lays the chart out, so that data have places
+    scale = 72 / canvas.dpi
+    points, labels, obstacles = [], [], []
+    for name, (xs, ys) in curve.series.items():
+        places = np.column_stack([np.asarray(xs, dtype=float), np.asarray(ys, dtype=float)])
+        at = axes.transData.transform(places) * scale
+        obstacles += [at, sampled(at[:-1], at[1:])]
+        for column, errors in enumerate((curve.x_error.get(name), curve.y_error.get(name))):
+            reach = np.zeros_like(places)
+            reach[:, column] = _bars(errors) or 0
+            obstacles.append(sampled(*(axes.transData.transform(places + sign * reach) * scale for sign in (-1, 1))))
+        if name in curve.point_labels:
+            points.append(at)
+            labels += [_short(label, 24) for label in curve.point_labels[name]]
+    if not labels:
+        return
+    box = axes.get_window_extent()
+    legend = axes.get_legend()
+    if legend is not None:
+        frame = legend.get_window_extent()
+        grid = np.meshgrid(np.arange(frame.x0, frame.x1, 4), np.arange(frame.y0, frame.y1, 4))
+        obstacles.append(np.column_stack([side.ravel() for side in grid]) * scale)
+    area = (box.x0 * scale, box.y0 * scale, box.x1 * scale, box.y1 * scale)
+    at = np.concatenate(points)
+    for (x, y), text, offset in zip(at, labels, label_offsets(at, labels, np.concatenate(obstacles), area, _LABEL), strict=True):
+        spot = axes.transData.inverted().transform((x / scale, y / scale))
+        axes.annotate(text, spot, xytext=offset, textcoords="offset points", fontsize=_LABEL, ha="center", va="center")
 
 
 def histogram_svg(histogram: Histogram) -> str:
     """The histogram as one `<svg>` element: bars inside the band in colour, the others pale, both thresholds as lines."""
     with matplotlib.rc_context(_SETTINGS):
-        canvas = Canvas(figsize=(5.4, 2.9), layout="constrained")
+        canvas = Canvas(figsize=_SIZE, layout="constrained")
         axes = canvas.subplots()
         axes.grid(True, axis="y")
         edges, low, high = histogram.edges, histogram.low, histogram.high
@@ -138,10 +191,19 @@ def histogram_svg(histogram: Histogram) -> str:
                 textcoords="offset points",
                 ha="center",
             )
-        axes.set_xlabel(histogram.x_label)
+        axes.set_xlabel(_short(histogram.x_label, 64))
         axes.set_ylabel("count")
         alt = f"{histogram.title}: {sum(histogram.counts)} values, {histogram.share_inside:.1%} between {low:g} and {high:g}"
         return _svg(canvas, alt)
+
+
+def _bars(errors: Sequence[Number | None] | None) -> list[float] | None:
+    return None if errors is None else [math.nan if error is None else float(error) for error in errors]
+
+
+def _short(text: str, length: int = 40) -> str:
+    """The text, cut where it would leave the chart no room; the words beside the chart hold the whole."""
+    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def _page_font(found: re.Match[str]) -> str:

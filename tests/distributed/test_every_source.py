@@ -223,9 +223,20 @@ def sun397(root: Path, base: str) -> Found:
     return {page: [f"SUN397/n/{page}/sun_{name[0]}.jpg" for name in pictures] for page, pictures in PAGES.items()}
 
 
+def pictures_table(root: Path, base: str) -> Found:
+    found: Found = {}
+    for number, half in enumerate(HALVES):
+        rows = [{"image": data, "label": page} for page, pictures in half.items() for data in pictures.values()]
+        pq.write_table(pa.Table.from_pylist(rows), root / f"set-{number}.parquet")
+        for index, row in enumerate(rows):
+            found.setdefault(row["label"], []).append(f"set-{number}.parquet#{index}")
+    return found
+
+
 CRAWLS: dict[str, Callable[[Path, str], Found]] = {
     "folder": folder, "html": html, "warc": warc, "obelics": obelics, "mmc4": mmc4, "omnicorpus": omnicorpus, "wit": wit,
-    "webdataset": img2dataset, "imagefolder": folder, "imagenet-train": imagenet_train, "imagenet-val": imagenet_val,
+    "webdataset": img2dataset, "pictures": pictures_table,
+    "imagefolder": folder, "imagenet-train": imagenet_train, "imagenet-val": imagenet_val,
     "lsun": lsun, "sun397": sun397,
 }  # fmt: skip
 

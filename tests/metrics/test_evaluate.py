@@ -9,9 +9,9 @@ from transformers import Dinov2Config, Dinov2Model
 from semantica.encoders.encoder import Encoder, EncoderIdentity
 from semantica.errors import ConfigError, DataError
 from semantica.metrics.evaluate import EvaluateConfig, compute_figures, noise_picture
-from semantica.metrics.extractors import Extractors, MetricWeights, Picture
+from semantica.metrics.feature_rows import Extractors, MetricWeights, Picture
 from semantica.metrics.frechet import FeatureStatistics, frechet_distance
-from semantica.schemas import FEATURES
+from semantica.schemas import HELD_OUT_FEATURES
 
 DIM = 6
 
@@ -38,7 +38,7 @@ def rows(name, pooled, **columns):
 
 
 def features(*sets):
-    return pa.Table.from_pylist([row for rows_of_set in sets for row in rows_of_set], schema=FEATURES)
+    return pa.Table.from_pylist([row for rows_of_set in sets for row in rows_of_set], schema=HELD_OUT_FEATURES)
 
 
 def samples(conditions, repeats=2, guidance=0.5, near=0.1, seed=5, **columns):
@@ -203,7 +203,7 @@ def test_extracted_rows_are_the_encoders_pooled_embeddings_in_order(encoder):
     expected = encoder(pixels).pooled.numpy()
     for batch_size in (2, 5):
         table = Extractors(encoder, MetricWeights(), batch_size).features("samples", pictures, with_inception=True)
-        assert table.schema == FEATURES
+        assert table.schema == HELD_OUT_FEATURES
         np.testing.assert_allclose(np.stack(table["pooled"].to_pylist()), expected, atol=1e-5)
         assert table["name"].to_pylist() == [f"p{i}" for i in range(5)]
         assert set(table["condition"].to_pylist()) == {"c"}
@@ -212,4 +212,4 @@ def test_extracted_rows_are_the_encoders_pooled_embeddings_in_order(encoder):
 
 def test_no_pictures_give_an_empty_table_of_the_schema(encoder):
     table = Extractors(encoder, MetricWeights(), 4).features("reference", [], with_inception=False)
-    assert (table.schema, table.num_rows) == (FEATURES, 0)
+    assert (table.schema, table.num_rows) == (HELD_OUT_FEATURES, 0)

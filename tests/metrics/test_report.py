@@ -53,7 +53,7 @@ def test_the_page_shows_every_figure_with_its_uncertainty():
     assert rows == {
         "own_similarity": "0.412 ± 0.012",
         "frechet_distance": "48.21",
-        "num_pairs": "1\u2009234\u2009567",
+        "num_pairs": "1\u202f234\u202f567",
         "not_measured": "–",
         "broken": "nan",
     }

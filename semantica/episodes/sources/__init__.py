@@ -13,6 +13,7 @@ from semantica.episodes.sources.lsun import LsunSource
 from semantica.episodes.sources.mmc4 import Mmc4Source
 from semantica.episodes.sources.obelics import ObelicsSource
 from semantica.episodes.sources.omnicorpus import OmniCorpusSource
+from semantica.episodes.sources.pictures import PicturesSource
 from semantica.episodes.sources.sun397 import Sun397Source
 from semantica.episodes.sources.warc import WarcSource
 from semantica.episodes.sources.webdataset import WebDatasetSource
@@ -30,6 +31,7 @@ SOURCES: Mapping[str, Source] = {
     "wit": WitSource(),
     "webdataset": WebDatasetSource(),
     # Classes instead of pages: label episodes.
+    "pictures": PicturesSource(),
     "imagefolder": ImageFolderSource(),
     "imagenet-train": ImageNetSource("train"),
     "imagenet-val": ImageNetSource("val"),
@@ -37,4 +39,4 @@ SOURCES: Mapping[str, Source] = {
     "sun397": Sun397Source(),
 }
 
-LABEL_SOURCES = frozenset({"imagefolder", "imagenet-train", "imagenet-val", "lsun", "sun397"})
+LABEL_SOURCES = frozenset({"pictures", "imagefolder", "imagenet-train", "imagenet-val", "lsun", "sun397"})

@@ -134,6 +134,7 @@ def test_every_picture_of_a_folder_is_a_reference(tmp_path):
         (tmp_path / f"c{number % 3}" / f"{number}.png").write_bytes(b"the same")
     for name in ("folder", "imagefolder"):
         assert len(images_of(name, tmp_path)) == len(list(tmp_path.rglob("*.png"))) == 9
+    assert sum(len(images_of("pictures", tmp_path / f"c{number}")) for number in range(3)) == 9
     (tmp_path / "SUN397" / "a").mkdir(parents=True)
     for number in range(3):
         (tmp_path / f"c{number}").rename(tmp_path / "SUN397" / "a" / f"c{number}")
@@ -150,6 +151,7 @@ def test_every_value_of_lsun_is_a_reference(tmp_path):
 
 def test_every_source_is_counted_here():
     counted = {"mmc4", "wit", "obelics", "omnicorpus", "html", "warc", "webdataset", "folder", "imagefolder", "sun397", "lsun"}
+    counted |= {"pictures"}
     assert SOURCES.keys() - counted == {"imagenet-train", "imagenet-val"}  # counted in test_imagenet, in each of their shapes
 
 

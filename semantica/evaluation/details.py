@@ -1,0 +1,115 @@
+"""The protocol `details`: what one Fréchet distance hides, for the samples of one w. Pure; the metrics are `semantica.metrics`'.
+
+Kernel distance and the manifold's precision, recall, density and coverage in every extractor's features; in the encoder's features
+the diversity among samples of one condition, and whether samples are nearer to training pictures than held-out pictures are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Float32
+
+from semantica.evaluation.features import Features
+from semantica.evaluation.figures import SIMILARITY, Measurer
+from semantica.evaluation.outcome import Metric, Outcome
+from semantica.evaluation.requests import Cell, Request
+from semantica.metrics.diversity import diversity
+from semantica.metrics.kernel import kernel_distance
+from semantica.metrics.manifold import manifold
+from semantica.metrics.nearest import nearest_training
+from semantica.metrics.report import Figure
+
+_SUBSET, _MANY_SUBSETS = 1000, 100  # of the kernel distance, as torch-fidelity
+
+
+@dataclass(frozen=True)
+class TrainPictures:
+    """The features of training pictures, and their names."""
+
+    features: Features
+    names: Sequence[str]
+
+
+def details(
+    cell: Cell,
+    requests: Sequence[Request],
+    grid: Sequence[Request],
+    measurer: Measurer,
+    outcome: Outcome,
+    train: TrainPictures | None,
+) -> Iterator[Figure]:
+    """The figures of a cell. grid: several samples of some conditions, for the diversity. Needs two samples, as every cell does."""
+    settings, features = measurer.settings, measurer.features[cell.data]
+    data = measurer.sets[cell.data]
+    names = [request.name for request in requests][: settings.num_details]
+    reference = measurer.reference(data, [r.image_id for r in requests])
+    reference = [n for n in data.reference((), settings.num_details, settings.seed) if n in set(reference)]
+    where = f"details/{cell.model}/{cell.data}/w{cell.guidance:g}"
+    for metric in (m for m in outcome.metrics(cell) if m.is_distance):
+        real, drawn = features.matrix(metric.network, reference), features.matrix(metric.network, names)
+        protocol = replace(outcome.protocol(cell, metric), num_samples=len(drawn), num_reference=len(real), error_of="")
+        yield from _kernel(where, metric, real, drawn, settings.seed, protocol)
+        if min(len(real), len(drawn)) > settings.neighbours:
+            found = manifold(real, drawn, settings.neighbours)
+            stated = replace(protocol, more=f"k = {found.k}")
+            for name in ("precision", "recall", "density", "coverage"):
+                title = f"{name.capitalize()} of the samples' manifold in {metric.network} features."
+                yield Figure(
+                    name=f"{where}/{name}-{metric.network}", value=getattr(found, name), explanation=title, protocol=stated
+                )
+    if SIMILARITY in (settings.extractor or ()):
+        yield from _diversity(where, grid, features, measurer)
+        if train is not None:
+            yield from _nearest(where, features.matrix(SIMILARITY, names), features.matrix(SIMILARITY, reference), train, measurer)
+
+
+def _kernel(
+    where: str, metric: Metric, real: Float32[np.ndarray, "n d"], drawn: Float32[np.ndarray, "m d"], seed: int, protocol: object
+) -> Iterator[Figure]:
+    size = min(_SUBSET, len(real), len(drawn))
+    found = kernel_distance(real, drawn, subset_size=size, num_subsets=_MANY_SUBSETS, seed=seed)
+    stated = f"{protocol.sentence}; {_MANY_SUBSETS} subsets of {size}"  # type: ignore[attr-defined]
+    name = "kid" if metric.network == "inception" else f"kd-{metric.network}"
+    title = f"Kernel distance (KID, cubic kernel) in {metric.network} features, unbiased in n."
+    yield Figure(name=f"{where}/{name}", value=found.mean, explanation=title, protocol=stated)
+    spread = "Standard deviation of the kernel distance over subsets, which overlap: no standard error."
+    yield Figure(name=f"{where}/{name}/std-over-subsets", value=found.std, explanation=spread, protocol=stated)
+
+
+def _diversity(where: str, grid: Sequence[Request], features: Features, measurer: Measurer) -> Iterator[Figure]:
+    images = list(dict.fromkeys(request.image_id for request in grid))
+    if len(images) < 2 or measurer.settings.num_grid_samples < 2:
+        return
+    condition = np.array([images.index(request.image_id) for request in grid])
+    found = diversity(features.matrix(SIMILARITY, [r.name for r in grid]), condition, measurer.corpus_mean)
+    yield Figure(
+        name=f"{where}/diversity",
+        value=found.mean,
+        standard_error=found.standard_error,
+        explanation="1 - cosine of two samples of one condition; 0: always the same picture.",
+        protocol=f"{found.num_samples} samples of {found.num_conditions} conditioning images, encoder features; ± over conditions",
+    )
+
+
+def _nearest(
+    where: str,
+    drawn: Float32[np.ndarray, "m d"],
+    held_out: Float32[np.ndarray, "n d"],
+    train: TrainPictures,
+    measurer: Measurer,
+) -> Iterator[Figure]:
+    found = nearest_training(drawn, train.features.matrix(SIMILARITY, train.names), held_out, mean=measurer.corpus_mean)
+    stated = (
+        f"{len(drawn)} samples, {len(train.names)} training pictures, {len(held_out)} held-out ones, encoder features; a copy is "
+        f"nearer (cosine above {found.threshold:.3f}) than {found.quantile:.0%} of held-out pictures"
+    )
+    yield Figure(
+        name=f"{where}/share-of-copies",
+        value=found.share_of_copies,
+        standard_error=found.standard_error,
+        explanation="Share of samples that are suspiciously near to a training picture.",
+        protocol=stated,
+    )

@@ -1,0 +1,139 @@
+"""Features by name -> the figures of a cell, and estimates with their standard errors over repeated cells. Pure.
+
+Samples and reference are looked up by name in an order that the protocol fixes, so that a figure is the same to the last bit
+however the work was spread. A sample that was drawn or measured twice has one row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Float
+
+from semantica.errors import DataError
+from semantica.evaluation.features import Features
+from semantica.evaluation.requests import Cell, Request, repeated, wanted_pictures
+from semantica.evaluation.sets import EvaluationSet
+from semantica.evaluation.settings import EvaluationConfig
+from semantica.metrics.extractors import ExtractorIdentity
+from semantica.metrics.frechet import FeatureStatistics, Reference, frechet_distance
+from semantica.metrics.reference import cached_reference, reference_key
+from semantica.metrics.similarity import OwnOther, own_and_other
+from semantica.storage import Location
+
+SIMILARITY = "encoder"  # the network whose cosines are reported
+
+
+@dataclass(frozen=True)
+class CellFigures:
+    """What was measured of one cell: by extractor the Fréchet distance, by perceptual net the mean distance to the condition.
+
+    similarity: in the encoder's features; None for Copy, below two conditioning images, and where the encoder was not asked for.
+    """
+
+    num_samples: int
+    num_conditions: int
+    num_reference: int
+    frechet: Mapping[str, float]
+    perceptual: Mapping[str, float]
+    similarity: OwnOther | None
+
+
+@dataclass
+class Measurer:
+    """Computes cells; the statistics of a reference that several cells share are computed once."""
+
+    settings: EvaluationConfig
+    features: Mapping[str, Features]  # by evaluation set
+    sets: Mapping[str, EvaluationSet]
+    corpus_mean: Float[np.ndarray, " d"] | None = None
+    references: Location | None = None  # where statistics of references are kept for the next evaluation
+    identities: Mapping[str, ExtractorIdentity] = field(default_factory=dict)
+    _statistics: dict[tuple[str, str, tuple[str, ...]], Reference] = field(default_factory=dict)
+
+    def measure(self, cell: Cell, requests: Sequence[Request]) -> CellFigures:
+        """The figures of a cell, whose samples are `requests` (none for Copy)."""
+        data, features = self.sets[cell.data], self.features[cell.data]
+        conditions = [image_id for image_id, _ in wanted_pictures(cell, data, self.settings)]
+        names = conditions if cell.kind == "copy" else [request.name for request in requests]
+        if len(names) < 2:
+            raise DataError(f"evaluate: {cell.data}: expected at least 2 samples for a Fréchet distance, got {len(names)}")
+        reference = self.reference(data, conditions)
+        frechet: dict[str, float] = {}
+        for network in self.settings.extractor or ():
+            drawn = FeatureStatistics.of(features.matrix(network, names))
+            frechet[network] = frechet_distance(drawn, self._of_reference(cell.data, network, reference))
+        perceptual: dict[str, float] = {}
+        if cell.kind != "copy":
+            perceptual.update({net: float(features.distances(net, names).mean()) for net in self.settings.perceptual or ()})
+        unique = list(dict.fromkeys(conditions))
+        return CellFigures(
+            num_samples=len(names),
+            num_conditions=len(unique),
+            num_reference=len(reference),
+            frechet=frechet,
+            perceptual=perceptual,
+            similarity=self._similarity(features, names, conditions, unique) if cell.kind != "copy" else None,
+        )
+
+    def reference(self, data: EvaluationSet, conditions: Sequence[str]) -> list[str]:
+        """The pictures that samples of these conditioning images are compared with."""
+        without = conditions if self.settings.reference == "others" else ()
+        return data.reference(without, self.settings.num_reference, self.settings.seed)
+
+    def _of_reference(self, data: str, network: str, reference: Sequence[str]) -> Reference:
+        key = (data, network, tuple(reference))
+        if key not in self._statistics:
+            self._statistics[key] = self._kept(data, network, reference)
+        return self._statistics[key]
+
+    def _kept(self, data: str, network: str, reference: Sequence[str]) -> Reference:
+        def compute() -> FeatureStatistics:
+            return FeatureStatistics.of(self.features[data].matrix(network, reference))
+
+        if self.references is None:
+            return Reference.of(compute())
+        identity, stored = self.identities[network], self.sets[data].hash  # the same picture may be stored at another size
+        name = reference_key(identity.to_dict(), f"{self.features[data].resolution_px} px of {stored}", reference)
+        return cached_reference(self.references, name, compute)
+
+    def _similarity(
+        self, features: Features, names: Sequence[str], conditions: Sequence[str], unique: Sequence[str]
+    ) -> OwnOther | None:
+        if SIMILARITY not in (self.settings.extractor or ()) or len(unique) < 2:
+            return None
+        place = {name: index for index, name in enumerate(unique)}
+        own = np.array([place[name] for name in conditions])
+        return own_and_other(features.matrix(SIMILARITY, names), features.matrix(SIMILARITY, unique), own, self.corpus_mean)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure: the mean over sampling seeds on the first set of conditioning images, and two standard errors of a mean.
+
+    over_seeds: of that mean, over sampling seeds; over_conditions: over sets of conditioning images at the first seed. None where
+    there was one only.
+    """
+
+    value: float
+    over_seeds: float | None
+    over_conditions: float | None
+    num_seeds: int
+    num_condition_sets: int
+
+
+def estimate(
+    cell: Cell, results: Mapping[Cell, CellFigures], settings: EvaluationConfig, read: Callable[[CellFigures], float]
+) -> Estimate:
+    """The figure that `read` takes from the results of the cell and its repeats. A cell without repeats is a mean of one."""
+    found = {c: read(results[c]) for c in repeated(cell, settings) if c in results}
+    seeds = [value for c, value in found.items() if c.conditions == 0]
+    conditions = [value for c, value in found.items() if c.seed == 0]
+    return Estimate(float(np.mean(seeds)), _error(seeds), _error(conditions), len(seeds), len(conditions))
+
+
+def _error(values: Sequence[float]) -> float | None:
+    """The standard error of the mean, n - 1 in the denominator of the variance."""
+    return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None

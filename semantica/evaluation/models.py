@@ -1,0 +1,97 @@
+"""Which checkpoints an evaluation is of: NAME=PATH as a user gives them -> models, one a step where a run kept several."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from semantica.errors import ConfigError, DataError
+from semantica.training.checkpoint import Checkpoint, open_checkpoint
+from semantica.training.keeper import Keeper
+from semantica.training.manifest import CONFIG
+from semantica.training.retention import KeepConfig
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*\Z")  # it names folders, and figures in MLflow
+_FOLDERS = ("model", "checkpoints")  # of an output of jobs.train
+
+
+@dataclass(frozen=True)
+class EvaluatedModel:
+    """A checkpoint by the name that figures carry: that of its run, with the step where the run has several."""
+
+    name: str
+    run: str
+    checkpoint: Checkpoint
+
+    @property
+    def hash(self) -> str:
+        """12 hex digits of the checkpoint's hash, which samples carry in their names."""
+        return self.checkpoint.hash[:12]
+
+
+def named(texts: Sequence[str], what: str) -> dict[str, str]:
+    """name -> path, from texts NAME=PATH or PATH, whose name is then the last part of the path that says something.
+
+    Raises ConfigError when there is none, or two have one name.
+    """
+    found: dict[str, str] = {}
+    for text in texts:
+        name, separator, path = text.partition("=")
+        if not separator or "/" in name:
+            name, path = _name_of(text), text
+        if not path or not _NAME.match(name):
+            raise ConfigError(f"--{what}: expected NAME=PATH or PATH, the name of letters, digits, . _ and -, got {text!r}")
+        if name in found:
+            raise ConfigError(f"--{what}: two are called {name!r}; name them: --{what} one={found[name]} other={path}")
+        found[name] = path
+    if not found:
+        raise ConfigError(f"--{what}: expected one or several paths, got none")
+    return found
+
+
+def _name_of(path: str) -> str:
+    parts = [part for part in path.rstrip("/").split("/") if part and part != "."]
+    while len(parts) > 1 and parts[-1] in (*_FOLDERS, "checkpoint", "encodings", "episodes"):
+        parts.pop()
+    return parts[-1].removesuffix(".parquet") if parts else ""
+
+
+def last_of_runs(models: Sequence[EvaluatedModel]) -> list[str]:
+    """The name of each run's model that was trained longest."""
+    return list({model.run: model.name for model in models}.values())
+
+
+def open_models(paths: dict[str, str], *, every_step: bool) -> list[EvaluatedModel]:
+    """The models at `paths`: checkpoints, or outputs of jobs.train, of which every_step gives all that were kept, else the last.
+
+    Raises DataError when there is none, or when two draw at different resolutions.
+    """
+    found: list[EvaluatedModel] = []
+    for run, path in paths.items():
+        folder = Path(path).expanduser().absolute()
+        by_step = {c.step: c for c in map(open_checkpoint, _folders(folder, every_step=every_step))}
+        models = [by_step[step] for step in sorted(by_step)][0 if every_step else -1 :]
+        found += [EvaluatedModel(run if len(models) == 1 else f"{run}-step{c.step}", run, c) for c in models]
+    check_one_resolution(found)
+    return found
+
+
+def check_one_resolution(models: Sequence[EvaluatedModel]) -> None:
+    """Raise DataError when two models draw at different resolutions: their figures would not compare."""
+    sides = {model.name: model.checkpoint.config.denoiser.resolution_px for model in models}
+    if len(set(sides.values())) > 1:
+        shown = ", ".join(f"{name} {side} px" for name, side in sides.items())
+        raise DataError(f"evaluate: the checkpoints draw at different resolutions ({shown}); evaluate them apart")
+
+
+def _folders(folder: Path, *, every_step: bool) -> list[Path]:
+    if (folder / CONFIG).exists():
+        return [folder]
+    keeper = Keeper(folder / _FOLDERS[1] if (folder / _FOLDERS[1]).is_dir() else folder, KeepConfig())
+    steps = [keeper.folder_of(step) for step in keeper.steps()]
+    model = [folder / _FOLDERS[0]] if (folder / _FOLDERS[0] / CONFIG).exists() else []
+    if not steps and not model:
+        raise DataError(f"evaluate: {folder} must be a checkpoint or the output of jobs.train (with model/); it is neither")
+    return [*steps, *model] if every_step else (model or steps[-1:])

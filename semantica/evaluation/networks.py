@@ -1,0 +1,62 @@
+"""Which networks measure an evaluation: found once, by name and never another instead, with what stands beside figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from semantica.encoders.encoder import EncoderIdentity
+from semantica.evaluation.requests import content_hash
+from semantica.evaluation.settings import EvaluationConfig, ExtractorName, PerceptualName
+from semantica.metrics.extractors import ExtractorIdentity, Found, encoder_identity, resolve, resolve_available
+
+ENCODER = "encoder"
+
+
+@dataclass(frozen=True)
+class Networks:
+    """found: weights by name, but of the encoder, which comes with the checkpoint. columns: name -> sub-folder of its features."""
+
+    found: Mapping[str, Found]
+    perceptual: tuple[str, ...]
+    encoder: Mapping[str, Any]  # an EncoderConfig
+    encoder_identity: Mapping[str, Any]
+    identities: Mapping[str, ExtractorIdentity]
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+
+_USUAL_EXTRACTORS: tuple[ExtractorName, ...] = ("inception", "encoder")
+_USUAL_PERCEPTUAL: tuple[PerceptualName, ...] = ("lpips-alex", "st-lpips-alex")
+
+
+def chosen(settings: EvaluationConfig) -> tuple[EvaluationConfig, list[str]]:
+    """(the settings with every network named, a sentence for each usual one that is left out because its weights are not here).
+
+    What the settings name stays as it is.
+    """
+    wanted = {"extractor": _USUAL_EXTRACTORS, "perceptual": _USUAL_PERCEPTUAL}
+    open_fields = {name: usual for name, usual in wanted.items() if getattr(settings, name) is None}
+    names = [name for usual in open_fields.values() for name in usual if name != ENCODER]
+    found, skipped = resolve_available(names, local_folder=settings.weights, allow_network=settings.allow_network)
+    here = {ENCODER, *(one.name for one in found)}
+    filled = {field: tuple(name for name in usual if name in here) for field, usual in open_fields.items()}
+    notes = [f"{one.name} was not measured: {one.reason}" for one in skipped]
+    return replace(settings, **filled), notes  # type: ignore[arg-type]
+
+
+def find_networks(settings: EvaluationConfig, encoder: Mapping[str, Any], own: Mapping[str, Any]) -> Networks:
+    """The networks that the settings name; encoder, own: EncoderConfig and identity of the checkpoint's encoder, as plain values.
+
+    Raises WeightsError, naming file and place, for a network whose weights are not here.
+    """
+    extractors, perceptual = settings.extractor or (), settings.perceptual or ()
+    ordered: list[str] = [*extractors, *perceptual]
+    others = [name for name in ordered if name != ENCODER]
+    found = {name: resolve(name, local_folder=settings.weights, allow_network=settings.allow_network) for name in others}
+    identities = {name: one.identity for name, one in found.items()}
+    if ENCODER in extractors:
+        identities[ENCODER] = encoder_identity(EncoderIdentity.from_dict(dict(own)))
+    keys = {name: identities[name].to_dict() if name != ENCODER else dict(own) for name in ordered}
+    columns = {name: f"{name}-{content_hash(key)[:8]}" for name, key in keys.items()}
+    return Networks(found, perceptual, encoder, own, identities, columns)

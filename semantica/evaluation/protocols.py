@@ -1,0 +1,183 @@
+"""The paper's protocols (method section 5), each from results by cell to the figures, tables and curves that it stands for.
+
+curve: Fig. 3, Fréchet distance against LPIPS over w. one-shot: Table 1 right, with Copy. grouping: Table 1 left, models beside each
+other on the same sets. training: Fig. 2, Fréchet distance against training steps. What each asks to be drawn: `requests.cells_of`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from semantica.evaluation.models import last_of_runs
+from semantica.evaluation.outcome import PAPER_SETS, Metric, Outcome
+from semantica.evaluation.requests import Cell, Kind
+from semantica.metrics.paper import PAPER, PaperRow, PaperTable
+from semantica.metrics.paper_charts import StepPoint, TradeOffPoint, frechet_by_step, trade_off
+from semantica.metrics.report import Curve, Figure, Table
+
+_PAPER_MODELS = ("semantica", "label_grouped")
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one protocol adds to the report."""
+
+    figures: list[Figure] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+    curves: list[Curve] = field(default_factory=list)
+    papers: list[PaperRow] = field(default_factory=list)
+
+
+def parts(outcome: Outcome) -> Iterator[Part]:
+    """One part a protocol, in the order in which they were asked for."""
+    last = last_of_runs(outcome.models)
+    for protocol in outcome.settings.protocol:
+        if protocol == "curve":
+            yield _over_w("curve", "pictures", outcome.settings.guidance, last, outcome, is_curve=True)
+        elif protocol == "grouping":
+            yield _over_w("grouping", "pictures", outcome.settings.table_guidance, last, outcome)
+        elif protocol == "one-shot":
+            yield _over_w("one-shot", "classes", outcome.settings.table_guidance, last, outcome)
+        elif protocol == "training":
+            yield _training(outcome)
+
+
+def paper_table(rows: Sequence[PaperRow]) -> list[PaperTable]:
+    """Our figures beside the paper's, where a figure of ours has one; what two protocols measured alike stands there once."""
+    once = {(row.paper, row.protocol.extractor): row for row in reversed(rows)}
+    return [PaperTable(title="Beside the paper", rows=list(once.values())[::-1])] if rows else []
+
+
+def _over_w(
+    protocol: str, kind: Kind, weights: Sequence[float], models: Sequence[str], outcome: Outcome, *, is_curve: bool = False
+) -> Part:
+    part = Part()
+    for data in outcome.sets:
+        cells = [Cell(model, data, kind, w) for model in models for w in weights]
+        copy = [Cell("", data, "copy")] if protocol == "one-shot" else []
+        for cell in (*copy, *cells):
+            part.figures.extend(_figures(protocol, cell, outcome))
+            part.papers.extend(_paper_rows(protocol, cell, outcome, models))
+        part.tables.append(_table(protocol, data, [*copy, *cells], outcome))
+        if is_curve:
+            part.curves.extend(_trade_offs(data, models, weights, outcome))
+    return part
+
+
+def _training(outcome: Outcome) -> Part:
+    part = Part()
+    w = outcome.settings.training_guidance
+    for data in outcome.sets:
+        cells = {model.name: Cell(model.name, data, "pictures", w) for model in outcome.models}
+        for cell in cells.values():
+            part.figures.extend(_figures("training", cell, outcome))
+        part.tables.append(_table("training", data, list(cells.values()), outcome))
+        first = next(iter(cells.values()))
+        for metric in (m for m in outcome.metrics(first) if m.is_distance):
+            series: dict[str, list[StepPoint]] = {}
+            for model in outcome.models:
+                value = outcome.value(cells[model.name], metric)
+                point = StepPoint(step=model.checkpoint.step, frechet=value.value, error=value.over_seeds)
+                series.setdefault(model.run, []).append(point)
+            stated = outcome.protocol(first, metric)
+            title = f"{metric.title} against training steps, {data}"
+            part.curves.append(
+                frechet_by_step(series, frechet_name=metric.title, error_of=stated.error_of, protocol=stated, title=title)
+            )
+    return part
+
+
+def _figures(protocol: str, cell: Cell, outcome: Outcome) -> Iterator[Figure]:
+    where = f"{protocol}/{cell.model or 'copy'}/{cell.data}" + ("" if cell.kind == "copy" else f"/w{cell.guidance:g}")
+    for metric in outcome.metrics(cell):
+        value = outcome.value(cell, metric)
+        yield Figure(
+            name=f"{where}/{metric.key}",
+            value=value.value,
+            standard_error=value.over_seeds,
+            explanation=f"{metric.title} of {'Copy' if cell.kind == 'copy' else 'samples'}, {protocol}.",
+            protocol=outcome.protocol(cell, metric),
+        )
+        if value.over_conditions is not None:
+            yield Figure(
+                name=f"{where}/{metric.key}/error-over-conditions",
+                value=value.over_conditions,
+                explanation=f"Standard error of the mean over {value.num_condition_sets} conditioning sets, one seed.",
+            )
+
+
+def _table(protocol: str, data: str, cells: Sequence[Cell], outcome: Outcome) -> Table:
+    """A row a cell; every distance with its error over seeds, and, where there are several, over conditioning sets in a column."""
+    shown = [cell for cell in cells if cell in outcome.results]
+    metrics = list(outcome.metrics(next((c for c in shown if c.kind != "copy"), shown[0])))
+    columns = ["model", "w", "n", *(m.title for m in metrics)]
+    by_conditions = outcome.settings.num_condition_sets > 1
+    columns += [f"± over conditioning sets, {m.title}" for m in metrics if by_conditions]
+    rows, errors = [], []
+    for cell in shown:
+        there = {m.key for m in outcome.metrics(cell)}
+        values = [outcome.value(cell, m) if m.key in there else None for m in metrics]
+        head = [cell.model or "Copy", None if cell.kind == "copy" else cell.guidance, outcome.results[cell].num_samples]
+        over = [v.over_conditions if v else None for v in values] if by_conditions else []
+        rows.append([*head, *(v.value if v else None for v in values), *over])
+        errors.append([None, None, None, *(v.over_seeds if v else None for v in values), *(None for _ in over)])
+    titles = {
+        "curve": "Over w", "one-shot": "One shot", "grouping": "Models beside each other", "training": "Over training steps"
+    }  # fmt: skip
+    return Table(
+        title=f"{titles[protocol]}, {data}",
+        columns=columns,
+        rows=rows,
+        errors=errors,
+        protocol=outcome.protocol(shown[-1], metrics[0]),
+        caption="± is the standard error over sampling seeds." if outcome.settings.num_seeds > 1 else "",
+        missing="not measured of copies",
+    )
+
+
+def _trade_offs(data: str, models: Sequence[str], weights: Sequence[float], outcome: Outcome) -> Iterator[Curve]:
+    first = Cell(models[0], data, "pictures", weights[0])
+    metrics = list(outcome.metrics(first))
+    for distance in (m for m in metrics if m.is_distance):
+        for net in (m for m in metrics if m.network in outcome.networks.perceptual):
+            stated = outcome.protocol(first, distance)
+            yield trade_off(
+                {model: [_point(Cell(model, data, "pictures", w), distance, net, outcome) for w in weights] for model in models},
+                frechet_name=distance.title,
+                perceptual_name=net.title,
+                error_of=stated.error_of,
+                protocol=stated,
+                title=f"Quality against diversity, {data}: {distance.title} and {net.title}",
+            )
+
+
+def _point(cell: Cell, distance: Metric, net: Metric, outcome: Outcome) -> TradeOffPoint:
+    x, y = outcome.value(cell, distance), outcome.value(cell, net)
+    return TradeOffPoint(
+        guidance=cell.guidance,
+        frechet=x.value,
+        perceptual=y.value,
+        frechet_error=x.over_seeds,
+        perceptual_error=y.over_seeds,
+    )
+
+
+def _paper_rows(protocol: str, cell: Cell, outcome: Outcome, models: Sequence[str]) -> Iterator[PaperRow]:
+    """Rows for figures that the paper prints: of a set that is called as in the paper, by a model called so or the only one."""
+    if cell.data not in PAPER_SETS:
+        return
+    model = "copy" if cell.kind == "copy" else outcome.name_of_run(cell.model)
+    if model not in (*_PAPER_MODELS, "copy"):
+        model = "semantica" if len(models) == 1 else ""
+    w = "" if cell.kind == "copy" else f".w{cell.guidance:g}"
+    for metric in outcome.metrics(cell):
+        if metric.is_distance and metric.network == "encoder":
+            continue
+        kind = "one_shot" if protocol == "one-shot" else ("fid" if metric.is_distance else "lpips")
+        key = f"{kind}.{model}.{cell.data}{w}"
+        is_one_shot_of_another_kind = kind == "one_shot" and not metric.is_distance
+        if key in PAPER and not is_one_shot_of_another_kind:
+            value = outcome.value(cell, metric)
+            stated = outcome.protocol(cell, metric)
+            yield PaperRow(paper=key, value=value.value, standard_error=value.over_seeds, protocol=stated)

@@ -1,0 +1,110 @@
+"""The actors of an evaluation, called without Ray: any order, number or retry of them leaves the same samples and features."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from evaluation_case import SETTINGS, Trained, make_trained
+
+from semantica.config import to_dict
+from semantica.datasets import StageOutput
+from semantica.distributed.draw import _DrawBatch, _lies
+from semantica.distributed.measure import Work, _MeasureShard, _shards, picture_work, sample_work
+from semantica.evaluation.features import Features
+from semantica.evaluation.models import open_models
+from semantica.evaluation.networks import find_networks
+from semantica.evaluation.requests import batches, cells_of, requests_of
+from semantica.evaluation.sets import open_set
+
+
+@pytest.fixture(scope="module")
+def trained(make: Any, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return make_trained(make, tmp_path_factory.mktemp("trained"))
+
+
+@pytest.fixture(scope="module")
+def case(trained: Trained) -> dict[str, Any]:
+    (model,) = open_models({"m": str(trained.checkpoint)}, every_step=False)
+    data = open_set("set", trained.encodings)
+    cells = cells_of(SETTINGS, ["m"], ["m"], ["set"])
+    requests = [r for cell in cells for r in requests_of(cell, model.hash, data, SETTINGS)]
+    own = model.checkpoint.provenance.encoder
+    return {"model": model, "data": data, "requests": requests, "networks": find_networks(SETTINGS, own["config"], own["identity"])}
+
+
+def draw_stage(case: dict[str, Any], out: Path) -> StageOutput:
+    return StageOutput(out, "drawn", {}, {"encodings": case["data"].hash})
+
+
+def draw_in(case: dict[str, Any], out: Path, order: list[int] | None = None, num_actors: int = 1, stop: int | None = None) -> None:
+    """Draw what is missing, batch by batch; `stop`: after so many, as when the job is killed."""
+    stage = draw_stage(case, out)
+    stage.open()
+    drawn = {name for _, stats in stage.receipts() for name in stats["names"]}
+    todo = list(batches(case["requests"], SETTINGS.batch_size, drawn))
+    arguments = (to_dict(SETTINGS.draws()), str(case["model"].checkpoint.folder), str(case["data"].encodings), stage)
+    actors = [_DrawBatch(*arguments) for _ in range(num_actors)]
+    for place, index in enumerate(order or range(len(todo))):
+        if place == stop:
+            return
+        lie = [_lies(case["data"], request) for request in todo[index].requests]
+        actors[place % num_actors]({"batch": todo[index].to_dict(), "lie": lie})
+    stage.finish({}, {})
+
+
+def samples(out: Path) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for path in out.glob("*.parquet"):
+        for row in pq.read_table(path, columns=["sample_id", "bytes"]).to_pylist():
+            assert row["sample_id"] not in found
+            found[row["sample_id"]] = hashlib.sha256(row["bytes"]).hexdigest()
+    return found
+
+
+def test_samples_are_the_same_from_one_two_and_three_actors_and_after_a_stop(case: dict[str, Any], tmp_path: Path) -> None:
+    draw_in(case, tmp_path / "one")
+    whole = samples(tmp_path / "one")
+    assert whole.keys() == {request.name for request in case["requests"]}
+    assert len(set(whole.values())) == len(whole)
+    num = len(list(batches(case["requests"], SETTINGS.batch_size)))
+    for actors in (2, 3):
+        draw_in(case, tmp_path / f"{actors}", order=list(np.random.default_rng(actors).permutation(num)), num_actors=actors)
+        assert samples(tmp_path / f"{actors}") == whole
+    draw_in(case, tmp_path / "stopped", stop=num // 2)
+    assert 0 < len(samples(tmp_path / "stopped")) < len(whole)
+    assert not (tmp_path / "stopped" / "manifest.json").exists()
+    draw_in(case, tmp_path / "stopped")
+    assert samples(tmp_path / "stopped") == whole
+
+
+def test_features_do_not_depend_on_who_measured_what_and_twice_is_once(case: dict[str, Any], tmp_path: Path) -> None:
+    draw_in(case, tmp_path / "drawn")
+    data, networks = case["data"], case["networks"]
+    wanted = {request.name: request.image_id for request in case["requests"]}
+    places = {name: picture.place for name, picture in data.pictures.items()}
+    work = [*picture_work(data.encodings, places), *sample_work(tmp_path / "drawn", data, wanted)]
+    assert sorted(name for one in work for name in one.names) == sorted([*wanted, *places])
+
+    def measured(out: Path, order: list[Work], again: int = 0) -> Features:
+        stage = StageOutput(out, "features", {"resolution_px": 16})
+        stage.open()
+        actor = _MeasureShard(networks, 16, 4, stage)
+        for one in [*order, *order[:again]]:
+            for shard in _shards(one, networks, {}):
+                actor(shard)
+        held = {column: set(stats["names"]) for _, stats in stage.receipts() for column in stats["columns"]}
+        everything = {name for _, stats in stage.receipts() for name in stats["names"]}
+        assert held.keys() == set(networks.columns.values())
+        assert [shard for one in work for shard in _shards(one, networks, dict.fromkeys(held, everything))] == []
+        stage.finish({}, {})
+        return Features(out, networks.columns)
+
+    names = [*wanted, *places]
+    first = measured(tmp_path / "first", work).matrix("encoder", names)
+    assert first.shape == (len(names), 16)
+    assert np.array_equal(measured(tmp_path / "second", work[::-1], again=3).matrix("encoder", names), first)

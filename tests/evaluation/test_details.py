@@ -1,0 +1,79 @@
+"""The protocol `details`: each figure is that of its metric on the features that the names stand for."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from semantica.datasets import StageOutput
+from semantica.evaluation.details import TrainPictures, details
+from semantica.evaluation.features import Features
+from semantica.evaluation.figures import Measurer
+from semantica.evaluation.networks import Networks
+from semantica.evaluation.outcome import Outcome
+from semantica.evaluation.requests import Cell, requests_of
+from semantica.evaluation.settings import EvaluationConfig
+from semantica.metrics.diversity import diversity
+from semantica.metrics.extractors import ExtractorIdentity
+from semantica.metrics.kernel import kernel_distance
+from semantica.metrics.manifold import manifold
+from semantica.metrics.nearest import nearest_training
+from semantica.schemas import FEATURES
+
+DIM = 5
+CELL = Cell("m", "set", "pictures", 0.5)
+SETTINGS = EvaluationConfig(num=10, protocol=("details",), extractor=("encoder",), perceptual=(), neighbours=3, num_grid_rows=3)
+
+
+@pytest.fixture
+def made(a_set, tmp_path):
+    data = a_set({"cats": 8, "dogs": 8})
+    requests = requests_of(CELL, "abc", data, SETTINGS)
+    grid = requests_of(Cell("m", "set", "grid", 0.5), "abc", data, SETTINGS)
+    generator = np.random.default_rng(0)
+    train = [f"train{i}" for i in range(20)]
+    names = [*data.pictures, *dict.fromkeys(r.name for r in [*requests, *grid]), *train]
+    vectors = dict(zip(names, generator.standard_normal((len(names), DIM)).astype(np.float32) + 1, strict=True))
+    vectors[requests[0].name] = vectors["train7"]  # a copy
+    stage = StageOutput(tmp_path / "features", "features", {"resolution_px": 24})
+    assert stage.open() is None
+    rows = [{"name": name, "features": vector} for name, vector in vectors.items()]
+    stage.write_shard("all", {"column": pa.Table.from_pylist(rows, schema=FEATURES)}, {})
+    stage.finish({}, {})
+    features = Features(tmp_path / "features", {"encoder": "column"})
+    identity = {"encoder": ExtractorIdentity("encoder", "numbers", "FD (encoder)", "0" * 64, "none", DIM)}
+    measurer = Measurer(SETTINGS, {"set": features}, {"set": data}, None, tmp_path / "references", identity)
+    outcome = Outcome(SETTINGS, (), {"set": data}, Networks({}, (), {}, {}, identity), 24, {CELL: measurer.measure(CELL, requests)})
+    found = {f.name: f for f in details(CELL, requests, grid, measurer, outcome, TrainPictures(features, train))}
+    drawn = np.stack([vectors[r.name] for r in requests])
+    real = np.stack([vectors[name] for name in data.reference((), None, 0)])
+    return found, drawn, real, np.stack([vectors[r.name] for r in grid]), np.stack([vectors[name] for name in train])
+
+
+def test_each_figure_is_that_of_its_metric(made):
+    found, drawn, real, grid, train = made
+    where = "details/m/set/w0.5"
+    kernel = kernel_distance(real, drawn, subset_size=10, num_subsets=100, seed=0)
+    assert found[f"{where}/kd-encoder"].value == kernel.mean
+    assert found[f"{where}/kd-encoder/std-over-subsets"].value == kernel.std
+    expected = manifold(real, drawn, 3)
+    for name in ("precision", "recall", "density", "coverage"):
+        assert found[f"{where}/{name}-encoder"].value == getattr(expected, name)
+    several = diversity(grid, np.repeat(np.arange(3), 4))
+    assert (found[f"{where}/diversity"].value, found[f"{where}/diversity"].standard_error) == (several.mean, several.standard_error)
+    copies = nearest_training(drawn, train, real)
+    assert found[f"{where}/share-of-copies"].value == copies.share_of_copies >= 0.1
+    assert len(found) == 8
+
+
+def test_what_stands_beside_a_figure_says_how_many_pictures_and_how(made):
+    found = made[0]
+    stated = found["details/m/set/w0.5/kd-encoder"].protocol
+    for part in ("n = 10 against 16", "encoder", "w = 0.5", "100 subsets of 10"):
+        assert part in stated
+    assert "k = 3" in found["details/m/set/w0.5/recall-encoder"].protocol.sentence
+    assert "10 samples, 20 training pictures, 16 held-out ones" in found["details/m/set/w0.5/share-of-copies"].protocol
+
+
+def test_the_statistics_of_the_reference_are_kept_for_the_next_evaluation(made, tmp_path):
+    (kept,) = (tmp_path / "references").glob("*.safetensors")
+    assert kept.stat().st_size > DIM * DIM * 8

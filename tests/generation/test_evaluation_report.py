@@ -1,0 +1,157 @@
+"""From results by cell to the report: every protocol's figures, tables and curves, with what stands beside them."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from semantica.encoders.encoder import EncoderIdentity
+from semantica.errors import DataError, WeightsError
+from semantica.evaluation.figures import CellFigures
+from semantica.evaluation.models import EvaluatedModel, check_one_resolution, last_of_runs, open_models
+from semantica.evaluation.networks import Networks, chosen, find_networks
+from semantica.evaluation.outcome import Outcome
+from semantica.evaluation.requests import cells_of
+from semantica.evaluation.sets import EvaluationSet, SetPicture
+from semantica.evaluation.settings import EvaluationConfig
+from semantica.evaluation.summary import build_report
+from semantica.generation.conditions import Place
+from semantica.metrics.extractors import ExtractorIdentity
+from semantica.metrics.report import render, to_json
+from semantica.training.checkpoint import open_checkpoint
+from semantica.training.keeper import Keeper
+from semantica.training.retention import KeepConfig
+
+IDENTITIES = {
+    "inception": ExtractorIdentity("inception", "FID Inception", "FID", "1" * 64, "299 px", 2048),
+    "lpips-alex": ExtractorIdentity("lpips-alex", "LPIPS (AlexNet)", "LPIPS", "2" * 64, "none", 0),
+}
+NETWORKS = Networks({}, ("lpips-alex",), {}, {}, IDENTITIES, {})
+
+
+@pytest.fixture(scope="module")
+def checkpoint(runs):
+    return open_checkpoint(runs.plain.checkpoint / "model")
+
+
+def a_set(name, tmp_path, num=12):
+    pictures = {f"{i:032x}": SetPicture(f"{i:032x}", "e", f"class {i % 3}", Place(0, 0)) for i in range(num)}
+    return EvaluationSet(name, tmp_path, "3" * 64, pictures, quarantined={"undecodable": 2})
+
+
+def report(checkpoint, tmp_path, runs, sets=("imagenet",), **values):
+    settings = EvaluationConfig(
+        **({"num": 6, "extractor": ("inception",), "perceptual": ("lpips-alex",), "num_seeds": 3, "num_condition_sets": 2} | values)
+    )
+    models = [
+        EvaluatedModel(f"{run}-step{step}" if len(steps) > 1 else run, run, replace(checkpoint, step=step))
+        for run, steps in runs.items()
+        for step in steps
+    ]
+    data = {name: a_set(name, tmp_path) for name in sets}
+    cells = cells_of(settings, [m.name for m in models], last_of_runs(models), list(data))
+    generator = np.random.default_rng(0)
+    results = {}
+    for cell in (c for c in cells if c.kind != "grid"):
+        perceptual = {} if cell.kind == "copy" else {"lpips-alex": generator.uniform(0.6, 0.8)}
+        results[cell] = CellFigures(6, 6, 12, {"inception": generator.uniform(10, 30)}, perceptual, None)
+    return build_report(
+        Outcome(settings, models, data, NETWORKS, 16, results), details=(), exhibits=(), notes=(), command="the command"
+    )
+
+
+def test_a_curve_is_a_point_a_w_with_both_standard_errors(checkpoint, tmp_path):
+    made = report(checkpoint, tmp_path, {"semantica": [12]}, guidance=(0.0, 0.5), protocol=("curve",))
+    plain = json.loads(json.dumps(to_json(made)))
+    (curve,) = made.curves
+    (xs, ys) = curve.series["semantica"]
+    assert curve.point_labels == {"semantica": ["w = 0", "w = 0.5"]}
+    assert xs == [plain["curve/semantica/imagenet/w0/fid"], plain["curve/semantica/imagenet/w0.5/fid"]]
+    assert ys[0] == plain["curve/semantica/imagenet/w0/lpips-alex"]
+    figure = next(f for f in made.figures if f.name == "curve/semantica/imagenet/w0.5/fid")
+    assert figure.standard_error == curve.x_error["semantica"][1] > 0
+    assert plain["curve/semantica/imagenet/w0.5/fid/error-over-conditions"] > 0
+    stated = figure.protocol.sentence
+    for part in (
+        "n = 6 against 12",
+        "inception",
+        "resize 299 px",
+        "512 steps",
+        "w = 0.5",
+        "EMA",
+        "seeds 0 to 2",
+        "3 sampling seeds",
+    ):
+        assert part in stated
+    assert "over 2 conditioning sets" in stated
+    assert "below the 2048 dimensions, so the distance is biased upwards" in stated
+    assert any("Small n: 6 pictures are fewer than the dimensions of FID Inception (2048)" in line for line in made.summary)
+    assert any("imagenet: not used, each with a row in the quarantine: 2 undecodable" in line for line in made.summary)
+    assert "the command" in render(made)
+
+
+def test_figures_of_a_set_that_the_paper_has_stand_beside_the_papers(checkpoint, tmp_path):
+    runs = {"label_grouped": [12], "semantica": [12]}
+    made = report(checkpoint, tmp_path, runs, sets=("imagenet", "bedroom", "mine"), protocol=("curve", "grouping", "one-shot"))
+    (paper,) = made.papers
+    keys = [row.paper for row in paper.rows]
+    for key in (
+        "fid.semantica.bedroom.w0.5",
+        "fid.label_grouped.imagenet.w0",
+        "one_shot.semantica.imagenet.w0.5",
+        "one_shot.copy.imagenet",
+    ):
+        assert keys.count(key) == 1
+    assert all("not comparable" in row.verdict for row in paper.rows)  # six samples of a model of 16 px
+    titles = [table.title for table in made.tables]
+    assert {"Models beside each other, mine", "One shot, imagenet", "Evaluation sets"} <= set(titles)
+    table = made.tables[titles.index("One shot, imagenet")]
+    assert [row[0] for row in table.rows] == ["Copy", "label_grouped", "label_grouped", "semantica", "semantica"]
+    assert table.rows[0][1] is None
+    render(made)
+
+
+def test_training_is_a_line_a_run_over_its_steps(checkpoint, tmp_path):
+    made = report(checkpoint, tmp_path, {"film": [5, 9], "cross": [5, 9, 12]}, protocol=("training",))
+    (curve,) = made.curves
+    assert {name: list(xs) for name, (xs, _) in curve.series.items()} == {"film": [5, 9], "cross": [5, 9, 12]}
+    assert "training/cross-step12/imagenet/w0/fid" in to_json(made)
+
+
+def test_the_kept_checkpoints_of_a_run_are_found(runs, checkpoint, tmp_path):
+    import shutil
+
+    base = tmp_path / "run"
+    shutil.copytree(runs.plain.checkpoint / "model", base / "model")
+    assert [(m.name, m.run) for m in open_models({"x": str(base)}, every_step=True)] == [("x", "x")]
+    keeper = Keeper(base / "checkpoints", KeepConfig())
+    shutil.copytree(base / "model", keeper.folder_of(12))
+    (one,) = open_models({"x": str(base)}, every_step=True)  # the same step twice is one point
+    assert one.checkpoint.step == 12
+    assert open_models({"x": str(base / "model")}, every_step=False)[0].hash == checkpoint.hash[:12] == one.hash
+
+
+def test_a_network_without_weights_is_an_error_that_names_the_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("SEMANTICA_CACHE", str(tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    settings = EvaluationConfig(extractor=("encoder",), perceptual=("lpips-alex",))
+    identity = EncoderIdentity("e", "0" * 64, 14, (0.5,) * 3, (0.5,) * 3, "float32", 5, 8, 8).to_dict()
+    with pytest.raises(WeightsError, match=r"alexnet-owt-7be5be79\.pth"):
+        find_networks(settings, {}, identity)
+    usual, notes = chosen(EvaluationConfig())  # nobody named a network: what is here, and a sentence for each that is not
+    assert (usual.extractor, usual.perceptual) == (("encoder",), ())
+    assert [note.split()[0] for note in notes] == ["inception", "lpips-alex", "st-lpips-alex"]
+    assert chosen(settings) == (settings, [])  # what is named is never left out
+    found = find_networks(replace(settings, perceptual=()), {}, identity)
+    assert list(found.columns) == ["encoder"]
+    other = find_networks(replace(settings, perceptual=()), {}, identity | {"weights_sha256": "1" * 64})
+    assert found.columns != other.columns  # features of other weights never mix
+
+
+def test_checkpoints_of_two_resolutions_are_refused(checkpoint):
+    sides = {name: replace(getattr(checkpoint.config, name), resolution_px=32) for name in ("denoiser", "schedule")}
+    larger = replace(checkpoint, config=replace(checkpoint.config, **sides))
+    check_one_resolution([EvaluatedModel("one", "one", checkpoint), EvaluatedModel("same", "same", checkpoint)])
+    with pytest.raises(DataError, match=r"draw at different resolutions \(one 16 px, two 32 px\); evaluate them apart"):
+        check_one_resolution([EvaluatedModel("one", "one", checkpoint), EvaluatedModel("two", "two", larger)])
