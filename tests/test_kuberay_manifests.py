@@ -22,24 +22,29 @@ CRDS = os.environ.get("SEMANTICA_KUBERAY_CRDS", "")
 KUBERNETES = "1.34"
 Tree = dict[str, Any]
 
+
+def names(text: str) -> frozenset[str]:
+    """The words of a text."""
+    return frozenset(text.split())
+
+
 # Fields of ray.io/v1 that the manifests may use, as KubeRay's reference v1.7.0 names them.
-CLUSTER = set(
+CLUSTER = names(
     "upgradeStrategy authOptions suspend managedBy autoscalerOptions headServiceAnnotations enableInTreeAutoscaling networkPolicy "
-    "gcsFaultToleranceOptions historyServerOptions tlsOptions headGroupSpec rayVersion workerGroupSpecs".split()
+    "gcsFaultToleranceOptions historyServerOptions tlsOptions headGroupSpec rayVersion workerGroupSpecs"
 )
-AUTOSCALER = set(
-    "resources image imagePullPolicy securityContext idleTimeoutSeconds upscalingMode version env envFrom volumeMounts command "
-    "args".split()
+AUTOSCALER = names(
+    "resources image imagePullPolicy securityContext idleTimeoutSeconds upscalingMode version env envFrom volumeMounts command args"
 )
-HEAD = set("template headService enableIngress ingressOptions resources labels rayStartParams serviceType".split())
-WORKERS = set(
+HEAD = names("template headService enableIngress ingressOptions resources labels rayStartParams serviceType")
+WORKERS = names(
     "suspend groupName replicas minReplicas maxReplicas idleTimeoutSeconds priority resources labels rayStartParams template "
-    "scaleStrategy numOfHosts".split()
+    "scaleStrategy numOfHosts"
 )
-JOB = set(
+JOB = names(
     "activeDeadlineSeconds backoffLimit rayClusterSpec submitterPodTemplate metadata clusterSelector submitterConfig managedBy "
     "deletionStrategy entrypoint runtimeEnvYAML jobId submissionMode entrypointResources entrypointNumCpus entrypointNumGpus "
-    "ttlSecondsAfterFinished preRunningDeadlineSeconds shutdownAfterJobFinishes suspend".split()
+    "ttlSecondsAfterFinished preRunningDeadlineSeconds shutdownAfterJobFinishes suspend"
 )
 
 
@@ -100,7 +105,11 @@ def _close(schema: Any) -> None:
         if schema.get("x-kubernetes-int-or-string"):
             schema.pop("pattern", None)  # of its text; here it would be asked of a number too
         if "properties" in schema and schema.get("type") == "object":
-            named = schema.get("x-kubernetes-preserve-unknown-fields") or not schema["properties"] or "apiVersion" in schema["properties"]
+            named = (
+                schema.get("x-kubernetes-preserve-unknown-fields")
+                or not schema["properties"]
+                or "apiVersion" in schema["properties"]
+            )
             schema.setdefault("additionalProperties", bool(named))
         for part in schema.values():
             _close(part)
