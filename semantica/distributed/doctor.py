@@ -42,11 +42,11 @@ def examine(out: str, address: str | None, encoder: EncoderConfig, tracking: Tra
     findings += guarded("devices", check_devices, seconds=_TRIED_S)
     findings += guarded("ports", check_ports)
     findings += guarded("authentication", lambda: check_authentication(address))
-    findings += guarded("storage", lambda: check_storage(out, address=address), seconds=60)
+    findings += guarded("storage", lambda: check_storage(out, address=address), seconds=60.0)
     findings += guarded("weights", lambda: check_weights(encoder))
     findings += guarded("mlflow", lambda: check_tracking(tracking, _beside(out)))
     if address is not None:
-        findings += guarded("cluster", lambda: check_cluster(address, os.environ), seconds=60)
+        findings += guarded("cluster", lambda: check_cluster(address, os.environ), seconds=60.0)
     return findings
 
 
@@ -99,7 +99,10 @@ def dashboard(address: str, environment: Mapping[str, str], seconds: float) -> F
 def gcs(address: str, seconds: float) -> Finding:
     """Whether the head's book-keeping answers, asked by Ray's own command in a process that can be ended."""
     if address != "auto":
-        host, port = host_of(address), urlsplit(f"//{address}").port
+        try:
+            host, port = host_of(address), urlsplit(f"//{address}").port
+        except ValueError:
+            host, port = "", None
         if not host or port is None:
             return fail(NAME, f"{address} is no HOST:PORT", "HOST:6379, as ray start printed it")
         try:

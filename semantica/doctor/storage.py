@@ -117,7 +117,7 @@ def _fsync(scratch: Path) -> Finding:
     return ok(name, f"{milliseconds:.1f} ms")
 
 
-def space(there: Path, free: float) -> Finding:
+def space(there: Path, free: float | int) -> Finding:
     """Whether there is room."""
     found = f"{free / 1e9:.1f} GB free at {there}"
     if free < _LEAST_BYTES:
