@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ _NETWORK = frozenset(
 )
 _BROKEN_FUSE = frozenset({"fuse.gcsfuse", "fuse.mountpoint-s3", "fuse.s3fs"})  # no rename, or none that is atomic
 _WANTED_BYTES, _LEAST_BYTES = 20e9, 2e9
+_WATCHED_BYTES = 65_536
 
 
 def check_storage(where: str, *, address: str | None = None) -> Iterator[Finding]:
@@ -79,7 +81,37 @@ def _rename(scratch: Location) -> Finding:
         return fail(name, f"a file cannot be replaced: {explained(error)}", "use a disk, NFS 4, s3:// or gs:// instead")
     if left != b"new":
         return fail(name, "a file that was replaced still has its old bytes", "use a disk, NFS 4, s3:// or gs:// instead")
+    if isinstance(scratch, Path) and (seen := _seen_while_replaced(scratch / "watched")):
+        return fail(name, f"a reader saw {seen} while a file was replaced", "use a disk, NFS 4, s3:// or gs:// instead")
     return ok(name, "a file is replaced whole")
+
+
+def _seen_while_replaced(target: Path, times: int = 50) -> str:
+    """What a reader in another thread saw that is neither the old file nor the new one: no file, or parts. "" for nothing."""
+    odd: list[str] = []
+    target.write_bytes(bytes(_WATCHED_BYTES))
+    done = threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            try:
+                data = target.read_bytes()
+            except OSError as error:
+                odd.append(explained(error))
+                return
+            if len(data) != _WATCHED_BYTES or data != data[:1] * _WATCHED_BYTES:
+                odd.append("parts of both")
+                return
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    for turn in range(times):
+        partial = target.with_name("partial")
+        partial.write_bytes(bytes([turn % 256]) * _WATCHED_BYTES)
+        partial.replace(target)
+    done.set()
+    reader.join(10)
+    return odd[0] if odd else ""
 
 
 def _create(scratch: Location) -> Finding:

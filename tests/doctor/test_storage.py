@@ -1,11 +1,12 @@
 """Storage: on a disk, where nothing can be written, on an S3 server, and in memory. Nothing is left behind."""
 
 import os
+import time
 import uuid
 
 import pytest
 
-from semantica.doctor.storage import check_storage, file_system, shared, space
+from semantica.doctor.storage import _seen_while_replaced, check_storage, file_system, shared, space
 from semantica.storage import location
 
 GOOD = ["storage.place", "storage.rename", "storage.create"]
@@ -66,6 +67,19 @@ def test_an_unknown_scheme_fails():
     (finding,) = check_storage("ftp://host/out")
     assert finding.status == "FAIL"
     assert "ftp://" in finding.found
+
+
+def test_a_file_that_is_written_in_place_is_seen_in_parts(tmp_path, monkeypatch):
+    """The watcher's own test: a "replace" as a mounted bucket does it, the old file away first and the new one copied."""
+
+    def copy(self, target):
+        target.unlink()
+        time.sleep(0.01)
+        target.write_bytes(self.read_bytes())
+
+    assert _seen_while_replaced(tmp_path / "whole") == ""
+    monkeypatch.setattr(type(tmp_path), "replace", copy)
+    assert _seen_while_replaced(tmp_path / "parts") in ("No such file or directory", "parts of both")
 
 
 @pytest.mark.parametrize(("free", "status"), [(1e9, "FAIL"), (5e9, "WARN"), (5e10, "OK")])
