@@ -1,0 +1,115 @@
+"""Versions: Python and the packages that must fit together, against this package's bounds, each other's, and what was tested."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import re
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+from semantica.doctor.finding import Finding, fail, ok, warn
+
+ROOT = Path(__file__).parents[2]  # of a checkout
+PACKAGES = ("ray", "torch", "torchvision", "transformers", "mlflow", "pyarrow", "numpy", "pillow", "lpips", "torch-xla")
+OPTIONAL = frozenset({"torch-xla"})  # on TPUs alone
+TESTED_PYTHON = "3.11"  # of constraints.txt and of the clusters' images
+
+
+def check_versions(packages: Sequence[str] = PACKAGES, *, root: Path = ROOT) -> Iterator[Finding]:
+    """A finding for Python and for every package."""
+    yield python_version(platform.python_version())
+    bounds, tested = wanted(root), pinned(root / "constraints.txt")
+    for name in packages:
+        yield package_version(name, bounds.get(name, SpecifierSet()), tested.get(name), others=packages)
+
+
+def python_version(version: str) -> Finding:
+    """Whether this Python runs the package, and is that of the clusters' images."""
+    name = "versions.python"
+    if Version(version) < Version("3.11"):
+        return fail(name, version, "install Python 3.11 or newer")
+    if not version.startswith(f"{TESTED_PYTHON}."):
+        return warn(name, version, f"Ray wants the same Python on every node: the clusters' images have {TESTED_PYTHON}")
+    return ok(name, version)
+
+
+def package_version(
+    name: str, bound: SpecifierSet, tested: str | None, *, others: Iterable[str] = (), optional: Iterable[str] = OPTIONAL
+) -> Finding:
+    """Whether the package is there, within the bound, as the other packages want it, and the one that was tested.
+
+    bound: this package's own; tested: of constraints.txt, None when it names none.
+    """
+    label = f"versions.{name}"
+    have = installed(name)
+    if have is None:
+        if name in optional:
+            return ok(label, "not installed; needed on TPUs alone")
+        return fail(label, "not installed", "pip install --constraint constraints.txt --editable .")
+    if not bound.contains(have, prereleases=True):
+        return fail(label, f"{have}, expected {bound}", f"pip install --constraint constraints.txt '{name}{bound}'")
+    for other in others:
+        asked = requirement(other, name)
+        if asked is not None and not asked.contains(have, prereleases=True):
+            remedy = "install the pair of constraints.txt (on TPUs: of constraints-tpu.txt)"
+            return fail(label, f"{have}, but {other} {installed(other)} wants {asked}", remedy)
+    if tested is not None and plain(have) != tested:
+        return warn(
+            label, f"{have}, tested with {tested}", "pip install --constraint constraints.txt --editable . for what was tested"
+        )
+    return ok(label, have)
+
+
+def installed(name: str) -> str | None:
+    """The version of an installed package, by its metadata: nothing is imported. None when there is none."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def plain(version: str) -> str:
+    """The version without the build it is from: 2.15.0 of 2.15.0+cu132."""
+    return version.partition("+")[0]
+
+
+def requirement(package: str, on: str) -> SpecifierSet | None:
+    """What an installed package asks of another one, by its metadata; None for nothing."""
+    try:
+        lines = importlib.metadata.requires(package) or []
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    return _bounds(lines).get(canonicalize_name(on))
+
+
+def wanted(root: Path = ROOT) -> dict[str, SpecifierSet]:
+    """This package's own bounds: of the checkout's pyproject.toml, else of the installed package."""
+    try:
+        lines = tomllib.loads((root / "pyproject.toml").read_text())["project"]["dependencies"]
+    except FileNotFoundError:
+        lines = importlib.metadata.requires("semantica") or []
+    return _bounds(lines)
+
+
+def _bounds(lines: Iterable[str]) -> dict[str, SpecifierSet]:
+    asked: dict[str, SpecifierSet] = {}
+    for line in lines:
+        one = Requirement(line)
+        if one.marker is None or one.marker.evaluate({"extra": ""}):
+            asked[canonicalize_name(one.name)] = one.specifier
+    return asked
+
+
+def pinned(constraints: Path) -> Mapping[str, str]:
+    """The versions of a file of constraints; none where there is no such file, as in an installed package."""
+    if not constraints.is_file():
+        return {}
+    pairs = re.findall(r"(?m)^([A-Za-z0-9_.-]+)==(\S+)", constraints.read_text())
+    return {canonicalize_name(name): version for name, version in pairs}
