@@ -92,13 +92,15 @@ def similarity_table(bench: Bench, model: Model, num: int) -> list[Measured]:
         got = np.stack([found[asked] for asked in ASKED])
         slopes = ((x - x.mean())[:, None] * got).sum(0) / ((x - x.mean()) ** 2).sum()
         slope, error = float(slopes.mean()), error_of(slopes)
+        print(f"slope of similarity against request at {at}: {slope:.3f} ± {error:.3f}", flush=True)
+        is_default = request == GuidanceConfig().request  # the others show what it is for
         measured += [
             Measured(
                 name=f"slope of similarity against request at {at}",
                 figure=slope,
                 unit=f"per unit asked for, ± {error:.3f}",
-                target="> 0 by 3 standard errors",
-                holds=slope > 3 * error,
+                target="> 0 by 3 standard errors" if is_default else None,
+                holds=slope > 3 * error if is_default else None,
             ),
             Measured(name=f"conditioning images whose samples follow at {at}", figure=float((slopes > 0).mean()), unit="share"),
         ]
