@@ -22,12 +22,12 @@ class Port:
     flag: str
 
 
-_RAY = r"ray|gcs_server|raylet"
+_RAY = r"\bray\b|\bgcs_server\b|\braylet\b"
 PORTS: Mapping[str, Port] = {
     "gcs": Port(6379, _RAY, "ray start --port"),
     "dashboard": Port(8265, _RAY, "ray start --dashboard-port"),
     "client": Port(10001, _RAY, "ray start --ray-client-server-port"),
-    "mlflow": Port(5000, r"mlflow", "mlflow server --port"),
+    "mlflow": Port(5000, r"\bmlflow\b", "mlflow server --port"),
 }
 
 

@@ -1,7 +1,10 @@
 """Ports, really held by a socket of this process, or free."""
 
 import os
+import re
 import socket
+
+import pytest
 
 from semantica.doctor.ports import PORTS, Port, check_ports, holder, port_free
 
@@ -43,6 +46,23 @@ def test_the_holder_of_a_free_port_is_nobody(free_port):
 def test_every_port_of_ray_and_mlflow_has_a_finding(free_port):
     assert {name: port.number for name, port in PORTS.items()} == {"gcs": 6379, "dashboard": 8265, "client": 10001, "mlflow": 5000}
     assert [finding.name for finding in check_ports({"a": Port(free_port, "", "")})] == ["ports.a"]
+
+
+@pytest.mark.parametrize(
+    ("name", "command", "owns"),
+    [
+        ("gcs", "/v/lib/python3.11/site-packages/ray/core/src/ray/gcs/gcs_server --log_dir=/tmp/ray/s", True),
+        ("dashboard", "/v/bin/python /v/lib/python3.11/site-packages/ray/dashboard/dashboard.py --host=127.0.0.1", True),
+        ("dashboard", "ray-dashboard-NodeHead-0 --host", True),
+        ("client", "/v/bin/python -m ray.util.client.server --address=10.0.0.7:6379", True),
+        ("mlflow", "/v/bin/python -m uvicorn --host 127.0.0.1 mlflow.server.fastapi_app:app", True),
+        ("dashboard", "/v/bin/python -m http.server --directory /srv/array 8265", False),
+        ("gcs", "redis-server 127.0.0.1:6379", False),
+        ("mlflow", "/usr/sbin/registry serve", False),
+    ],
+)
+def test_owners_are_known_by_their_commands(name, command, owns):
+    assert bool(re.search(PORTS[name].owner, command)) is owns
 
 
 def test_a_port_that_may_not_be_bound_fails():
