@@ -110,11 +110,11 @@ def similarity_table(bench: Bench, model: Model, num: int) -> list[Measured]:
 def told_table(bench: Bench, model: Model, num: int) -> list[Measured]:
     """Does it help the denoiser to be told the similarity of a held-out pair: against nothing, and against another pair's?"""
     trials, side = bench.trials(num), model.schedule.resolution_px
-    x = to_unit(torch.stack([decode_at(target.data, side) for target, _ in trials]))
-    ends = torch.stack([torch.stack([target.pooled, others[0].pooled]) for target, others in trials]).double()
+    x = to_unit(torch.stack([decode_at(trial.target.data, side) for trial in trials]))
+    ends = torch.stack([torch.stack([trial.target.pooled, trial.others[0].pooled]) for trial in trials]).double()
     ends = torch.nn.functional.normalize(ends - torch.from_numpy(bench.mean), dim=-1)
     true = (ends[:, 0] * ends[:, 1]).sum(-1).float()
-    tokens = conditioning([others[0]] for _, others in trials)
+    tokens = conditioning([trial.others[0]] for trial in trials)
     told = {"its own": true, "none": None, "another pair's": true.roll(1)}
     losses = {
         name: losses_of(model, x, replace(tokens, similarity=tokens.similarity if similarity is None else similarity))
@@ -137,40 +137,37 @@ def told_table(bench: Bench, model: Model, num: int) -> list[Measured]:
 
 
 def images_table(bench: Bench, model: Model, num: int) -> list[Measured]:
-    """Do more images describe a picture better? Loss on a held-out one, and likeness to it, given others of its page."""
+    """Do more images describe a page better? Loss on a picture of it that is not shown, likeness of samples to such pictures."""
     trials, side = bench.trials(num), model.schedule.resolution_px
-    x = to_unit(torch.stack([decode_at(target.data, side) for target, _ in trials]))
-    losses, likeness = [], []
+    x = to_unit(torch.stack([decode_at(trial.target.data, side) for trial in trials]))
+    found: dict[str, list[np.ndarray]] = {"loss": [], "likeness to a picture": [], "likeness to the page": []}
     for m in range(1, MAX_IMAGES + 1):
-        cond = conditioning(others[:m] for _, others in trials)
-        losses.append(losses_of(model, x, cond))
-        likeness.append(bench.cosine(bench.sample(model, cond, 0.5), [target for target, _ in trials]))
+        cond = conditioning(trial.others[:m] for trial in trials)
+        found["loss"].append(losses_of(model, x, cond))
+        features = bench.sample(model, cond, 0.5)
+        found["likeness to a picture"].append(bench.cosine(features, [trial.target for trial in trials]))
+        found["likeness to the page"].append(bench.mean_cosine(features, [trial.unseen for trial in trials]))
     measured = []
-    for m in range(1, MAX_IMAGES + 1):
-        what = f"{m} conditioning image" + ("s" if m > 1 else "")
-        measured.append(Measured(name=f"loss, {what}", figure=float(losses[m - 1].mean()), unit="eps-loss"))
-        cosine = likeness[m - 1]
-        measured.append(
-            Measured(
-                name=f"likeness to an unseen picture of the page, {what}",
-                figure=float(cosine.mean()),
-                unit=f"cosine, ± {error_of(cosine):.3f}",
-            )
-        )
-        if m > 1:
-            for name, values, sign in (("loss", losses, -1), ("likeness", likeness, 1)):
-                gain = sign * (values[m - 1] - values[0])
+    for name, values in found.items():
+        sign = -1 if name == "loss" else 1
+        for m, each in enumerate(values, start=1):
+            what = f"{name}, {m} conditioning image" + ("s" if m > 1 else "")
+            unit = "eps-loss" if name == "loss" else "cosine"
+            measured.append(Measured(name=what, figure=float(each.mean()), unit=f"{unit}, ± {error_of(each):.4f}"))
+            if m > 1:
+                gain = sign * (each - values[0])
                 mean, error = float(gain.mean()), error_of(gain)
                 measured.append(
                     Measured(
-                        name=f"gain in {name}, {what}",
+                        name=f"gain in {what}",
                         figure=mean,
-                        unit=f"over one image, paired, ± {error:.4f}",
+                        unit=f"over one image, paired, ± {error:.5f}",
                         target="> 0 by 2 standard errors",
                         holds=mean > 2 * error,
                         peer="1 conditioning image",
                     )
                 )
+            print(f"{measured[-1].name}: {measured[-1].figure:.5f} {measured[-1].unit}", flush=True)
     return measured
 
 

@@ -51,6 +51,15 @@ class Picture:
     at_size: np.ndarray
 
 
+@dataclass(frozen=True)
+class Trial:
+    """A picture that is to be described by MAX_IMAGES others of its page; unseen: it, and what else of the page is not shown."""
+
+    target: Picture
+    others: list[Picture]
+    unseen: list[Picture]
+
+
 class Bench:
     """The held-out pictures of a run, its encoder, and what is measured of samples."""
 
@@ -85,15 +94,16 @@ class Bench:
         order = generator("control", "conditions").permutation(len(everything))[:num]
         return [everything[i] for i in order]
 
-    def trials(self, num: int) -> list[tuple[Picture, list[Picture]]]:
-        """Up to `num` times (a target, MAX_IMAGES others of its page), no target twice, the same ones every time."""
+    def trials(self, num: int) -> list[Trial]:
+        """Up to `num` targets, no picture twice, each with others of its page, the same ones every time."""
         large = [(page, i) for page in self.pages if len(page) > MAX_IMAGES for i in range(len(page))]
         found = []
         for trial in generator("control", "targets").permutation(len(large))[:num]:
             page, target = large[trial]
             rest = [other for i, other in enumerate(page) if i != target]
-            chosen = generator("control", "trial", int(trial)).permutation(len(rest))[:MAX_IMAGES]
-            found.append((page[target], [rest[i] for i in chosen]))
+            order = generator("control", "trial", int(trial)).permutation(len(rest))
+            shown, unseen = ([rest[i] for i in part] for part in (order[:MAX_IMAGES], order[MAX_IMAGES:]))
+            found.append(Trial(page[target], shown, [page[target], *unseen]))
         return found
 
     def sample(
@@ -115,6 +125,12 @@ class Bench:
         a, b = (x.astype(np.float64) - self.mean for x in (features, np.stack([p.at_size for p in others])))
         cosines: np.ndarray = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
         return cosines
+
+    def mean_cosine(self, features: np.ndarray, others: Sequence[Sequence[Picture]]) -> np.ndarray:
+        """Of each row to its pictures, the mean."""
+        return np.array(
+            [self.cosine(np.repeat(row[None], len(of), 0), of).mean() for row, of in zip(features, others, strict=True)]
+        )
 
     def distance(self, features: np.ndarray) -> float:
         """Fréchet distance to the held-out pictures."""
