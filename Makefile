@@ -5,7 +5,7 @@
 # make fuzz   10,000 damaged pictures through the decoder
 # make test-chaos  the long fault tests: workers, nodes and drivers killed in every stage
 # make bench  the time of each stage and of a Fréchet distance into benchmarks/results/; make bench-data  the data plane against its peers
-# make bench-training  the loader against its peers, and checkpoints
+# make bench-training  the loader against its peers, and checkpoints; make bench-orderings  the paper's orderings, after make demo (hours; goes on when stopped)
 # Everything runs in .venv, which the first target makes. Another Python: make PYTHON=python3.12 demo
 
 PYTHON ?= python3
@@ -15,7 +15,7 @@ INSTALLED := $(VENV)/.installed
 VENV_TPU ?= .venv-tpu
 TPU_INSTALLED := $(VENV_TPU)/.installed
 
-.PHONY: demo demo-html test test-tpu test-chaos fuzz check format bench bench-data bench-denoiser bench-training clean
+.PHONY: demo demo-html test test-tpu test-chaos fuzz check format bench bench-data bench-denoiser bench-training bench-orderings clean
 
 demo: $(INSTALLED)
 	@$(BIN)/python -m jobs.quickstart
@@ -65,6 +65,9 @@ bench-training: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement benchmarks/loader-peers.txt
 	$(BIN)/python -m benchmarks.loader
 	$(BIN)/python -m benchmarks.checkpoint
+
+bench-orderings: $(INSTALLED)
+	$(BIN)/python -m benchmarks.orderings
 
 clean:
 	rm -rf $(VENV) $(VENV_TPU) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
