@@ -163,14 +163,25 @@ def finished(path: Path, work: str) -> bool:
 
 def read_figures(out: Path) -> tuple[dict[tuple[str, int], dict[str, Figure]], dict[tuple[str, int], dict[str, Any]]]:
     """((variant, seed) -> address -> figure, (variant, seed) -> the whole result) of all that is in `out`."""
-    figures, results = {}, {}
+    figures, results, first = {}, {}, None
     for path in sorted((out / "trials").glob("*.json")):
         values = read_result(path)
         if values is not None:
+            first = first or path
+            check_settings(read_result(first), values["settings"], f"{first} and {path}")
             key = (values["variant"], values["seed"])
             results[key] = values
             figures[key] = {where: Figure(f["value"], tuple(f["without"])) for where, f in values["figures"].items()}
     return figures, results
+
+
+def check_settings(result: Mapping[str, Any] | None, settings: Mapping[str, Any], where: str) -> None:
+    """Raise DataError when a result was made with other common settings: its figures would not compare."""
+    if result is None:
+        return
+    for name, value in settings.items():
+        if result["settings"].get(name) != value:
+            raise DataError(f"orderings: {where}: {name} is {result['settings'].get(name)!r} and {value!r}; give another --out")
 
 
 def common_settings(given: argparse.Namespace, sets: Mapping[str, EvaluationSet]) -> dict[str, Any]:
@@ -203,6 +214,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _train_all(bench: Bench, out: Path) -> None:
     given = bench.given
     chosen = [VARIANTS[name] for name in given.variants or VARIANTS]
+    settings = common_settings(given, bench.sets)
+    for path in sorted((out / "trials").glob("*.json")):
+        check_settings(read_result(path), settings, f"{path} and this command")
     for seed in given.seeds:  # all variants of a seed first: a stopped benchmark has whole comparisons
         for variant in chosen:
             source = bench.source(variant)
@@ -211,7 +225,6 @@ def _train_all(bench: Bench, out: Path) -> None:
                 continue
             config = train_config(variant, bench.made, source.encoder, budget=given.budget, points=given.points, seed=seed)
             selection = bench.selection(variant)
-            settings = common_settings(given, bench.sets)
             chosen_pairs = read_manifest(selection, "selection")
             work = text_hash([settings, to_dict(config), to_dict(bench.drawing), variant.cells, chosen_pairs.hash])
             path = result_path(out, variant.name, seed)

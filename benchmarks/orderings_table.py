@@ -10,7 +10,11 @@ from benchmarks.variants import FINAL, FRECHET, ORDERINGS, SIMILARITY, VARIANTS,
 from benchmarks.verdicts import NOT_RUN, Figures, Gain, Place, judged, mean_figure, ranks_alike
 
 Results = Mapping[tuple[str, int], Mapping[str, Any]]
-CURVE = ("pictures", "held_out", 0.0, FRECHET)
+
+
+def curve_address(when: str | int) -> str:
+    """Where the figure stands that is measured on the way too."""
+    return address(when, "pictures", "held_out", 0, FRECHET)
 
 
 def steps_measured(figures: Figures) -> list[int]:
@@ -88,7 +92,7 @@ def _variant_table(figures: Figures, results: Results) -> Iterator[str]:
     yield f"| variant | GFLOP an image | {' | '.join(columns)} | other cells at the end |"
     yield "|---|---|" + "---|" * (len(steps) + 2)
     for variant in _variants(results):
-        curve = [_mean(figures, variant, address(when, *CURVE[:2], CURVE[2], FRECHET)) for when in (*steps, FINAL)]
+        curve = [_mean(figures, variant, curve_address(when)) for when in [*map(str, steps), FINAL]]
         cost = _first(results, variant)["cost"]
         others = "; ".join(f"{text} {_mean(figures, variant, where)}" for text, where in _other_cells(variant, figures))
         yield f"| {variant} | {cost['gflop_an_image']:.3g} | {' | '.join(curve)} | {others} |"
@@ -107,7 +111,7 @@ def _other_cells(variant: str, figures: Figures) -> Iterator[tuple[str, str]]:
     for kind, data, w in VARIANTS[variant].cells:
         for metric in (FRECHET, SIMILARITY):
             where = address(FINAL, kind, data, w, metric)
-            if where in there and (kind, data, w, metric) != CURVE:
+            if where in there and where != curve_address(FINAL):
                 yield (f"{metric}, {kind} of {data}" + ("" if kind == "copy" else f", w = {w:g}"), where)
 
 
@@ -120,7 +124,7 @@ def _early(figures: Figures) -> Iterator[tuple[int, float]]:
 
 
 def _ranked(figures: Figures, when: str | int) -> dict[str, float]:
-    where = address(when, *CURVE[:2], CURVE[2], FRECHET)
+    where = curve_address(when)
     found = {name: mean_figure(figures, Place(name, where)) for name in dict.fromkeys(name for name, _ in figures)}
     return {name: of[0] for name, of in found.items() if of is not None}
 

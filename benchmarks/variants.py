@@ -94,8 +94,8 @@ def _of_two(better: str, worse: str, data: str = "held_out") -> Comparison:
 
 
 def _guided(metric: str, *, higher_wins: bool = False) -> Comparison:
-    places = [Place("improved", address(FINAL, "pictures", "held_out", w, metric)) for w in (0.5, 0)]
-    return Comparison(*places, higher_wins=higher_wins)
+    at, without = (Place("improved", address(FINAL, "pictures", "held_out", w, metric)) for w in (0.5, 0))
+    return Comparison(at, without, higher_wins=higher_wins)
 
 
 _SHOT = Comparison(

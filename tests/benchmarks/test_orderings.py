@@ -276,6 +276,14 @@ def test_a_result_of_the_same_work_is_found_again_and_one_of_other_work_refused(
         finished(path, "another")
 
 
+def test_results_of_two_budgets_are_never_in_one_table(tmp_path):
+    leave(tmp_path, "film", 0, 3.0)
+    path = leave(tmp_path, "baseline", 0, 3.0)
+    path.write_text(path.read_text().replace('"budget": 20', '"budget": 40'))
+    with pytest.raises(DataError, match="budget is 40 and 20"):
+        read_figures(tmp_path)
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"format": 99}'])
 def test_a_file_that_is_no_result_is_named(tmp_path, content):
     path = tmp_path / "film-0.json"
