@@ -157,7 +157,7 @@ def finished(path: Path, work: str) -> bool:
     if values is None:
         return False
     if values["work"] != work:
-        raise DataError(f"orderings: {path} was made with other settings, pictures or code; give another --out, or delete it")
+        raise DataError(f"orderings: {path} was made with other settings or pictures; give another --out, or delete it")
     return True
 
 

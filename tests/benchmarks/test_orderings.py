@@ -2,16 +2,19 @@
 
 import json
 import math
+from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.domains import Listed, evaluation_sets, family_of, is_labelled, unseen_pages
+from benchmarks.domains import EvaluationSet, Listed, Run, evaluation_sets, family_of, is_labelled, unseen_pages, view
 from benchmarks.orderings import finished, read_figures, read_result, result_path
 from benchmarks.orderings_table import measured_rows, written
-from benchmarks.trials import frechet_figure, mean_figure
+from benchmarks.trials import Measurer, frechet_figure, mean_figure, run_trial
 from benchmarks.variants import FINAL, FRECHET, ORDERINGS, SIMILARITY, VARIANTS, address, shapes, train_config
 from benchmarks.verdicts import (
     CANNOT_TELL,
@@ -33,9 +36,14 @@ from benchmarks.verdicts import (
 )
 from semantica.denoiser import configs
 from semantica.denoiser.sizes import training_flops
+from semantica.diffusion.samplers import SamplerConfig
 from semantica.errors import DataError
+from semantica.generation.generate import GenerateConfig
+from semantica.metrics.extractors import ExtractorIdentity, FeatureExtractor
 from semantica.metrics.frechet import FeatureStatistics, Reference, frechet_distance
 from semantica.metrics.paper import ORDERINGS as PAPER_ORDERINGS
+from semantica.pairs.loader import PairLoader
+from semantica.pairs.selection import BandConfig
 from semantica.presets import preset
 
 AB = Comparison(Place("a", "x"), Place("b", "x"))
@@ -147,7 +155,7 @@ def test_figures_without_a_group_are_those_of_the_other_rows():
 def test_the_jackknife_of_a_frechet_distance_tells_its_scatter_over_drawn_sets():
     chance = np.random.default_rng(1)
     reference = Reference.of(FeatureStatistics.of(chance.normal(size=(4000, 3))))
-    drawn = [frechet_figure(chance.normal(size=(320, 3)) * 1.3 + 0.5, np.arange(320) % 16, reference) for _ in range(200)]
+    drawn = [frechet_figure(chance.normal(size=(320, 3)) * 1.3 + 0.5, np.arange(320) % 16, reference) for _ in range(100)]
     scatter = np.std([f.value for f in drawn], ddof=1)
     told = np.mean([jackknife(f.without) for f in drawn])
     assert told == pytest.approx(scatter, rel=0.2)
@@ -319,3 +327,90 @@ def test_rankings_are_alike_by_the_share_of_pairs_that_stand_alike():
     assert ranks_alike({"a": 1, "b": 2, "c": 3}, {"a": 10, "b": 20, "c": 30}) == 1
     assert ranks_alike({"a": 1, "b": 2, "c": 3}, {"a": 3, "b": 2, "c": 1}) == -1
     assert ranks_alike({"a": 1, "b": 2, "c": 3}, {"a": 1, "b": 3, "c": 2}) == pytest.approx(1 / 3)
+
+
+# --- views and trainings on encodings of a few pictures
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory, make):
+    """A run of twelve pages, each a row group of its own."""
+    folder = tmp_path_factory.mktemp("few")
+    make.encodings(folder / "encodings", rows_per_group=1)
+    make.scores(folder / "scores", folder / "encodings")
+    return Run(folder)
+
+
+def drawn_pages(run, selection):
+    """The pages of the conditioning images of many batches."""
+    page_of = {int(run.read([p.image_id])[p.image_id].tokens[0, 0]): p.page for p in run.listing}
+    loader = PairLoader(run.encodings, selection, seed=0, batch_size=8, num_lanes=2, resolution_px=16)
+    numbers = {int(n) for step in range(20) for n in loader.batch(step).cond.tokens[:, 0, 0, 0]}
+    return {page_of[n] for n in numbers}
+
+
+def test_a_view_draws_from_its_pages_alone_and_from_all_of_them_that_have_pairs(few, tmp_path):
+    sizes = Counter(p.page for p in few.listing)
+    kept = set(sorted(sizes)[::2])
+    band = BandConfig(low=-1.0, high=1.0)
+    whole = view(few, band, tmp_path / "views" / "whole")
+    part = view(few, band, tmp_path / "views" / "part", lambda page: page in kept)
+    assert drawn_pages(few, whole) == {page for page, size in sizes.items() if size > 1}
+    assert drawn_pages(few, part) == {page for page, size in sizes.items() if size > 1 and page in kept}
+    assert view(few, band, part, lambda page: page in kept) == part  # made once
+    with pytest.raises(DataError, match="another configuration"):
+        view(few, band, part, lambda page: page not in kept)
+
+
+def test_row_groups_of_pages_of_both_kinds_are_refused(tmp_path, make):
+    make.encodings(tmp_path / "encodings", rows_per_group=3)
+    make.scores(tmp_path / "scores", tmp_path / "encodings")
+    run = Run(tmp_path)
+    first = min(p.page for p in run.listing)
+    with pytest.raises(DataError, match="--rows-per-group 1"):
+        view(run, BandConfig(low=-1.0, high=1.0), tmp_path / "views" / "part", lambda page: page == first)
+
+
+def test_a_picture_is_read_with_its_own_encodings(few, make):
+    names = [p.image_id for p in few.listing][::5]
+    read = few.read(names)
+    assert set(read) == set(names)
+    for picture in read.values():
+        number = int(picture.tokens[0, 0])
+        assert picture.data == make.picture(number)
+    with pytest.raises(DataError, match="no picture nowhere"):
+        few.read(["nowhere"])
+
+
+def test_a_training_leaves_its_figures_at_every_point_and_the_same_ones_again(few, tmp_path):
+    names = tuple(p.image_id for p in few.listing)
+    of = EvaluationSet("held_out", names[:10], names, names[:3])
+    extractor = FeatureExtractor(
+        ExtractorIdentity("projection", "projection", "FD", "", "none", 6), lambda x: x.float() / 255, projection, "cpu", 8
+    )
+    made = preset("tiny")
+    denoiser = configs.tiny(resolution_px=16)
+    schedule = replace(made.train.schedule, resolution_px=16)
+    train = replace(made.train, denoiser=denoiser, schedule=schedule, batch_size=4, num_lanes=2, window_groups=2)
+    config = train_config(VARIANTS["improved"], replace(made, train=train), few.encoder, budget=4, points=2, seed=1)
+    selection = view(few, BandConfig(low=-1.0, high=1.0), tmp_path / "view")
+
+    def trial():
+        drawing = GenerateConfig(sampler=SamplerConfig(num_steps=2))
+        measurer = Measurer({"held_out": of}, few.read(names), [extractor], None, None, 16, drawing, torch.device("cpu"))
+        return run_trial(VARIANTS["improved"], config, few, selection, measurer, lambda text: None)
+
+    found = trial()
+    figures = found["figures"]
+    assert f"2/pictures/held_out/w0/{FRECHET}" in figures
+    for kind, data, w in VARIANTS["improved"].cells:
+        assert np.isfinite(figures[address(FINAL, kind, data, w, FRECHET)]["value"])
+    assert address(FINAL, "copy", "held_out", 0, SIMILARITY) not in figures
+    assert len(figures[address(FINAL, "copy", "held_out", 0, FRECHET)]["without"]) == 3
+    assert found["cost"]["images_seen"] == 16
+    assert trial()["figures"] == figures
+
+
+def projection(x):
+    """Six fixed features of pictures."""
+    return x.flatten(1)[:, ::130][:, :6]
