@@ -78,7 +78,10 @@ def _orderings(figures: Figures) -> Iterator[str]:
     yield "| ordering | gain | verdict | |"
     yield "|---|---|---|---|"
     for ordering, gain, verdict in judged(figures, ORDERINGS):
-        note = f"needs {ordering.needs}" if verdict == NOT_RUN and ordering.needs else ordering.caveat
+        note = ordering.caveat
+        if verdict == NOT_RUN:
+            sides = " and ".join(dict.fromkeys((ordering.comparison.better.variant, ordering.comparison.worse.variant)))
+            note = f"needs {ordering.needs or 'trainings of ' + sides}"
         yield f"| {ordering.claim} | {_shown(gain)} | **{verdict}** | {note} |"
 
 
