@@ -23,7 +23,7 @@ from benchmarks.record import record
 from benchmarks.trials import Measurer, run_trial
 from benchmarks.variants import VARIANTS, Variant, train_config
 from benchmarks.verdicts import Figure
-from semantica.config import to_dict
+from semantica.config import require, to_dict
 from semantica.datasets import read_manifest
 from semantica.diffusion.samplers import SamplerConfig
 from semantica.encoders.encoder import EncoderConfig, load_encoder
@@ -66,6 +66,8 @@ class Bench:
     """The runs, views and evaluation sets that all trainings share."""
 
     def __init__(self, given: argparse.Namespace) -> None:
+        for name, least in (("budget", 1), ("points", 1), ("num", 2), ("num_reference", 2), ("sampling_steps", 1)):
+            require(getattr(given, name) >= least, f"--{name.replace('_', '-')}", f"at least {least}", getattr(given, name))
         self.given, self.made = given, preset(given.preset)
         self.run = Run(given.run.absolute())
         self.pages = Run(given.pages.absolute()) if given.pages else None

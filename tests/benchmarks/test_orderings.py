@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections import Counter
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.domains import EvaluationSet, Listed, Run, evaluation_sets, family_of, is_labelled, unseen_pages, view
-from benchmarks.orderings import finished, read_figures, read_result, result_path
+from benchmarks.orderings import finished, main, read_figures, read_result, result_path
 from benchmarks.orderings_table import measured_rows, written
 from benchmarks.trials import Measurer, frechet_figure, mean_figure, run_trial
 from benchmarks.variants import FINAL, FRECHET, ORDERINGS, SIMILARITY, VARIANTS, address, shapes, train_config
@@ -290,6 +291,12 @@ def test_results_of_two_budgets_are_never_in_one_table(tmp_path):
     path.write_text(path.read_text().replace('"budget": 20', '"budget": 40'))
     with pytest.raises(DataError, match="budget is 40 and 20"):
         read_figures(tmp_path)
+
+
+@pytest.mark.parametrize("words", [["--budget", "0"], ["--num", "1"], ["--points", "0"]])
+def test_a_budget_that_trains_or_measures_nothing_is_refused_in_one_line(tmp_path, capsys, words):
+    assert main([*words, "--out", str(tmp_path / "out")]) == 1
+    assert re.search(rf"error: {words[0]} must be at least \d, got {words[1]}\n", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"format": 99}'])
