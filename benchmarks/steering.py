@@ -26,11 +26,12 @@ from semantica.generation.generate import GenerateConfig, png_bytes, sample_pict
 from semantica.generation.model import Model
 from semantica.metrics.frechet import FeatureStatistics, frechet_distance
 from semantica.pairs.draw import generator
-from semantica.pairs.loader import PairLoader, decode_at
+from semantica.pairs.loader import decode_at
 from semantica.pairs.scores import pooled_rows
 from semantica.pairs.selection import BandConfig, select, selection_stage
 from semantica.schemas import token_rows
 from semantica.training.checkpoint import Checkpoint, TrainState, open_checkpoint
+from semantica.training.loader import training_loader
 from semantica.training.loop import Hooks, fit
 from semantica.training.recipe import TrainConfig
 from semantica.training.step import StepNoise, step_loss
@@ -152,16 +153,7 @@ def trained(bench: Bench, num_steps: int, folder: Path) -> Checkpoint:
     stage = selection_stage(scores, WIDE, selection)
     stage.open()
     select(stage, scores, WIDE)
-    loader = PairLoader(
-        bench.run / "encodings",
-        selection,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        num_lanes=config.num_lanes,
-        window_groups=config.window_groups,
-        resolution_px=config.denoiser.resolution_px,
-        max_images=MAX_IMAGES,
-    )
+    loader = training_loader(config, bench.run / "encodings", selection)
     started = time.monotonic()
 
     def on_checkpoint(state: TrainState) -> None:

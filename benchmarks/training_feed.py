@@ -22,6 +22,7 @@ from semantica.pairs.loader import Batch, PairLoader
 from semantica.training.compute import ComputeConfig
 from semantica.training.ema import Ema
 from semantica.training.feed import feed
+from semantica.training.loader import training_loader
 from semantica.training.loop import initial_network
 from semantica.training.recipe import TrainConfig
 from semantica.training.step import StepNoise, add_gradients, make_optimizer, update
@@ -69,14 +70,10 @@ def corpus_of(config: TrainConfig) -> Corpus:
 def loader_of(folder: Path, config: TrainConfig, num_threads: int) -> PairLoader:
     """Over a corpus of which half fits into its memory, with all windows: as in a crawl, nothing is there from an epoch before."""
     shape = config.denoiser
-    return PairLoader(
+    return training_loader(
+        config,
         folder / "encodings",
         folder / "selection",
-        seed=config.seed,
-        batch_size=config.batch_size,
-        num_lanes=config.num_lanes,
-        window_groups=config.window_groups,
-        resolution_px=shape.resolution_px,
         max_open_bytes=_NUM_PICTURES * shape.num_tokens * shape.token_dim,
         num_threads=num_threads,
     )

@@ -26,9 +26,10 @@ from semantica.generation.generate import GenerateConfig, sample_pictures
 from semantica.generation.model import Model
 from semantica.metrics.extractors import FeatureExtractor, PerceptualNet
 from semantica.metrics.frechet import FeatureStatistics, Reference, frechet_distance
-from semantica.pairs.loader import PairLoader, decode_at
+from semantica.pairs.loader import decode_at
 from semantica.training.checkpoint import Provenance
 from semantica.training.ema import Ema
+from semantica.training.loader import training_loader
 from semantica.training.loop import Hooks, fit
 from semantica.training.recipe import TrainConfig
 from semantica.training.watch import StepReport
@@ -158,15 +159,7 @@ def run_trial(
         encodings=source.manifest.hash,
         selection="",
     )
-    loader = PairLoader(
-        source.encodings,
-        selection,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        num_lanes=config.num_lanes,
-        window_groups=config.window_groups,
-        resolution_px=config.denoiser.resolution_px,
-    )
+    loader = training_loader(config, source.encodings, selection)
     tokens_of = measurer.pictures if variant.trains_on != "siglip" else source.read(measurer.pictures)
     figures: dict[str, Figure] = {}
     losses, seconds = list[tuple[int, float]](), {"drawing": 0.0}

@@ -21,7 +21,7 @@ from semantica.distributed.training_elastic import ElasticTrainer
 from semantica.distributed.training_guard import Groups, Guard, run_until_asked
 from semantica.distributed.training_history import HISTORY, JOURNAL, complete_history
 from semantica.distributed.training_reports import Follower, Mailbox
-from semantica.distributed.training_worker import train_on_worker, training_loader
+from semantica.distributed.training_worker import train_on_worker
 from semantica.distributed.xla import XlaConfig, tpu_scaling
 from semantica.encoders.on_the_fly import tokens_on_the_fly
 from semantica.errors import ConfigError, DataError, Stopped
@@ -31,6 +31,7 @@ from semantica.storage import Location, location, uri
 from semantica.tracking import Run
 from semantica.training.checkpoint import Provenance, open_checkpoint
 from semantica.training.keeper import Keeper
+from semantica.training.loader import training_loader
 from semantica.training.recipe import TrainConfig
 from semantica.training.watch import NonFiniteError
 
@@ -59,10 +60,9 @@ def train(
             "ingest with held_out_share above 0, or leave it out"
         )
     # Refused here, before any worker starts: the loader checks selection against encodings and the lanes.
-    cluster = runtime.cluster
-    training_loader(
-        config, encodings, selection, loader_mb=cluster.loader_mb, world=cluster.num_workers, tokens_of=tokens_on_the_fly(source)
-    )
+    open_bytes = runtime.cluster.loader_mb * 2**20
+    tokens_of = tokens_on_the_fly(source)
+    training_loader(config, encodings, selection, world=runtime.cluster.num_workers, max_open_bytes=open_bytes, tokens_of=tokens_of)
     folder = out.absolute()
     stage = StageOutput(folder, "checkpoint", _identity(config), {"encodings": source.hash, "selection": chosen.hash})
     with stage_session("train", stage, runtime, parent) as session:

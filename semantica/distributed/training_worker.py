@@ -21,12 +21,12 @@ from semantica.distributed.training_history import Journal
 from semantica.distributed.training_pictures import TrainingSamples
 from semantica.distributed.training_reports import Reporter
 from semantica.encoders.on_the_fly import tokens_on_the_fly
-from semantica.pairs.loader import PairLoader, TokensOf
-from semantica.storage import Location, explained, location
+from semantica.storage import explained, location
 from semantica.training.checkpoint import Checkpoint, Provenance, TrainState, open_checkpoint
 from semantica.training.durable import new_attempt
 from semantica.training.ema import Ema
 from semantica.training.keeper import Keeper
+from semantica.training.loader import training_loader
 from semantica.training.loop import Hooks, fit
 from semantica.training.parallel import Sharing, sharing, wrapped
 from semantica.training.recipe import TrainConfig
@@ -47,35 +47,6 @@ def train_on_worker(job: dict[str, Any]) -> None:
     context = ray.train.get_context()
     with Pulse(job["control"], context.get_world_rank(), context.get_world_size(), job["stall_s"]) as pulse:
         _train(job, pulse)
-
-
-def training_loader(
-    config: TrainConfig,
-    encodings: Location,
-    selection: Location,
-    *,
-    loader_mb: int,
-    world: int,
-    tokens_of: TokensOf | None,
-    rank: int = 0,
-    num_threads: int = 1,
-) -> PairLoader:
-    """The loader of one worker's share. Raises DataError when encodings, selection and recipe do not belong together."""
-    return PairLoader(
-        encodings,
-        selection,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        num_lanes=config.num_lanes,
-        window_groups=config.window_groups,
-        resolution_px=config.denoiser.resolution_px,
-        max_images=config.denoiser.max_images,
-        rank=rank,
-        world=world,
-        max_open_bytes=loader_mb * 2**20,
-        tokens_of=tokens_of,
-        num_threads=num_threads,
-    )
 
 
 def _train(job: dict[str, Any], pulse: Pulse) -> None:
@@ -118,11 +89,11 @@ def _fit(config: TrainConfig, job: dict[str, Any], keeper: Keeper, start: Checkp
         config,
         encodings,
         location(job["selection"]),
-        loader_mb=job["loader_mb"],
-        num_threads=job["loader_threads"],
         rank=mesh.host if mesh else rank,
         world=world,
+        max_open_bytes=job["loader_mb"] * 2**20,
         tokens_of=tokens_of,
+        num_threads=job["loader_threads"],
     )
     samples: list[TrainingSamples] = []  # made when first asked for
     recent: list[float] = []  # losses of the reports since the last save
