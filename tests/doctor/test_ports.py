@@ -51,7 +51,7 @@ def test_every_port_of_ray_and_mlflow_has_a_finding(free_port):
 @pytest.mark.parametrize(
     ("name", "command", "owns"),
     [
-        ("gcs", "/v/lib/python3.11/site-packages/ray/core/src/ray/gcs/gcs_server --log_dir=/tmp/ray/s", True),
+        ("gcs", "/v/lib/python3.11/site-packages/ray/core/src/ray/gcs/gcs_server --log_dir=logs", True),
         ("dashboard", "/v/bin/python /v/lib/python3.11/site-packages/ray/dashboard/dashboard.py --host=127.0.0.1", True),
         ("dashboard", "ray-dashboard-NodeHead-0 --host", True),
         ("client", "/v/bin/python -m ray.util.client.server --address=10.0.0.7:6379", True),
