@@ -212,10 +212,10 @@ class StageOutput:
         return frozenset(path.name.removesuffix(self._suffix) for path in self._receipt_files())
 
     @contextmanager
-    def shard_writer(self, name: str, rows_per_group: int, compression: str = "zstd") -> Iterator[ShardWriter]:
+    def shard_writer(self, name: str, rows_per_group: int) -> Iterator[ShardWriter]:
         """A writer of the shard; at the end of the block its files appear whole, then its receipt; after an exception, nothing."""
         with ExitStack() as files:
-            writer = ShardWriter(self.folder, name, rows_per_group, compression, files)
+            writer = ShardWriter(self.folder, name, rows_per_group, files)
             try:
                 yield writer
             except BaseException:

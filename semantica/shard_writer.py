@@ -8,7 +8,7 @@ they came in. Memory is that of one row group.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,8 +59,8 @@ class _OpenFile:
 class ShardWriter:
     """Writes one shard row by row: `write` appends to a sub-folder's file, a row group at a time; `stats` go into the receipt."""
 
-    def __init__(self, folder: Location, name: str, rows_per_group: int, compression: str, files: ExitStack) -> None:
-        self.folder, self.name, self.rows_per_group, self.compression = folder, name, rows_per_group, compression
+    def __init__(self, folder: Location, name: str, rows_per_group: int, files: ExitStack) -> None:
+        self.folder, self.name, self.rows_per_group = folder, name, rows_per_group
         self.stats: Mapping[str, Any] = {}
         self._files = files
         self._open: dict[str, _OpenFile] = {}
@@ -125,13 +125,33 @@ class ShardWriter:
             parquet = pq.ParquetWriter(
                 partial,
                 schema,
-                compression=self.compression,
+                compression={leaf: "zstd" if shrinks else "none" for leaf, shrinks in leaves(schema)},
                 use_dictionary=False,
                 write_statistics=False,
                 write_page_checksum=True,  # a reader of one column finds damage without reading the others
             )
             self._open[prefix] = _OpenFile(partial, parquet)
         return self._open[prefix]
+
+
+def leaves(schema: pa.Schema) -> Iterator[tuple[str, bool]]:
+    """The columns as Parquet names them, nested ones one by one, and whether a compressor makes them smaller.
+
+    Pictures are compressed already. Of float16 zstd takes 7% away, and for that doubles the time of reading it.
+    """
+    for column in schema:
+        yield from _leaves(column.name, column.type)
+
+
+def _leaves(path: str, kind: pa.DataType) -> Iterator[tuple[str, bool]]:
+    if pa.types.is_struct(kind):
+        for member in kind:
+            yield from _leaves(f"{path}.{member.name}", member.type)
+    elif pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
+        yield from _leaves(f"{path}.list.element", kind.value_type)
+    else:
+        binary = pa.types.is_binary(kind) or pa.types.is_fixed_size_binary(kind)
+        yield path, not (binary or pa.types.is_floating(kind))
 
 
 def row_bytes(table: pa.Table) -> Int[np.ndarray, " rows"]:

@@ -4,11 +4,12 @@ import random
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from semantica.datasets import StageOutput, read_shard
 from semantica.schemas import EPISODES, encodings_schema
-from semantica.shard_writer import row_bytes
+from semantica.shard_writer import leaves, row_bytes
 
 
 @pytest.fixture
@@ -101,3 +102,21 @@ def test_a_group_ended_by_hand_and_a_group_written_whole_are_groups_of_their_own
     assert entry.row_group_rows == (2, 1, 5, 3, 1)
     sizes = [len(data) for data in read_shard(stage.folder, entry)["data"].to_pylist()]
     np.testing.assert_array_equal(sizes, [1, 1, 1, *[90] * 5, 50, 49, 1, 1])
+
+
+def test_names_are_compressed_but_not_pictures_embeddings_and_tokens(tmp_path):
+    image = {"image_id": "a", "url": "u", "bytes": b"jpeg", "width": 1, "height": 1}
+    row = {"episode_id": "e", "page_url": "p", "source": "s", "images": [image], "pooled": [np.zeros(4, np.float16)]}
+    schema = encodings_schema(4, 2, 3)
+    stage = StageOutput(tmp_path / "out", "encodings", {})
+    stage.open()
+    with stage.shard_writer("part", 100) as writer:
+        writer.write("", pa.Table.from_pylist([row | {"tokens": [bytes(12)]}], schema))
+    group = pq.ParquetFile(tmp_path / "out" / "part.parquet").metadata.row_group(0)
+    columns = [group.column(index) for index in range(group.num_columns)]
+    assert {column.path_in_schema: column.compression != "UNCOMPRESSED" for column in columns} == dict(leaves(schema))
+    assert [column.path_in_schema for column in columns if column.compression == "UNCOMPRESSED"] == [
+        "images.list.element.bytes",
+        "pooled.list.element.list.element",
+        "tokens.list.element",
+    ]

@@ -170,10 +170,11 @@ class PairLoader:
         def fill(index: int) -> None:
             group, row, image = conditions[index]
             tokens[places[index]] = group.tokens(row, image)
-            pooled[places[index]] = torch.from_numpy(group.pooled[row][image])
-            present[places[index]] = True
 
         list(self._each(fill, range(len(conditions))))
+        rows, images = zip(*places, strict=True)
+        pooled[rows, images] = torch.from_numpy(np.stack([group.pooled[row][image] for group, row, image in conditions])).float()
+        present[rows, images] = True
         return Conditioning(tokens, pooled, present, similarity)
 
     def _compute_tokens(self, conditions: Sequence[_Image]) -> None:

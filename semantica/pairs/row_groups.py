@@ -13,7 +13,10 @@ import pyarrow.parquet as pq
 
 from semantica.datasets import FileEntry
 from semantica.errors import DataError
-from semantica.storage import Location
+from semantica.storage import Location, is_local
+
+# Of one read of a local file: a group's pages then pass through memory that is used again. Of a store, all pages come at once.
+_BUFFER_BYTES = 2**20
 
 
 class RowGroupReader:
@@ -28,7 +31,8 @@ class RowGroupReader:
         path = self.folder / entry.path
         try:
             self._check_size(path, entry)
-            with path.open("rb") as stream, pq.ParquetFile(stream, page_checksum_verification=True) as file:
+            buffer = _BUFFER_BYTES if is_local(path) else 0
+            with path.open("rb") as stream, pq.ParquetFile(stream, buffer_size=buffer, page_checksum_verification=True) as file:
                 table = file.read_row_group(group, columns=self.columns)
         except (DataError, pa.ArrowMemoryError, pa.ArrowNotImplementedError):  # the last two are limits of machine and Arrow
             raise

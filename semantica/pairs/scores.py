@@ -28,7 +28,6 @@ _BLOCK_VALUES = 2**22  # numbers read at once: 8 MiB of float16
 _WORKING_BYTES = 2**20  # float64 of one batched product, which then stays in the processor's cache
 _LARGE_PAGE = 512  # above it a page's matrix is made by rows
 _PAGE_ROWS = 256
-_COMPRESSION = "none"  # scores are random to a compressor: zstd takes a fifth of the stage's time for a tenth of the bytes
 _MAX_LIST = 2**31 - 1  # Arrow's list offsets are int32
 
 
@@ -209,7 +208,7 @@ def score_shard(stage: StageOutput, encodings: Location, entry: FileEntry, corpu
     """Score one shard of the encodings into `stage`. Returns its receipt: num_episodes, num_pairs, and `damaged`, why, or ""."""
     name, most = PurePosixPath(entry.path).stem, max(entry.row_group_rows, default=1)
     try:
-        with stage.shard_writer(name, most, _COMPRESSION) as writer:
+        with stage.shard_writer(name, most) as writer:
             writer.write("", SCORES.empty_table())
             num_pairs, group_rows = 0, iter(entry.row_group_rows)
             for _, block in read_blocks(encodings, entry, ["episode_id", "pooled"]):
@@ -223,7 +222,7 @@ def score_shard(stage: StageOutput, encodings: Location, entry: FileEntry, corpu
                     start += num_rows
             writer.stats = {"num_episodes": entry.num_rows, "num_pairs": num_pairs, "damaged": ""}
     except UnreadableShardError as error:
-        with stage.shard_writer(name, most, _COMPRESSION) as writer:
+        with stage.shard_writer(name, most) as writer:
             writer.write("", SCORES.empty_table())
             for num_rows in entry.row_group_rows:
                 writer.write_group("", _no_scores(num_rows))

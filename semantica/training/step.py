@@ -58,14 +58,17 @@ def step_noise(
     similarity_dropout: float = 0.0,
 ) -> StepNoise:
     """The noise of the given slots of a step: each slot has a generator of its own, so neither worker nor device count matters."""
-    t, eps, dropped, unasked = [], [], [], []
-    for slot in slots:
-        generator = torch.Generator().manual_seed(slot_seed("noise", seed, step, slot))
-        t.append(torch.rand((), generator=generator))
-        dropped.append(torch.rand((), generator=generator) < dropout)
-        eps.append(torch.randn(shape, generator=generator))
-        unasked.append(torch.rand((), generator=generator) < similarity_dropout)
-    return StepNoise(torch.stack(t), torch.stack(eps), torch.stack(dropped), torch.stack(unasked))
+    filled = list(slots)
+    t, drop, ask = torch.empty(3, len(filled)).unbind()
+    eps = torch.empty(len(filled), *shape)
+    generator = torch.Generator()
+    for row, slot in enumerate(filled):
+        generator.manual_seed(slot_seed("noise", seed, step, slot))
+        t[row].uniform_(generator=generator)
+        drop[row].uniform_(generator=generator)
+        eps[row].normal_(generator=generator)
+        ask[row].uniform_(generator=generator)
+    return StepNoise(t, eps, drop < dropout, ask < similarity_dropout)
 
 
 def step_loss(
