@@ -19,7 +19,7 @@ from semantica.datasets import read_manifest
 from semantica.distributed.draw import draw_samples
 from semantica.distributed.evaluation_sets import look, prepare_set
 from semantica.distributed.measure import Work, measure, picture_work, sample_work
-from semantica.distributed.session import check_absolute_when_submitted, run_token, say, shared_ray
+from semantica.distributed.session import check_absolute_when_submitted, parent_run, say
 from semantica.errors import DataError
 from semantica.evaluation.details import TrainPictures, details
 from semantica.evaluation.exhibits import grids
@@ -36,7 +36,7 @@ from semantica.generation.generate import choose_conditions
 from semantica.metrics.report import Figure, Gallery, Grid, Report, render, to_json
 from semantica.runtime import Runtime
 from semantica.storage import location, write_atomically
-from semantica.tracking import Place, Run, resolve_uri, start_run
+from semantica.tracking import Run
 
 
 @dataclass(frozen=True)
@@ -90,18 +90,10 @@ def evaluate(
     trained_with = models[0].checkpoint.provenance.encoder
     config = dict(trained_with["config"]) | ({"weights": encoder} if encoder else {})
     networks = find_networks(settings, config, trained_with["identity"])
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"--out {out}: cannot be made ({error.strerror or error}); choose another folder") from None
-    uri = resolve_uri(runtime.tracking, out)
-    runtime = replace(runtime, tracking=replace(runtime.tracking, uri=uri))
-    tracking = replace(runtime.tracking, system_metrics_s=0.0)  # the stages sample
     asked = {"settings": to_dict(settings), "checkpoints": {m.name: m.hash for m in models}, "data": dict(data)}
-    place = None if uri == "off" else Place(out / ".tracking", run_token(out, work=content_hash(asked)))
-    with shared_ray(), start_run(uri, runtime.tracking.experiment, "evaluate", place=place, tracking=tracking) as parent:
+    with parent_run("evaluate", out, runtime, work=content_hash(asked)) as (parent, inner):
         parent.params(asked)
-        report = _run(_Job(settings, models, out, runtime, parent, train), networks, data, encoder, left_out, command)
+        report = _run(_Job(settings, models, out, inner, parent, train), networks, data, encoder, left_out, command)
         write_atomically(out / "report.html", render(report).encode())
         write_atomically(out / "report.json", json.dumps(to_json(report), indent=1).encode())
         for name in ("report.html", "report.json"):

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import ray
@@ -20,7 +20,7 @@ from ray.exceptions import RayError
 
 from semantica.config import config_hash, to_dict
 from semantica.datasets import TIMING, Manifest, StageOutput
-from semantica.errors import ConfigError, SemanticaError
+from semantica.errors import ConfigError, DataError, SemanticaError
 from semantica.runtime import ClusterConfig, Runtime
 from semantica.storage import Location, write_atomically
 from semantica.tracking import Place, Run, resolve_uri, send_what_is_left, start_run
@@ -102,6 +102,29 @@ def stage_session(name: str, stage: StageOutput, runtime: Runtime, parent: Run |
         tracking, token = runtime.tracking, run_token(stage.folder, make=False)
         send_what_is_left(Place.beside(stage.folder, tracking).root, done=token, seconds=tracking.flush_s)
     yield StageSession(stage, Run(), done)
+
+
+@contextmanager
+def parent_run(name: str, out: Path, runtime: Runtime, *, work: str, done: bool = False) -> Iterator[tuple[Run, Runtime]]:
+    """One Ray and one MLflow run above several stages that write into `out`; the runtime is the one to give them.
+
+    work: names what is done in `out`, so that the same command goes on in the same run. done: nothing is left to do or to record.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"--out {out}: cannot be made ({error.strerror or error}); choose another folder") from None
+    uri = resolve_uri(runtime.tracking, out)
+    runtime = replace(runtime, tracking=replace(runtime.tracking, uri=uri))
+    tracking = replace(runtime.tracking, system_metrics_s=0.0)  # the stages sample
+    place = None
+    if uri != "off":
+        place = Place(out / ".tracking", run_token(out, work=work, make=not done))
+        if done:
+            send_what_is_left(place.root, done=place.token, seconds=tracking.flush_s)
+            uri = "off"
+    with shared_ray(), start_run(uri, tracking.experiment, name, place=place, tracking=tracking) as parent:
+        yield parent, runtime
 
 
 def _work(name: str, stage: StageOutput, runtime: Runtime, parent: Run | None) -> Iterator[StageSession]:

@@ -8,7 +8,8 @@ import pytest
 from small import SmallRun, draw_pages
 
 from semantica.config import override
-from semantica.distributed.quickstart import fitted, quickstart
+from semantica.distributed.pipeline import fitted
+from semantica.distributed.quickstart import quickstart
 from semantica.errors import ConfigError, DataError
 from semantica.presets import tiny
 from semantica.runtime import Runtime

@@ -1,21 +1,32 @@
-"""A job through `ray job submit`, on a head of its own: it runs, its log comes back, and its exit code carries through."""
+"""Jobs through `ray job submit` and the job SDK, on a head of its own: logs stream, exit codes carry through, a stopped job leaves
+no process behind and goes on later, and the same words do the same from a shell and from Python.
+"""
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
-from small import draw_pages
+import yaml
+from ray.job_submission import JobStatus, JobSubmissionClient
+from small import draw_pages, random_encoder, small_config
 
-from semantica.datasets import read_manifest
+from semantica.config import override, to_dict
+from semantica.datasets import MANIFEST, read_manifest
+from semantica.distributed.pipeline import pipeline
 from semantica.distributed.session import check_absolute_when_submitted
 from semantica.errors import ConfigError
+from semantica.runtime import ClusterConfig, Runtime
+from semantica.tracking import TrackingConfig
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -32,6 +43,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The environment in which `ray job submit` finds a head started for these tests; ended by its own process id."""
     port, dashboard, agent = free_port(), free_port(), free_port()
     env = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    env["RAY_JOB_STOP_WAIT_TIME_S"] = "30"  # of grace; Ray's own 3 s are too short for a checkpoint
     env.pop("RAY_ADDRESS", None)
     # Short, because a socket's path may have 107 characters.
     scratch = tmp_path_factory.mktemp("head")
@@ -87,3 +99,63 @@ def test_a_local_run_does_not_join_a_head_that_happens_to_run(head: dict[str, st
     words = [sys.executable, "-m", "jobs.ingest", "--root", str(root), "--out", str(tmp_path / "run" / "episodes")]
     done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr  # joined to the head, Ray would refuse its CPU count
+
+
+NUM_STEPS = 400
+
+
+def training_processes() -> list[psutil.Process]:
+    return [p for p in psutil.process_iter(["cmdline"]) if "RayTrainWorker" in " ".join(p.info["cmdline"] or [])]
+
+
+def wait_until(what: str, holds: Callable[[], bool], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
+        time.sleep(0.2)
+
+
+@pytest.mark.ray
+def test_a_stopped_pipeline_ends_its_workers_and_goes_on_with_the_same_words_in_all_three_ways(
+    head: dict[str, str], tmp_path: Path
+) -> None:
+    root, out = draw_pages(tmp_path / "pictures"), tmp_path / "run"
+    config = override(
+        small_config(random_encoder(tmp_path / "encoder")), {"train.num_steps": NUM_STEPS, "train.checkpoint_every": 10}
+    )
+    runtime = Runtime(cluster=ClusterConfig(num_actors=1, cpus_per_worker=0.5), tracking=TrackingConfig(uri="off"))
+    asked = tmp_path / "pipeline.yaml"
+    asked.write_text(yaml.safe_dump({"pipeline": to_dict(config), "runtime": to_dict(runtime)}))
+    words = ["jobs.pipeline", "--config", str(asked), "--root", str(root), "--out", str(out)]
+    before = set(training_processes())
+
+    client = JobSubmissionClient(head["RAY_API_SERVER_ADDRESS"])
+    job = client.submit_job(
+        entrypoint=" ".join(["python", "-m", *words]), runtime_env={"working_dir": str(ROOT), "excludes": ["runs", ".*"]}
+    )
+    wait_until("a checkpoint", lambda: len(list(out.glob("checkpoint/checkpoints/*/manifest.json"))) > 1, 240)
+    assert set(training_processes()) - before
+    assert client.stop_job(job)
+    wait_until("the end of the job", lambda: client.get_job_status(job).is_terminal(), 60)
+    assert client.get_job_status(job) == JobStatus.STOPPED
+    wait_until("the end of its workers", lambda: not set(training_processes()) - before, 30)
+    logs = client.get_job_logs(job)
+    saved = int(re.search(rf"stopped as asked, saved at step (\d+) of {NUM_STEPS}", logs)[1])
+    assert 0 < saved < NUM_STEPS
+    encoded = (out / "encodings" / MANIFEST).stat().st_mtime_ns
+
+    goes_on = submit(head, *words)
+    assert goes_on.returncode == 0, goes_on.stdout
+    assert (out / "encodings" / MANIFEST).stat().st_mtime_ns == encoded
+    steps = [entry["step"] for entry in json.loads((out / "checkpoint" / "history.json").read_text())]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == NUM_STEPS
+
+    alone = {name: value for name, value in head.items() if name != "RAY_API_SERVER_ADDRESS"}
+    again = subprocess.run(
+        [sys.executable, "-m", *words], cwd=ROOT, env=alone, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert again.returncode == 0, again.stderr
+    assert again.stderr.count("already done") == 6
+    from_python = pipeline(config, root=root, out=out, runtime=runtime)
+    assert from_python == read_manifest(out / "evaluation", "evaluation")

@@ -1,0 +1,118 @@
+"""All stages with one configuration: a crawl -> episodes, encodings, selection, checkpoint, samples, report; an MLflow run a stage.
+
+What is done is skipped, so the same command goes on where it stopped, and a changed setting repeats what depends on it alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from textwrap import indent
+
+from semantica.config import config_hash, override, to_dict, to_yaml
+from semantica.datasets import MANIFEST, Manifest
+from semantica.distributed.encode import encode
+from semantica.distributed.evaluate_samples import evaluate_samples
+from semantica.distributed.generate import generate
+from semantica.distributed.ingest import ingest
+from semantica.distributed.pairs import pairs
+from semantica.distributed.session import check_absolute_when_submitted, parent_run, say
+from semantica.distributed.train import MODEL, train
+from semantica.errors import DataError
+from semantica.metrics.summary import Sources
+from semantica.presets import PipelineConfig
+from semantica.runtime import Runtime
+from semantica.storage import Location, Where, location
+from semantica.tracking import Run
+
+Provenance = Sequence[tuple[str, str, str]]
+
+
+def pipeline(
+    config: PipelineConfig,
+    *,
+    root: Where,
+    out: Path,
+    data: Where | None = None,
+    runtime: Runtime,
+    pictures: Provenance = (),
+    name: str = "pipeline",
+    command: str = "",
+) -> Manifest:
+    """Run every stage on the crawl under `root`, skipping what is done. Returns the manifest of the evaluation.
+
+    out: checkpoint, samples and evaluation, on a disk that all machines see. data: episodes, encodings, scores and selection, a
+    folder or a store (default: `out`). pictures: (what, origin, licence), kept in the manifest and shown in every report.
+    name: of the MLflow run. command: as a person would type it, for the report.
+    """
+    check_absolute_when_submitted(out)
+    out = out.absolute()
+    done = (out / "evaluation" / MANIFEST).exists() and not runtime.fresh
+    # When all is done, no stage records anything, and the parent run would be empty.
+    with parent_run(name, out, runtime, work=config_hash(config), done=done) as (parent, inner):
+        parent.params(to_dict(config))
+        manifest = _stages(config, location(root), location(data or out), out, inner, parent, pictures, command)
+        for name in ("report.html", "report.json"):
+            parent.artifact(out / "evaluation" / name)
+    return manifest
+
+
+def fitted(config: PipelineConfig, num_held_out: int, num_filled_groups: int, num_workers: int) -> tuple[PipelineConfig, int]:
+    """The configuration and the number of workers for a corpus of this size: a small folder trains and is evaluated, too.
+
+    At most half of the held-out pictures become conditioning images, since the rest is what samples are compared with; lanes are at
+    most the row groups that offer pairs, and workers divide lanes. Raises DataError when too little is held out to evaluate.
+    """
+    if num_held_out < 4:
+        raise DataError(
+            f"pipeline: {num_held_out} pictures are held out, at least 4 are needed to evaluate; give more pictures or pages, "
+            "or a larger --ingest.held-out-share"
+        )
+    lanes = config.train.num_lanes
+    while lanes > 1 and (lanes > num_filled_groups or config.train.batch_size % lanes):
+        lanes //= 2
+    workers = max(n for n in range(1, num_workers + 1) if lanes % n == 0)
+    conditions = min(config.generate.num_conditions, num_held_out // 2)
+    changed = override(config, {"train.num_lanes": lanes, "generate.num_conditions": conditions})
+    for what, before, after in (
+        ("lanes", config.train.num_lanes, lanes), ("workers", num_workers, workers),
+        ("conditioning images", config.generate.num_conditions, conditions),
+    ):  # fmt: skip
+        if before != after:
+            say(f"{'fit':<9} {after} {what} instead of {before}, because there are few pictures")
+    return changed, workers
+
+
+def _stages(
+    config: PipelineConfig,
+    root: Location,
+    data: Location,
+    out: Path,
+    runtime: Runtime,
+    parent: Run,
+    pictures: Provenance,
+    command: str,
+) -> Manifest:
+    episodes, encodings, selection = data / "episodes", data / "encodings", data / "selection"
+    checkpoint, samples = out / "checkpoint", out / "samples"
+    counts = ingest(config.ingest, root=root, out=episodes, runtime=runtime, parent=parent, pictures=pictures).counts
+    encode(config.encode, episodes=episodes, out=encodings, runtime=runtime, parent=parent)
+    chosen = pairs(config.band, encodings=encodings, out=selection, scores=data / "scores", runtime=runtime, parent=parent)
+    filled = sum(1 for _, _, num_draws in chosen.facts["row_groups"] if num_draws)
+    config, num_workers = fitted(config, counts["num_held_out_images"], filled, runtime.cluster.num_workers)
+    runtime = replace(runtime, cluster=replace(runtime.cluster, num_workers=num_workers))
+    train(config.train, encodings=encodings, selection=selection, out=checkpoint, runtime=runtime, parent=parent)
+    generate(config.generate, checkpoint=checkpoint / MODEL, encodings=encodings, out=samples, runtime=runtime, parent=parent)
+    return evaluate_samples(
+        config.evaluate,
+        samples=samples,
+        checkpoint=checkpoint / MODEL,
+        encodings=encodings,
+        out=out / "evaluation",
+        runtime=runtime,
+        parent=parent,
+        sources=Sources(
+            episodes=episodes, selection=selection, config_yaml="pipeline:\n" + indent(to_yaml(config), "  "), command=command
+        ),
+    )
