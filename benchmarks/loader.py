@@ -32,7 +32,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import psutil
 import pyarrow as pa
@@ -56,6 +56,8 @@ _WRITERS = {"own": write_encodings, "tars": write_tars, "mds": write_mds, "files
 _TOKENS = (257, 768)
 _SIDE = 256
 _NUM_ENCODED = 2 * BATCH
+Part: TypeAlias = Literal["race", "training", "tokens"]
+_PARTS: tuple[Part, ...] = ("race", "training", "tokens")
 
 
 @config
@@ -64,7 +66,7 @@ class Settings:
 
     num_pictures: int = 1536
     rounds: int = 3
-    parts: tuple[Literal["race", "training", "tokens"], ...] = ("race", "training", "tokens")
+    parts: tuple[Part, ...] = _PARTS
     size: Size | None = None
     device: Literal["cpu", "cuda"] = "cuda" if torch.cuda.is_available() else "cpu"
     batch: int = 32  # of training
@@ -205,7 +207,8 @@ def token_figures(top: Path, settings: Settings) -> Iterator[Measured]:
 def main() -> None:
     """Measure and record."""
     settings = tyro.cli(Settings)
-    measured = [Measured(name="load of the machine before", figure=os.getloadavg()[0], unit="processes")]
+    load = f"load of the machine before {', '.join(settings.parts)}"
+    measured = [Measured(name=load, figure=os.getloadavg()[0], unit="processes")]
     with tempfile.TemporaryDirectory() as scratch:
         top = Path(scratch)
         if "training" in settings.parts:
@@ -217,7 +220,7 @@ def main() -> None:
             measured += token_figures(top, settings)
         if "race" in settings.parts:
             measured += race_figures(top, settings)
-    print(record("loader", measured))
+    print(record("loader", measured, is_part=set(settings.parts) != set(_PARTS)))
 
 
 if __name__ == "__main__":

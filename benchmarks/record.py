@@ -45,8 +45,8 @@ def machine() -> str:
     return f"{model}, {os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB, {gpu}"
 
 
-def record(module: str, measured: Sequence[Measured]) -> Path:
-    """Print the table and write it to results/. Returns the file's path."""
+def record(module: str, measured: Sequence[Measured], *, is_part: bool = False) -> Path:
+    """Print the table and write it to results/. Returns the file's path. is_part: figures of other names are left as they are."""
     table = Table("figure", "value", "unit", "target", "holds", "against")
     for m in measured:
         table.add_row(
@@ -62,5 +62,9 @@ def record(module: str, measured: Sequence[Measured]) -> Path:
     RESULTS.mkdir(exist_ok=True)
     # A run on a GPU does not replace what was measured on a CPU.
     path = RESULTS / f"{module}{'-gpu' if torch.cuda.is_available() else ''}.json"
-    path.write_text(json.dumps([{**asdict(m), **common} for m in measured], indent=1) + "\n")
+    rows = [{**asdict(m), **common} for m in measured]
+    if is_part and path.exists():
+        new = {m.name for m in measured}
+        rows = [row for row in json.loads(path.read_text()) if row["name"] not in new] + rows
+    path.write_text(json.dumps(rows, indent=1) + "\n")
     return path

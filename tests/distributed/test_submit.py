@@ -131,9 +131,14 @@ def test_a_stopped_pipeline_ends_its_workers_and_goes_on_with_the_same_words_in_
 
     client = JobSubmissionClient(head["RAY_API_SERVER_ADDRESS"])
     job = client.submit_job(
-        entrypoint=" ".join(["python", "-m", *words]), runtime_env={"working_dir": str(ROOT), "excludes": ["runs", ".*"]}
+        entrypoint=" ".join(["python", "-m", *words]), runtime_env={"working_dir": str(ROOT), "excludes": ["runs"]}
     )
-    wait_until("a checkpoint", lambda: len(list(out.glob("checkpoint/checkpoints/*/manifest.json"))) > 1, 240)
+
+    def saved_or_over() -> bool:
+        return client.get_job_status(job).is_terminal() or len(list(out.glob("checkpoint/checkpoints/*/manifest.json"))) > 1
+
+    wait_until("a checkpoint", saved_or_over, 240)
+    assert client.get_job_status(job) == JobStatus.RUNNING, client.get_job_logs(job)
     assert set(training_processes()) - before
     assert client.stop_job(job)
     wait_until("the end of the job", lambda: client.get_job_status(job).is_terminal(), 60)
