@@ -59,6 +59,11 @@ class EvaluationConfig:
     batch_size: int = 32  # samples drawn at once, in batches that are always filled to it, so that no sample depends on the others
     seed: int = 0
 
+    @classmethod
+    def drawn_as(cls, drawing: GenerateConfig, *, centred: bool) -> EvaluationConfig:
+        """The defaults, with samples that are drawn as jobs.generate draws them."""
+        return cls(sampler=drawing.sampler, beyond=drawing.beyond, speed=drawing.speed, centred=centred)
+
     def __post_init__(self) -> None:
         self.draws()  # refuses what it shares with jobs.generate
         require(len(self.protocol) > 0, "evaluation.protocol", "one or several", self.protocol)

@@ -13,6 +13,7 @@ import yaml
 from mlflow import MlflowClient
 from small import SmallRun
 
+from jobs import evaluate_samples
 from semantica.config import config_hash, override, to_dict
 from semantica.datasets import MANIFEST, read_manifest
 from semantica.distributed.train import MODEL, train
@@ -145,3 +146,15 @@ def test_a_killed_training_job_goes_on_and_ends_with_the_same_weights(small_run:
     assert resumed.step == whole.step == 60
     for name in ("model.safetensors", "ema.safetensors", "optimizer.safetensors"):
         assert (resumed.folder / name).read_bytes() == (whole.folder / name).read_bytes(), name
+
+
+@pytest.mark.ray
+def test_samples_that_are_there_are_measured_by_a_job_of_its_own(small_run: SmallRun, tmp_path: Path) -> None:
+    words = ["--samples", small_run.out / "samples", "--checkpoint", small_run.out / "checkpoint" / MODEL]
+    words += ["--encodings", small_run.out / "encodings", "--out", tmp_path / "evaluation"]
+    words += ["--no-inception", "--no-perceptual", "--tracking.uri", "off"]
+    assert evaluate_samples.main(list(map(str, words))) == 0
+    assert (
+        read_manifest(tmp_path / "evaluation", "evaluation").facts
+        == read_manifest(small_run.out / "evaluation", "evaluation").facts
+    )
