@@ -46,6 +46,7 @@ from semantica.training.step import StepNoise, add_gradients, make_optimizer, st
 MAX_FLOPS, MAX_BYTES, MAX_MEMORY, MAX_ERRORS = 0.02, 0.01, 0.15, 2.0
 STAGES = ("episodes", "encodings", "scores", "selection")
 _MIB = 2**20
+_MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
 
 
 def example(train: TrainConfig, rows: int) -> tuple[Batch, StepNoise]:
@@ -113,8 +114,10 @@ def saved_bytes(train: TrainConfig, folder: Path) -> int:
 def grown_bytes(train: TrainConfig) -> float:
     """Bytes by which the resident memory of this process grows over three training steps, network and batches included."""
     torch.set_num_threads(1)
+    libc = ctypes.CDLL(None)
+    libc.mallopt(_MMAP_THRESHOLD, 2**16)  # so that resident memory is what tensors have, without the holes between them
     _steps(override(preset("tiny").train, {"batch_size": 4, "num_lanes": 4}))  # what libraries load the first time
-    ctypes.CDLL(None).malloc_trim(0)  # what those steps had is not there to be used again
+    libc.malloc_trim(0)  # what those steps had is not there to be used again
     return peak_growth_mib(partial(_steps, train)) * _MIB
 
 

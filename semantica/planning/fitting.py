@@ -132,7 +132,7 @@ def _knowledge(settings: PipelineConfig, plan: Plan) -> Iterator[str]:
             "--train.compute.precision bfloat16, or --tflops"
         )
     if plan.pairs and plan.pairs.num_pages < MIN_PAGES:
-        yield f"pairs are expected from {plan.pairs.num_pages} pages, so their error is larger than is told: score {MIN_PAGES} or more"
+        yield f"pairs are expected from {plan.pairs.num_pages} pages, too few for the error that is told: score {MIN_PAGES} or more"
     if plan.epochs > _MANY_EPOCHS:
         yield f"every target is drawn {plan.epochs:,.0f} times: more pages or fewer steps, or the model learns them by heart"
     if plan.data.num_row_groups > _SMALL_GROUPS:

@@ -60,17 +60,8 @@ def _stages(plan: Plan) -> TextTable:
     for stage in plan.stages:
         reads = f"{size(stage.reads_s)}/s" if stage.reads else "little"
         works = f"{stage.unit_hours:,.1f} {stage.on} h"
-        rows.append(
-            (
-                stage.name,
-                size(stage.stored),
-                reads,
-                works,
-                hours(stage.hours),
-                stage.limit,
-                *((f"{stage.cost:,.0f}",) if money else ()),
-            )
-        )
+        cost = (f"{stage.cost:,.0f}",) if money else ()
+        rows.append((stage.name, size(stage.stored), reads, works, hours(stage.hours), stage.limit, *cost))
     total = size(sum(stage.stored for stage in plan.stages))
     if money:
         rows.append(("files, requests", "", "", "", "", "", f"{plan.storage_cost + plan.request_cost:,.0f}"))
