@@ -109,8 +109,10 @@ def make_plan(
     shape = encoder_shape(encode.encoder)
     encoder_flops = shape.flops(encode.encoder.image_px)
     costs = denoiser_costs(train.denoiser, train.compute)
-    pages_per_shard = settings.ingest.read.pages_per_part
-    num_shards = -(-round(max(corpus.train.num_pages, corpus.held_out.num_pages)) // pages_per_shard)
+    # A page is on one side, or on both with some of its pictures.
+    sides = corpus.train.num_pages, corpus.held_out.num_pages
+    num_pages = round(sum(sides) if settings.ingest.split_by == "page" else max(sides))
+    num_shards = -(-num_pages // settings.ingest.read.pages_per_part)
 
     def data_of(store_tokens: bool) -> DatasetBytes:
         chosen = replace(encode, store_tokens=store_tokens)
