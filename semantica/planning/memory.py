@@ -122,11 +122,18 @@ def smaller(train: TrainConfig, world: int, device_bytes: float) -> Change | Non
         if parallel != compute.parallel:
             compute = replace(compute, parallel="fsdp", shard_workers=None)
         for rows in _halves(min(slots, train.micro_batch_size or slots)):
-            micro = None if rows == slots else rows
-            memory = training_memory(replace(train, compute=compute, micro_batch_size=micro), world)
-            if memory.fits(device_bytes):
+            if _at_most(train, compute, world, rows) <= _ROOM * device_bytes:
+                micro = None if rows == slots else rows
+                memory = training_memory(replace(train, compute=compute, micro_batch_size=micro), world)
                 return Change(_flags(train, compute, micro), memory)
     return None
+
+
+def _at_most(train: TrainConfig, compute: ComputeConfig, world: int, rows: int) -> int:
+    """No less than a worker needs with so many rows at once: what two rows need more than one, every further row does."""
+    one, two = (_pass_bytes(train.denoiser, on_paper(compute), number, False) for number in (1, 2))
+    batches = (1 + train.prefetch) * -(-train.batch_size // world) * example_bytes(train.denoiser)
+    return state_bytes(train.denoiser, compute, world).total + batches + one + (rows - 1) * (two - one)
 
 
 def _more(recompute: Recompute) -> tuple[Recompute, ...]:

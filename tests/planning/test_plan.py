@@ -75,30 +75,30 @@ def test_what_fits_is_not_warned_of():
 
 
 def test_a_model_that_does_not_fit_comes_with_flags_that_make_it_fit():
-    small_device = PlanConfig(num_devices=64, device_gb=30.0)
-    plan = make_plan(preset("base"), small_device)
-    assert _warned(plan, "training needs", "30 GB", "--train.micro-batch-size")
+    one = PlanConfig(num_devices=1, device_gb=0.2)
+    plan = make_plan(preset("tiny"), one)
+    assert _warned(plan, "training needs", "200 MB", "--train.micro-batch-size")
     flags = next(w for w in plan.warnings if "training needs" in w).split("with ")[1].split(" it is")[0].split()
-    names = {
-        "--train.micro-batch-size": ("train.micro_batch_size", int),
-        "--train.compute.recompute": ("train.compute.recompute", str),
-    }
-    changes = {names[flag][0]: names[flag][1](value) for flag, value in zip(flags[::2], flags[1::2], strict=True)}
-    assert not _warned(make_plan(override(preset("base"), changes), small_device), "training needs")
+    given = dict(zip(flags[::2], flags[1::2], strict=True))
+    changes = {flag.removeprefix("--").replace("-", "_"): int(v) if v.isdigit() else v for flag, v in given.items()}
+    assert not _warned(make_plan(override(preset("tiny"), changes), one), "training needs")
 
 
 def test_a_model_that_no_change_makes_fit_is_said_to_need_more_devices():
-    plan = make_plan(preset("final"), PlanConfig(num_devices=1, device_gb=16.0))
-    assert _warned(plan, "use more devices")
+    assert _warned(make_plan(preset("tiny"), PlanConfig(num_devices=1, device_gb=0.05)), "training needs", "use more devices")
 
 
-def test_lanes_workers_tokens_precision_network_and_disk_are_looked_at():
-    assert _warned(make_plan(preset("base"), PlanConfig(num_devices=256)), "256 workers", "--train.num-lanes")
-    assert not _warned(make_plan(preset("base"), PlanConfig(num_devices=256, devices_per_worker=4)), "--train.num-lanes")
-    other = override(preset("base"), {"encode.encoder.weights": "facebook/dinov2-large"})
-    assert _warned(make_plan(other, PlanConfig(num_devices=64)), "--train.denoiser.token-dim 1024")
-    exact = override(preset("small"), {"train.compute.precision": "float32"})
-    assert _warned(make_plan(exact, PlanConfig(num_devices=1)), "bfloat16")
+def test_lanes_workers_tokens_and_precision_are_looked_at():
+    assert _warned(make_plan(preset("tiny"), PlanConfig(num_devices=6)), "6 workers", "--train.num-lanes")
+    assert not _warned(make_plan(preset("tiny"), PlanConfig(num_devices=8, devices_per_worker=4)), "--train.num-lanes")
+    assert _warned(make_plan(preset("tiny"), PlanConfig(num_devices=64)), "64 devices for a batch of 32")
+    other = override(preset("tiny"), {"encode.encoder.weights": "facebook/dinov2-large"})
+    assert _warned(make_plan(other, PlanConfig(num_devices=1)), "--train.denoiser.token-dim 1024")
+    assert _warned(make_plan(preset("tiny"), PlanConfig(num_devices=1)), "bfloat16")
+    assert not _warned(make_plan(preset("tiny"), PlanConfig(num_devices=1, tflops=0.1)), "bfloat16")
+
+
+def test_network_disk_loader_and_epochs_are_looked_at():
     narrow = make_plan(preset("base"), PlanConfig(num_devices=64, network_gbit=5.0, disk_tb=100.0))
     assert _warned(narrow, "training reads", "--no-encode.store-tokens")
     assert _warned(narrow, "the disk has 100 TB", "--no-encode.store-tokens saves")
@@ -115,9 +115,9 @@ def test_settings_that_make_no_sense_are_refused():
 
 
 def test_the_job_prints_tables_and_warnings_and_every_figure_as_json(capsys):
-    assert main(["--num-images", "1000000", "--num-devices", "48", "--prices.device-hour", "2"]) == 0
+    assert main(["--preset", "tiny", "--num-images", "1000000", "--num-devices", "6", "--prices.device-hour", "2"]) == 0
     shown = capsys.readouterr().out
-    for text in ("1,000,000 pictures, estimated", "48 devices", "optimizer", "on the fly", "limit", "does not fit: 48 workers"):
+    for text in ("1,000,000 pictures, estimated", "6 devices", "optimizer", "on the fly", "limit", "does not fit: 6 workers"):
         assert text in shown
     assert main(["--json", "--num-devices", "64"]) == 0
     told = json.loads(capsys.readouterr().out)
