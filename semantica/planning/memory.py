@@ -46,7 +46,7 @@ class TrainingMemory:
         """All of them."""
         return self.state.total + self.batches + self.working
 
-    def fits(self, device_bytes: float) -> bool:
+    def fits(self, device_bytes: float | int) -> bool:
         """Whether a device of so many bytes can hold it, with room for what is not counted."""
         return self.total <= _ROOM * device_bytes
 
@@ -108,7 +108,7 @@ class Change:
     memory: TrainingMemory
 
 
-def smaller(train: TrainConfig, world: int, device_bytes: float) -> Change | None:
+def smaller(train: TrainConfig, world: int, device_bytes: float | int) -> Change | None:
     """The mildest change with which a worker's memory fits into so many bytes; None when no change of these does.
 
     In this order: fewer rows at once, which costs no arithmetic; blocks that are computed again; weights that are shared out.

@@ -31,8 +31,8 @@ MIN_PAGES = 30  # with fewer, the error that is told is too small (Cochran 1977,
 class Expected:
     """A number that is expected, and its standard error."""
 
-    number: float
-    se: float
+    number: float | int
+    se: float | int
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class ExpectedPairs:
 
     pairs: Expected
     targets: Expected
-    pairs_a_page: float
+    pairs_a_page: float | int
     num_pages: int
     num_images: int
 
@@ -81,7 +81,7 @@ def _rows(scores: Location, entry: FileEntry, number: int, band: BandConfig) -> 
     return rows
 
 
-def expected_pairs(sample: PageCounts, num_images: float) -> ExpectedPairs:
+def expected_pairs(sample: PageCounts, num_images: float | int) -> ExpectedPairs:
     """What a corpus of num_images training pictures is expected to have, of which the sample is a part."""
     return ExpectedPairs(
         pairs=_expected(sample.pairs, sample, num_images),
@@ -92,7 +92,7 @@ def expected_pairs(sample: PageCounts, num_images: float) -> ExpectedPairs:
     )
 
 
-def _expected(counts: Int[np.ndarray, " p"], sample: PageCounts, num_images: float) -> Expected:
+def _expected(counts: Int[np.ndarray, " p"], sample: PageCounts, num_images: float | int) -> Expected:
     seen = int(sample.images.sum())
     ratio = counts.sum() / seen
     left = math.sqrt(max(0.0, 1 - seen / num_images))  # of a finite corpus the sample's own part is known

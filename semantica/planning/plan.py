@@ -40,24 +40,24 @@ class StagePlan:
 
     name: str
     on: str
-    unit_hours: float
-    hours: float
+    unit_hours: float | int
+    hours: float | int
     limit: Literal["computing", "network", "driver"]
-    waits: float
-    stored: float
-    reads: float
-    reads_s: float
-    cost: float
+    waits: float | int
+    stored: float | int
+    reads: float | int
+    reads_s: float | int
+    cost: float | int
 
 
 @dataclass(frozen=True)
 class Way:
     """Training with tokens stored, or computed when they are needed: bytes of all datasets, bytes read a second, hours."""
 
-    stored: float
-    reads_s: float
-    images_s: float
-    hours: float
+    stored: float | int
+    reads_s: float | int
+    images_s: float | int
+    hours: float | int
 
 
 @dataclass(frozen=True)
@@ -68,16 +68,16 @@ class Plan:
     corpus: Corpus
     denoiser: DenoiserCosts
     encoder: VitShape
-    encoder_flops: float
+    encoder_flops: float | int
     memory: TrainingMemory
     data: DatasetBytes
     checkpoints: CheckpointBytes
     stages: tuple[StagePlan, ...]
     precomputed: Way
     on_the_fly: Way
-    storage_cost: float
-    request_cost: float
-    epochs: float
+    storage_cost: float | int
+    request_cost: float | int
+    epochs: float | int
     pairs: ExpectedPairs | None
     warnings: tuple[str, ...] = ()
 
@@ -173,7 +173,7 @@ def _corpus(settings: PipelineConfig, config: PlanConfig, episodes: Manifest | N
     return made if pairs_a_page is None else replace(made, pairs_a_page=pairs_a_page)
 
 
-def _data_stages(corpus: Corpus, data: DatasetBytes, encoder_flops: float, config: PlanConfig) -> list[StagePlan]:
+def _data_stages(corpus: Corpus, data: DatasetBytes, encoder_flops: float | int, config: PlanConfig) -> list[StagePlan]:
     num = corpus.num_images
     rate = config.num_devices * config.encode_pictures_s if config.encode_pictures_s else config.flops_s / encoder_flops
     score_hours = corpus.train.num_pages / config.score_pages_s / _HOUR
@@ -207,7 +207,15 @@ def _drawing(settings: PipelineConfig, costs: DenoiserCosts, config: PlanConfig)
     ]
 
 
-def _stage(name: str, on: str, working: float, config: PlanConfig, stored: float, reads: float, num_shards: float = 0) -> StagePlan:
+def _stage(
+    name: str,
+    on: str,
+    working: float | int,
+    config: PlanConfig,
+    stored: float | int,
+    reads: float | int,
+    num_shards: float | int = 0,
+) -> StagePlan:
     of_devices = on == "device"
     units = config.num_devices if of_devices else config.num_cpus
     price = config.prices.device_hour if of_devices else config.prices.cpu_hour

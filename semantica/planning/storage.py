@@ -41,10 +41,10 @@ _SAVED_TENSOR = 72  # type, shape and place of a tensor in the header of a safet
 class Split:
     """Pictures and pages of one side of a corpus."""
 
-    num_images: float
-    num_pages: float
+    num_images: float | int
+    num_pages: float | int
 
-    def grown(self, factor: float) -> Split:
+    def grown(self, factor: float | int) -> Split:
         """So many times as many of both."""
         return Split(self.num_images * factor, self.num_pages * factor)
 
@@ -55,8 +55,8 @@ class Corpus:
 
     train: Split
     held_out: Split
-    pairs_a_page: float
-    picture_bytes: float
+    pairs_a_page: float | int
+    picture_bytes: float | int
     measured: bool = False
 
     @property
@@ -65,7 +65,7 @@ class Corpus:
         return self.train.num_images + self.held_out.num_images
 
 
-def estimated(num_images: int, images_per_page: float, ingest: IngestConfig) -> Corpus:
+def estimated(num_images: int, images_per_page: float | int, ingest: IngestConfig) -> Corpus:
     """A corpus of pages of one size, with pictures of the bytes that real ones had at 256 px."""
     share, pages = ingest.held_out_share, num_images / images_per_page
     by_page = ingest.split_by == "page"
@@ -104,15 +104,15 @@ def extrapolated(num_images: int, episodes: Manifest, ingest: IngestConfig, pair
 class DatasetBytes:
     """Bytes of each dataset's rows, and of manifests and receipts of all of them together; counts of files and row groups."""
 
-    episodes: float
-    encodings: float
-    scores: float
-    selection: float
-    bookkeeping: float
+    episodes: float | int
+    encodings: float | int
+    scores: float | int
+    selection: float | int
+    bookkeeping: float | int
     num_shards: int
     num_row_groups: int
-    token_bytes: float
-    pooled_bytes: float
+    token_bytes: float | int
+    pooled_bytes: float | int
 
     @property
     def total(self) -> float:
@@ -152,14 +152,14 @@ def dataset_bytes(corpus: Corpus, encode: EncodeConfig, num_shards: int, *, rows
     )
 
 
-def _num_groups(side: Split, num_shards: int, rows_per_group: int, image_bytes: float) -> int:
+def _num_groups(side: Split, num_shards: int, rows_per_group: int, image_bytes: float | int) -> int:
     """Row groups of all files of one side: a group ends at so many pages, or with the one that takes it over 64 MiB."""
     pages = side.num_pages / num_shards
     by_size = MAX_GROUP_BYTES / (image_bytes * side.num_images / side.num_pages) + 0.5
     return num_shards * max(1, math.ceil(pages / min(rows_per_group, max(1.0, by_size)) - 1e-9))
 
 
-def _digits(num: float) -> float:
+def _digits(num: float | int) -> float:
     """The digits that a number below num has on average."""
     whole = max(1, round(num))
     return sum(len(str(n)) for n in range(0, whole, -(-whole // 1000))) / len(range(0, whole, -(-whole // 1000)))
