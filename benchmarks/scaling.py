@@ -6,7 +6,8 @@ the cores of this machine, so this shows how orchestration scales, and with shar
 encode and score do their real work, which the cores of this machine share: no speed-up beyond their number is to be expected, and
 what is lost beyond it is what more nodes cost.
 
-Speed is that of the steady part: from when every node has done a shard, or a third of the shards are done, to the last shard. --only waiting or --only real does one of them.
+Speed is that of the steady part: from when every node has done a shard, or a third of the shards are done, to the last shard.
+--only waiting or --only real does one of them.
 """
 
 from __future__ import annotations
