@@ -86,7 +86,7 @@ def _bandwidth(settings: PipelineConfig, plan: Plan) -> Iterator[str]:
     if chosen.reads_s > network:
         other = plan.on_the_fly
         remedy = (
-            f"with --no-encode.store-tokens it reads {size(other.reads_s)}/s, for {other.hours / chosen.hours - 1:.0%} more time"
+            f"with --encode.no-store-tokens it reads {size(other.reads_s)}/s, for {other.hours / chosen.hours - 1:.0%} more time"
             if settings.encode.store_tokens and other.reads_s <= network
             else "use more hosts or a faster network, or copy the encodings to local disks"
         )
@@ -116,7 +116,7 @@ def _disk(plan: Plan) -> Iterator[str]:
     if needed <= room:
         return
     saved = plan.precomputed.stored - plan.on_the_fly.stored
-    tokens = f"--no-encode.store-tokens saves {size(saved)}; " if plan.data.token_bytes else ""
+    tokens = f"--encode.no-store-tokens saves {size(saved)}; " if plan.data.token_bytes else ""
     yield (
         f"all stages store {size(needed)}, the disk has {size(room)}: {tokens}episodes ({size(plan.data.episodes)}) may go when "
         f"the encodings are whole; {plan.checkpoints.num_kept} checkpoints of {size(plan.checkpoints.each)} are kept "

@@ -100,8 +100,8 @@ def test_lanes_workers_tokens_and_precision_are_looked_at():
 
 def test_network_disk_loader_and_epochs_are_looked_at():
     narrow = make_plan(preset("base"), PlanConfig(num_devices=64, network_gbit=5.0, disk_tb=100.0))
-    assert _warned(narrow, "training reads", "--no-encode.store-tokens")
-    assert _warned(narrow, "the disk has 100 TB", "--no-encode.store-tokens saves")
+    assert _warned(narrow, "training reads", "--encode.no-store-tokens")
+    assert _warned(narrow, "the disk has 100 TB", "--encode.no-store-tokens saves")
     assert _warned(make_plan(preset("base"), PlanConfig(num_devices=64, loader_pictures_s=100.0)), "--cluster.loader-threads")
     assert _warned(make_plan(preset("base"), PlanConfig(num_devices=64, num_images=100_000)), "by heart")
 
