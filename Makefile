@@ -55,6 +55,8 @@ bench-data: $(INSTALLED)
 	$(BIN)/python -m benchmarks.pairs
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.orchestration
+	$(BIN)/python -m benchmarks.plan
+	$(BIN)/python -m benchmarks.scaling
 
 bench-denoiser: $(INSTALLED)
 	$(BIN)/python -m benchmarks.train_step

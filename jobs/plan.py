@@ -1,4 +1,4 @@
-"""python -m jobs.plan: what the data of a run will store and read, with tokens precomputed or encoded on the fly."""
+"""python -m jobs.plan: what an experiment computes, holds, stores, reads, takes and costs, and what of it does not fit."""
 
 from __future__ import annotations
 
@@ -14,44 +14,50 @@ from rich.table import Table
 from jobs.command import run
 from semantica.config import config
 from semantica.datasets import read_manifest
-from semantica.planning import PlanConfig, plan_data, rows
+from semantica.planning.machines import PlanConfig
+from semantica.planning.pairs import page_counts
+from semantica.planning.plan import make_plan
+from semantica.planning.tables import tables
 from semantica.presets import PipelineConfig
 from semantica.storage import location
 
 
 @config
 class PlanJob:
-    """episodes: output of jobs.ingest on a sample, to measure instead of estimating. json: every figure, for a program."""
+    """episodes, scores: outputs of jobs.ingest and jobs.pairs on a sample, to measure instead of estimating. json: every figure."""
 
     plan: Annotated[PlanConfig, tyro.conf.arg(name="")] = PlanConfig()
     episodes: str | None = None
+    scores: str | None = None
     json: bool = False
     pipeline: Annotated[PipelineConfig, tyro.conf.arg(name="")]
 
 
 def _show(job: PlanJob) -> None:
-    plan = plan_data(job.pipeline, job.plan, read_manifest(location(job.episodes), "episodes") if job.episodes else None)
+    episodes = read_manifest(location(job.episodes), "episodes") if job.episodes else None
+    sample = page_counts(location(job.scores), job.pipeline.band) if job.scores else None
+    plan = make_plan(job.pipeline, job.plan, episodes, sample)
     if job.json:
         print(json_format.dumps(plan.to_dict(), indent=1))
         return
-    source = "measured" if plan.measured else "estimated"
-    table = Table("", "tokens precomputed", "encoded on the fly", title=f"{job.plan.num_images:,} pictures, {source}")
-    for row in rows(plan):
-        table.add_row(*row)
-    Console().print(table)
+    console = Console()
+    for shown in tables(plan):
+        table = Table(*shown.head, title=shown.title, title_justify="left", show_header=any(shown.head))
+        for row in shown.rows:
+            table.add_row(*row)
+        console.print(table)
+    for warning in plan.warnings:
+        console.print(f"does not fit: {warning}", markup=False, highlight=False, soft_wrap=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit code of the job."""
-    return run(
-        PlanJob,
-        _show,
-        prog="jobs.plan",
-        description="Storage and bandwidth of the data of a run, for both ways to condition. Starts nothing.",
-        sections=lambda p: {"pipeline": p},
-        default_preset="base",
-        argv=argv,
-    )
+    about = "Parameters, FLOPs, memory, storage, bandwidth, hours and cost of every stage, before anything is launched."
+    return run(PlanJob, _show, prog="jobs.plan", description=about, sections=_sections, default_preset="base", argv=argv)
+
+
+def _sections(pipeline: PipelineConfig) -> dict[str, object]:
+    return {"pipeline": pipeline}
 
 
 if __name__ == "__main__":

@@ -1,0 +1,223 @@
+"""python -m benchmarks.scaling: stages on a simulated cluster of 1, 2, 4 and 8 nodes, each with one CPU of Ray's, on this machine.
+
+Two regimes, which say different things. *Waiting*: a shard sleeps instead of computing, as a host waits for its GPU, and writes its
+receipt; everything else is the stages' own shell (Ray Data, `distributed.shards`, `StageOutput`). Nodes that only wait do not share
+the cores of this machine, so this shows how orchestration scales, and with shards of no work at all where it stops. *Real*: ingest,
+encode and score do their real work, which the cores of this machine share: no speed-up beyond their number is to be expected, and
+what is lost beyond it is what more nodes cost.
+
+Speed is that of the steady part: from when every node has done a shard, or a third of the shards are done, to the last shard.
+--only waiting or --only real does one of them.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.record import Measured, record
+from semantica.datasets import Manifest, StageOutput
+
+NODES = (8, 4, 2, 1)
+WAITS_S, SHARDS_A_NODE = 0.5, 16
+EMPTY_SHARDS = 300
+REAL_SHARDS, PAGES_A_SHARD, PICTURES_A_PAGE = 12, 4, 6
+SCORED_EPISODES, SCORED_WIDTH = 10_000 * REAL_SHARDS, 192  # 10,000 a shard
+STORE_MB = 80
+MIN_EFFICIENCY = 0.8
+_SHELLS = ("tasks", "actors")  # of Ray Data: what ingest and pairs use, and what encode and generate use
+
+
+class Nodes:
+    """A head without CPUs and nodes with one each, all of them processes of this machine; nodes may go, and none comes.
+
+    From many to few, since what a worker imports takes seconds of the cores that all share: it is there before the first figure.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self._cluster: Any = None
+        self._nodes: list[Any] = []
+
+    def __enter__(self) -> Nodes:
+        import ray
+        from ray.cluster_utils import Cluster
+
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+            os.environ[name] = "1"
+        store = {"object_store_memory": STORE_MB * 2**20}
+        self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **store})
+        self._nodes = [self._cluster.add_node(num_cpus=1, wait=False, **store) for _ in range(self.number)]
+        self._cluster.wait_for_nodes()
+        ray.init(address=self._cluster.address, logging_level="ERROR", log_to_driver=False)
+        return self
+
+    def shrink(self, number: int) -> None:
+        """Take nodes away until so many are left."""
+        import ray
+
+        while self.number > number:
+            self._cluster.remove_node(self._nodes.pop())
+            self.number -= 1
+        while ray.cluster_resources().get("CPU") != number:
+            time.sleep(0.1)
+
+    def __exit__(self, *details: object) -> None:
+        import ray
+
+        ray.shutdown()
+        self._cluster.shutdown()
+
+
+class WaitingShard:
+    """A stage's worker whose work is to wait; it writes a shard and says on which node."""
+
+    def __init__(self, stage: StageOutput, seconds: float) -> None:
+        self.stage, self.seconds = stage, seconds
+
+    def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
+        import pyarrow as pa
+        import ray
+
+        time.sleep(self.seconds)
+        self.stage.write_shard(shard["name"], {"": pa.table({"number": [shard["number"]]})}, {"num": 1})
+        return {"name": shard["name"], "node": ray.get_runtime_context().get_node_id()}
+
+
+@dataclass(frozen=True)
+class Waited:
+    """How a stage of waiting went: its manifest, the nodes that did shards, the speed from when all of them had done one, and the
+    seconds until then.
+    """
+
+    manifest: Manifest
+    nodes: frozenset[str]
+    shards_s: float
+    joined_s: float
+
+
+def wait_stage(folder: Path, num_shards: int, seconds: float, num_nodes: int, *, in_pool: bool) -> Waited:
+    """Run a stage of waiting shards on the Ray that runs. in_pool: by actors, one a node, as encode does; else by tasks."""
+    from semantica.distributed.shards import in_actors, in_tasks
+    from semantica.runtime import ClusterConfig
+
+    stage = StageOutput(folder, "waiting", {"num_shards": num_shards})
+    stage.open()
+    shards = [{"name": f"part-{number:05d}", "number": number} for number in range(num_shards)]
+    started, nodes = time.time(), dict[str, str]()  # by shard
+    if in_pool:
+        cluster = ClusterConfig(num_actors=num_nodes, min_actors=num_nodes, num_workers=1)
+        results: Iterator[Any] = in_actors(WaitingShard, (stage, seconds), shards, cluster)
+    else:
+        results = in_tasks(WaitingShard, (stage, seconds), shards)
+    for result in results:
+        nodes[result["name"]] = result["node"]
+    done = _receipts(folder)
+    joined = max(min(time for name, time in done.items() if nodes[name] == node) for node in set(nodes.values()))
+    manifest = stage.finish({"num_shards": num_shards}, {})
+    return Waited(manifest, frozenset(nodes.values()), _speed(done, joined), joined - started)
+
+
+def _receipts(folder: Path) -> dict[str, float]:
+    """When each shard was done, by the clock of the file system."""
+    return {path.name.split(".")[0]: path.stat().st_mtime for path in (folder / "_shards").glob("*.json")}
+
+
+def _speed(done: Mapping[str, float], since: float | None = None) -> float:
+    """Shards a second after `since`, or after the first third of them."""
+    times = sorted(done.values())
+    since = times[len(times) // 3 - 1] if since is None else since
+    return sum(time > since for time in times) / max(1e-9, times[-1] - since)
+
+
+def _waiting(top: Path) -> Iterator[Measured]:
+    with Nodes(NODES[0]) as nodes:
+        wait_stage(top / "warm", 3 * NODES[0], 1.0, NODES[0], in_pool=False)
+        yield from _empty(top)
+        for number in NODES:
+            nodes.shrink(number)
+            for how in _SHELLS:
+                folder = top / f"{how}-{number}"
+                waited = wait_stage(folder, SHARDS_A_NODE * number, WAITS_S, number, in_pool=how == "actors")
+                name, target = f"waiting {WAITS_S:g} s a shard, {how}, {number} nodes", f">= {MIN_EFFICIENCY:g}"
+                share, most = waited.shards_s * WAITS_S / number, f"{number / WAITS_S:g}, all nodes all the time"
+                print(f"{name}: {waited.shards_s:.2f} shards/s of {most}; all nodes after {waited.joined_s:.1f} s", flush=True)
+                yield Measured(name=name, figure=waited.shards_s, unit="shards/s", peer=most)
+                yield Measured(name=f"{name}, until all have done a shard", figure=waited.joined_s, unit="s")
+                yield Measured(name=name, figure=share, unit="of the nodes' time", target=target, holds=share >= MIN_EFFICIENCY)
+
+
+def _empty(top: Path) -> Iterator[Measured]:
+    """Shards of no work: what the shell itself takes."""
+    for how in _SHELLS:
+        waited = wait_stage(top / f"empty-{how}", EMPTY_SHARDS, 0.0, NODES[0], in_pool=how == "actors")
+        yield Measured(name=f"no work, {how}, {NODES[0]} nodes", figure=waited.shards_s, unit="shards/s")
+        yield Measured(name=f"no work, {how}, {NODES[0]} nodes", figure=1000 / waited.shards_s, unit="ms a shard")
+        print(f"no work, {how}: {waited.shards_s:.1f} shards/s", flush=True)
+
+
+def _real(top: Path) -> Iterator[Measured]:
+    from benchmarks.corpus import make_encoder, make_tree
+    from benchmarks.pairs import make_encodings
+
+    make_tree(top / "crawl", REAL_SHARDS * PAGES_A_SHARD, PICTURES_A_PAGE)
+    make_encoder(top / "encoder", width=192, num_layers=2, image_px=224)
+    make_encodings(top / "scored", SCORED_EPISODES, SCORED_WIDTH)
+    found: dict[str, dict[int, float]] = {"ingest": {}, "encode": {}, "score": {}}
+    with Nodes(NODES[0]) as nodes:
+        for number in NODES:
+            nodes.shrink(number)
+            for stage, speed in _real_stages(top, top / f"nodes-{number}", number):
+                found[stage][number] = speed
+                print(f"real {stage}, {number} nodes: {speed:.2f} shards/s", flush=True)
+    for stage, speeds in found.items():
+        for number, speed in speeds.items():
+            name = f"real work, {stage}, {number} nodes on {os.cpu_count()} cores"
+            yield Measured(name=name, figure=speed, unit="shards/s")
+            yield Measured(name=name, figure=speed / speeds[NODES[-1]], unit="x", peer="one node")
+
+
+def _real_stages(top: Path, out: Path, number: int) -> Iterator[tuple[str, float]]:
+    """(stage, shards a second) of the real stages, each after the one before."""
+    from semantica.distributed.encode import encode
+    from semantica.distributed.ingest import ingest
+    from semantica.distributed.pairs import score
+    from semantica.encoders.encode import EncodeConfig
+    from semantica.encoders.encoder import EncoderConfig
+    from semantica.episodes.ingest import IngestConfig
+    from semantica.episodes.pages import ReadConfig
+    from semantica.runtime import ClusterConfig, Runtime
+    from semantica.tracking import TrackingConfig
+
+    cluster = ClusterConfig(num_actors=number, num_workers=1)
+    runtime = Runtime(cluster=cluster, tracking=TrackingConfig(uri="off"))
+    reading = IngestConfig(read=ReadConfig(pages_per_part=PAGES_A_SHARD), census_mb=0)
+    encoding = EncodeConfig(encoder=EncoderConfig(weights=str(top / "encoder"), image_px=224), batch_size=24)
+    ingest(reading, root=top / "crawl", out=out / "episodes", runtime=runtime)
+    yield "ingest", _speed(_receipts(out / "episodes"))
+    encode(encoding, episodes=out / "episodes", out=out / "encodings", runtime=runtime)
+    yield "encode", _speed(_receipts(out / "encodings"))
+    score(encodings=top / "scored", out=out / "scores", runtime=runtime)
+    yield "score", _speed(_receipts(out / "scores"))
+
+
+def main() -> None:
+    """Measure and record everything."""
+    only = sys.argv[sys.argv.index("--only") + 1] if "--only" in sys.argv else ""
+    for regime, measure in (("waiting", _waiting), ("real", _real)):
+        if only in ("", regime):
+            with tempfile.TemporaryDirectory() as scratch:
+                print(record(f"scaling-{regime}", list(measure(Path(scratch)))))
+
+
+if __name__ == "__main__":
+    from benchmarks.scaling import main as run  # a class of __main__ does not travel to workers
+
+    run()

@@ -1,0 +1,1 @@
+"""What an experiment takes before it is launched: arithmetic, memory, storage, bandwidth, hours, cost, pairs."""

@@ -1,0 +1,155 @@
+"""What a device holds while it trains, draws or encodes, from shapes alone.
+
+In: the recipe and how many workers there are. Out: bytes of the state, of the batches that are made ahead, and of what one pass
+through the network keeps for its backward pass: the real step is run on tensors that have shapes and no data, and every tensor that
+it makes is counted for as long as it lives. Not in it: what the device's libraries take for themselves (a CUDA context, NCCL's
+buffers, convolution workspaces), and what an allocator loses between tensors. A compiled network keeps less than is counted here.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from semantica.conditioning import Conditioning
+from semantica.denoiser.sizes import PeakBytes
+from semantica.denoiser.uvit import DenoiserConfig, UViT
+from semantica.diffusion.schedule import ScheduleConfig
+from semantica.pairs.loader import Batch
+from semantica.planning.model import on_paper
+from semantica.training.compute import ComputeConfig, Recompute
+from semantica.training.parallel import StateBytes, state_bytes
+from semantica.training.recipe import TrainConfig
+from semantica.training.step import StepNoise, add_gradients
+
+_FLOAT = 4
+_ROOM = 0.92  # of a device's memory that a plan may fill: a context, workspaces and what the allocator loses need the rest [C]
+
+
+@dataclass(frozen=True)
+class TrainingMemory:
+    """Bytes of the device of a training worker. batches: the one that is computed with and those made ahead. rows: examples that
+    pass through the network at once. working: activations and passing tensors, and the gradients that are not in the state.
+    """
+
+    state: StateBytes
+    batches: int
+    working: int
+    rows: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.state.total + self.batches + self.working
+
+    def fits(self, device_bytes: float | int) -> bool:
+        """Whether a device of so many bytes can hold it, with room for what is not counted."""
+        return self.total <= _ROOM * device_bytes
+
+
+def training_memory(train: TrainConfig, world: int) -> TrainingMemory:
+    """What each of `world` workers needs. Workers that have a slot more than others are meant."""
+    slots = -(-train.batch_size // world)
+    parts = math.ceil(slots / (train.micro_batch_size or slots))
+    rows = -(-slots // parts)
+    state = state_bytes(train.denoiser, train.compute, world)
+    # In one part, gradients come as activations go. From the second part on they are there throughout; sharded ones are let go
+    # block by block.
+    together = parts == 1 and not (train.compute.is_sharded and world > 1)
+    working = _pass_bytes(train.denoiser, on_paper(train.compute), rows, together)
+    if together:
+        working -= state.weights  # as many as gradients, which are in the state
+    return TrainingMemory(state, (1 + train.prefetch) * slots * example_bytes(train.denoiser), working, rows)
+
+
+def example_bytes(denoiser: DenoiserConfig) -> int:
+    """Bytes of one example of a batch on the device: picture, noise, tokens and pooled embeddings, float32."""
+    pictures = 2 * 3 * denoiser.resolution_px**2
+    return _FLOAT * (pictures + denoiser.max_images * (denoiser.num_tokens * denoiser.token_dim + denoiser.pooled_dim))
+
+
+@lru_cache
+def _pass_bytes(denoiser: DenoiserConfig, compute: ComputeConfig, rows: int, with_gradients: bool) -> int:
+    """The most bytes that tensors made in one forward and backward pass take at once; inputs and weights are not in it."""
+    with FakeTensorMode():
+        network = compute.prepare(UViT(denoiser).train())
+        if not with_gradients:
+            for parameter in network.parameters():
+                parameter.register_post_accumulate_grad_hook(_let_go)  # type: ignore[no-untyped-call]
+        schedule = ScheduleConfig(resolution_px=denoiser.resolution_px)
+        recipe = TrainConfig(denoiser=denoiser, schedule=schedule, batch_size=rows, num_lanes=1, compute=compute)
+        batch, noise = _batch(denoiser, rows)
+        with PeakBytes() as counter:
+            add_gradients(network, batch, noise, 0, recipe)
+    return int(counter.peak)
+
+
+def _let_go(parameter: torch.Tensor) -> None:
+    parameter.grad = None
+
+
+def _batch(denoiser: DenoiserConfig, rows: int) -> tuple[Batch, StepNoise]:
+    side, images = denoiser.resolution_px, denoiser.max_images
+    tokens = torch.empty(rows, images, denoiser.num_tokens, denoiser.token_dim)
+    cond = Conditioning.of(tokens, torch.empty(rows, images, denoiser.pooled_dim))
+    x, never = torch.empty(rows, 3, side, side), torch.zeros(rows, dtype=torch.bool)
+    return Batch(x, cond, range(rows)), StepNoise(torch.empty(rows), torch.empty_like(x), never, never)
+
+
+@dataclass(frozen=True)
+class Change:
+    """Fields of the recipe that make it fit, as flags of jobs.train, and what a worker then needs."""
+
+    flags: str
+    memory: TrainingMemory
+
+
+def smaller(train: TrainConfig, world: int, device_bytes: float | int) -> Change | None:
+    """The mildest change with which a worker's memory fits into so many bytes; None when no change of these does.
+
+    In this order: fewer rows at once, which costs no arithmetic; blocks that are computed again; weights that are shared out.
+    """
+    slots = -(-train.batch_size // world)
+    kinds: list[tuple[str, Recompute]] = [(train.compute.parallel, r) for r in _more(train.compute.recompute)]
+    if world > 1 and not train.compute.is_sharded:
+        kinds += [("fsdp", r) for r in _more(train.compute.recompute)]
+    for parallel, recompute in kinds:
+        compute = replace(train.compute, recompute=recompute)
+        if parallel != compute.parallel:
+            compute = replace(compute, parallel="fsdp", shard_workers=None)
+        for rows in _halves(min(slots, train.micro_batch_size or slots)):
+            if _at_most(train, compute, world, rows) <= _ROOM * device_bytes:
+                micro = None if rows == slots else rows
+                memory = training_memory(replace(train, compute=compute, micro_batch_size=micro), world)
+                return Change(_flags(train, compute, micro), memory)
+    return None
+
+
+def _at_most(train: TrainConfig, compute: ComputeConfig, world: int, rows: int) -> int:
+    """No less than a worker needs with so many rows at once: what two rows need more than one, every further row does."""
+    one, two = (_pass_bytes(train.denoiser, on_paper(compute), number, False) for number in (1, 2))
+    batches = (1 + train.prefetch) * -(-train.batch_size // world) * example_bytes(train.denoiser)
+    return state_bytes(train.denoiser, compute, world).total + batches + one + (rows - 1) * (two - one)
+
+
+def _more(recompute: Recompute) -> tuple[Recompute, ...]:
+    """This much and more."""
+    order: tuple[Recompute, ...] = ("none", "transformer", "all")
+    return order[order.index(recompute) :]
+
+
+def _halves(rows: int) -> list[int]:
+    return [rows, *(_halves(rows // 2) if rows > 1 else [])]
+
+
+def _flags(train: TrainConfig, compute: ComputeConfig, micro: int | None) -> str:
+    changed = {
+        "micro-batch-size": (train.micro_batch_size, micro),
+        "compute.recompute": (train.compute.recompute, compute.recompute),
+        "compute.parallel": (train.compute.parallel, compute.parallel),
+    }
+    return " ".join(f"--train.{name} {new}" for name, (old, new) in changed.items() if new != old)

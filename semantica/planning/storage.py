@@ -1,0 +1,190 @@
+"""Bytes of every stage's files: the datasets, row by row, what stands beside them, and the checkpoints that a training keeps.
+
+In: how many pictures and pages there are, the bytes of a picture's row in the episodes (measured on a finished sample, or
+estimated), the widths of encoder and denoiser. Out: bytes. Pictures, embeddings, tokens and scores are stored as they are, so what
+they take is arithmetic; names, URLs and levels are compressed, and small beside them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from semantica.datasets import Manifest
+from semantica.denoiser.uvit import UViT
+from semantica.encoders.encode import EncodeConfig
+from semantica.episodes.ingest import IngestConfig
+from semantica.errors import ConfigError
+from semantica.planning.model import encoder_shape
+from semantica.shard_writer import MAX_GROUP_BYTES
+from semantica.training.recipe import TrainConfig
+from semantica.training.retention import kept
+
+_HALF, _FLOAT = 2, 4
+# Lossless WebP of real pictures at the effort ingest uses, per pixel: 31 KB at 256 px (measured: see episodes/images.py).
+_BYTES_PER_PIXEL = 31_000 / 256**2
+_PICTURE_NAMES = 45  # image_id and URL of a picture with its share of the page's names, compressed; an estimate without a sample
+# What Parquet adds, measured on files of the project's writer: levels that say where a list ends; a column chunk, its page headers
+# and its entry in the footer; of scores, an episode beside its numbers, a row group, and a file with its schema.
+_LEVELS, _CHUNK, _NUM_OLD_COLUMNS = 6, 125, 8
+_SCORE_ROW, _SCORE_GROUP, _SCORE_FILE = 20.1, 432, 770
+# JSON: a file in a manifest and in a receipt, a row group's number of rows on a line of its own, a row group of a selection without
+# its digits, the rest of a selection without those of its histogram, a number of a sum of embeddings.
+_ENTRY, _RECEIPT, _LINE, _SELECTED, _SELECTION, _NUMBER = 230, 330, 8, 28, 785, 18
+_BINS = 80
+_SAVED_TENSOR = 72  # type, shape and place of a tensor in the header of a safetensors file, beside its name
+
+
+@dataclass(frozen=True)
+class Split:
+    """Pictures and pages of one side of a corpus."""
+
+    num_images: float | int
+    num_pages: float | int
+
+    def grown(self, factor: float | int) -> Split:
+        """So many times as many of both."""
+        return Split(self.num_images * factor, self.num_pages * factor)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What is planned for. picture_bytes: a picture's share of the files of episodes. pairs_a_page: of a training page."""
+
+    train: Split
+    held_out: Split
+    pairs_a_page: float | int
+    picture_bytes: float | int
+    measured: bool = False
+
+    @property
+    def num_images(self) -> float:
+        """Pictures of both sides."""
+        return self.train.num_images + self.held_out.num_images
+
+
+def estimated(num_images: int, images_per_page: float | int, ingest: IngestConfig) -> Corpus:
+    """A corpus of pages of one size, with pictures of the bytes that real ones had at 256 px."""
+    share, pages = ingest.held_out_share, num_images / images_per_page
+    by_page = ingest.split_by == "page"
+    train = Split(num_images * (1 - share), pages * (1 - share if by_page else share < 1))
+    held_out = Split(num_images * share, pages * (share if by_page else share > 0))
+    shown = images_per_page if by_page else images_per_page * (1 - share)
+    picture = ingest.image.image_px**2 * _BYTES_PER_PIXEL + _PICTURE_NAMES
+    return Corpus(train, held_out, max(0.0, shown * (shown - 1) / 2), picture)
+
+
+def extrapolated(num_images: int, episodes: Manifest, ingest: IngestConfig, pairs_a_page: float | None = None) -> Corpus:
+    """A corpus like the sample that a finished ingest left: bytes of a picture and pictures of a page are the sample's.
+
+    pairs_a_page: of the sample's scores; None: as if all pages had the same size. Raises ConfigError when the sample is of another
+    size of pictures, or empty.
+    """
+    made, image_px = episodes.config["image"]["image_px"], ingest.image.image_px
+    if made != image_px:
+        raise ConfigError(
+            f"episodes: the sample's pictures have {made} px, the plan's {image_px}; pass the preset the sample was made with, "
+            f"or --ingest.image.image-px {made}"
+        )
+    counts = episodes.counts
+    sides = [Split(counts.get(f"num_{side}_images", 0), counts.get(f"num_{side}_episodes", 0)) for side in ("train", "held_out")]
+    num = sides[0].num_images + sides[1].num_images
+    if not sides[0].num_pages:
+        raise ConfigError("episodes: the sample has no page to train on; run jobs.ingest on a larger one")
+    size = sides[0].num_images / sides[0].num_pages
+    pairs = size * (size - 1) / 2 if pairs_a_page is None else pairs_a_page
+    files = sum(f.num_bytes for prefix in ("", "held_out") for f in episodes.shards(prefix))
+    train, held_out = (side.grown(num_images / num) for side in sides)
+    return Corpus(train, held_out, pairs, files / num, measured=True)
+
+
+@dataclass(frozen=True)
+class DatasetBytes:
+    """Bytes of each dataset's rows, and of manifests and receipts of all of them together; counts of files and row groups."""
+
+    episodes: float | int
+    encodings: float | int
+    scores: float | int
+    selection: float | int
+    bookkeeping: float | int
+    num_shards: int
+    num_row_groups: int
+    token_bytes: float | int
+    pooled_bytes: float | int
+
+    @property
+    def total(self) -> float:
+        """All of them."""
+        return self.episodes + self.encodings + self.scores + self.selection + self.bookkeeping
+
+
+def dataset_bytes(corpus: Corpus, encode: EncodeConfig, num_shards: int, *, rows_per_group: int = 64) -> DatasetBytes:
+    """What the datasets of a corpus take when it is cut into so many shards. rows_per_group: of the episodes."""
+    shape = encoder_shape(encode.encoder)
+    pooled = float(_HALF * shape.width)
+    tokens = pooled * shape.num_tokens(encode.encoder.image_px) if encode.store_tokens else 0.0
+    columns = 2 if tokens else 1
+    sides = [side for side in (corpus.train, corpus.held_out) if side.num_pages]
+    old = [_num_groups(side, num_shards, rows_per_group, corpus.picture_bytes) for side in sides]
+    new = [_num_groups(side, num_shards, encode.rows_per_group, corpus.picture_bytes + pooled + tokens) for side in sides]
+    # The columns of the episodes are cut into other row groups than before; the new ones bring theirs.
+    chunks = columns * sum(new) + _NUM_OLD_COLUMNS * (sum(new) - sum(old))
+    groups = new[0]
+    levels = min(3.1, corpus.pairs_a_page / 6)  # of a list of numbers: a bit each, until a run is told by its length
+    scores = corpus.train.num_pages * (_SCORE_ROW + 2 * (levels + _FLOAT * corpus.pairs_a_page))
+    num_pairs = corpus.train.num_pages * corpus.pairs_a_page
+    draws = corpus.train.num_images / groups
+    selected = _SELECTED + _digits(num_shards) + _digits(groups / num_shards) + len(str(round(draws)))
+    receipts = num_shards * (_RECEIPT * 3 + len(sides) * (_RECEIPT + _NUMBER * shape.width))
+    manifests = num_shards * _ENTRY * (2 * (len(sides) + 1) + 1) + _LINE * (sum(old) + sum(new) + groups)
+    return DatasetBytes(
+        episodes=corpus.num_images * corpus.picture_bytes,
+        encodings=corpus.num_images * (corpus.picture_bytes + pooled + tokens + columns * _LEVELS) + chunks * _CHUNK,
+        scores=scores + groups * _SCORE_GROUP + num_shards * _SCORE_FILE,
+        selection=groups * selected + _SELECTION + _BINS * (1 + math.log10(1 + num_pairs / _BINS)),
+        bookkeeping=receipts + manifests,
+        num_shards=num_shards,
+        num_row_groups=groups,
+        token_bytes=tokens,
+        pooled_bytes=pooled,
+    )
+
+
+def _num_groups(side: Split, num_shards: int, rows_per_group: int, image_bytes: float | int) -> int:
+    """Row groups of all files of one side: a group ends at so many pages, or with the one that takes it over 64 MiB."""
+    pages = side.num_pages / num_shards
+    by_size = MAX_GROUP_BYTES / (image_bytes * side.num_images / side.num_pages) + 0.5
+    return num_shards * max(1, math.ceil(pages / min(rows_per_group, max(1.0, by_size)) - 1e-9))
+
+
+def _digits(num: float | int) -> float:
+    """The digits that a number below num has on average."""
+    whole = max(1, round(num))
+    return sum(len(str(n)) for n in range(0, whole, -(-whole // 1000))) / len(range(0, whole, -(-whole // 1000)))
+
+
+@dataclass(frozen=True)
+class CheckpointBytes:
+    """each: of one checkpoint; num_kept: how many stay on the disk at most, with the model that the stage leaves."""
+
+    each: int
+    num_kept: int
+
+    @property
+    def total(self) -> int:
+        """All that are kept, and one that is being written."""
+        return self.each * (self.num_kept + 1)
+
+
+def checkpoint_bytes(train: TrainConfig) -> CheckpointBytes:
+    """What a training leaves: weights, EMA and Adam's moments in float32 with their headers, and the recipe."""
+    with torch.device("meta"):
+        named = {name: p.numel() for name, p in UViT(train.denoiser).named_parameters()}
+    weights = _FLOAT * sum(named.values())
+    headers = sum(4 * (len(name) + _SAVED_TENSOR) + 2 * len("exp_avg_sq/") for name in named)
+    provenance = 30 * train.denoiser.pooled_dim  # the corpus mean, written out
+    steps = range(train.checkpoint_every, train.num_steps + 1, train.checkpoint_every)
+    stay = kept(dict.fromkeys([*steps, train.num_steps]), train.keep)
+    return CheckpointBytes(4 * weights + headers + provenance, len(stay) + min(train.keep.best, len(steps)) + 1)
