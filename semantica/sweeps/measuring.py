@@ -128,7 +128,9 @@ class TrialMeasurer:
         self.settings, self.config, self.held_out, self.device = settings, config, held_out, device
         self.extractor = load_extractor(settings.extractor, measured_by, device)
         if self.extractor.identity.to_dict() != dict(held_out.extractor):
-            raise DataError(f"sweep: {self.extractor.identity.title} is another network than at the sweep's start; begin a new sweep")
+            raise DataError(
+                f"sweep: {self.extractor.identity.title} is another network than at the sweep's start; begin a new sweep"
+            )
         self.reference: Reference = read_reference(references, held_out.reference)
         self.places = pictures_in(encodings, HELD_OUT)[0]
         self.conditions = Conditions(encodings, tokens_of)

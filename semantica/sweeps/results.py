@@ -19,10 +19,12 @@ from typing import Any, Literal
 
 from semantica.datasets import MANIFEST
 from semantica.errors import DataError
+from semantica.pairs.selection import BandConfig
 from semantica.storage import write_atomically
 from semantica.sweeps.space import Drawn, Setting, Settings
 
 TRIALS, TRIAL, FIGURES, ENDED, TRAINING = "trials", "trial.json", "figures", "ended.json", "training"
+SELECTIONS = "selections"
 Status = Literal["finished", "stopped", "diverged", "unfinished"]
 
 
@@ -87,7 +89,14 @@ def trial_folder(out: Path, name: str) -> Path:
     return out / TRIALS / name
 
 
-def begin(out: Path, index: int, name: str, drawn: Mapping[str, Setting], settings: Settings, steps: Sequence[int], flops: float) -> None:
+def selection_folder(out: Path, encoder: str, band: BandConfig) -> Path:
+    """Where the view of this band over the scores of this encoder is: one for all trials that have it."""
+    return out / SELECTIONS / f"{encoder}-{band.score}-{band.low:.6g}_{band.high:.6g}"
+
+
+def begin(
+    out: Path, index: int, name: str, drawn: Mapping[str, Setting], settings: Settings, steps: Sequence[int], flops: float
+) -> None:
     """Write down what a trial is, before it begins."""
     about = {"index": index, "name": name, "drawn": dict(drawn), "settings": settings, "steps": list(steps), "flops": flops}
     write_atomically(trial_folder(out, name) / TRIAL, json.dumps(about, indent=1).encode())
