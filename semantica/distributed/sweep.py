@@ -209,7 +209,7 @@ def _tune(config: SweepConfig, search: Search, shared: Shared, cluster: ClusterC
     shutil.rmtree(out / _TUNE, ignore_errors=True)
     progress = _Progress(out, config.measure.num_points, search.total)
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # no copies of the figures in formats nobody asked for
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_SYNCER", "1")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # which prints a header whatever verbose says
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(run_trial, ray.tune.PlacementGroupFactory([_DRIVER])),
         tune_config=ray.tune.TuneConfig(
