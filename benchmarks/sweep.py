@@ -1,8 +1,9 @@
 """python -m benchmarks.sweep [--run runs/quickstart]: do early figures rank the final ones, and what does stopping early save?
 
-On the encodings and scores of `make demo`: a full grid of 12 trials of a small denoiser (patching × learning rate × band), and the same
-grid under ASHA, both by `semantica.distributed.sweep`. Stopped, it goes on with the same command. Recorded: Spearman's correlation of the
-figures at each point with the final ones, and the share of the full grid's training FLOPs that ASHA spent, with the trial it found.
+On the encodings and scores of `make demo`: a full grid of 12 trials of a small denoiser (patching × learning rate × band), and the
+same grid under ASHA, both by `semantica.distributed.sweep`. Stopped, it goes on with the same command. Recorded: Spearman's
+correlation of the figures at each point with the final ones, and the share of the full grid's training FLOPs that ASHA spent, with the
+trial it found.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ TARGET = 0.35
 RATES = (5e-4, 2e-3, 8e-3)
 NUM_ORDERS = 200  # in which the grid might have been tried
 
-# A denoiser that 2 cores train 12 times in minutes. The rate is constant after the warm-up, as in the paper: a figure on the way is what
-# a shorter training would have given.
+# A denoiser that 2 cores train 12 times in minutes. The rate is constant after the warm-up, as in the paper: a figure on the way is
+# what a shorter training would have given.
 SMALL = {
     "denoiser.patch_px": 2,
     "denoiser.stages": [

@@ -1,4 +1,4 @@
-"""What `python -m tune.sweep` sweeps unless told otherwise: the settings of Fig. 2 of the paper, around a preset; and its inputs by name."""
+"""What `python -m tune.sweep` sweeps unless told otherwise, the settings of Fig. 2 of the paper around a preset; its inputs by name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from semantica.sweeps.space import SpaceConfig
 
 
 def fig2(preset: PipelineConfig) -> SpaceConfig:
-    """Patching or none × the preset's rate or twice that × its band or all pairs × cross-attention or FiLM: 16 trials an encoder."""
+    """Patching × the preset's rate and twice that × its band and all pairs × cross-attention and FiLM: 16 trials an encoder."""
     rate, band = preset.train.optimizer.learning_rate, preset.band
     return SpaceConfig(
         patching=("2x2", "none"),

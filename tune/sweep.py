@@ -1,4 +1,4 @@
-"""python -m tune.sweep: encodings + scores -> trials of patching, learning rate, band and conditioning, and which of them is best."""
+"""python -m tune.sweep: encodings + scores -> trials of patching, learning rate, band, conditioning, and which of them is best."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tune.spaces import places, sections
 
 @config
 class SweepJob:
-    """encodings: NAME=PATH or PATH of outputs of jobs.encode, one for each encoder; the first encoder measures. out: the sweep's folder.
+    """encodings: NAME=PATH or PATH of outputs of jobs.encode, one an encoder; the first one measures. out: the sweep's folder.
 
     scores: those of each encodings, in the same order or by name; where none are given, the folder "scores" beside each.
     resume: go on with the sweep that was begun in --out, with its own settings; nothing but --out and where it runs is read.

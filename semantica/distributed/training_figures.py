@@ -80,7 +80,7 @@ class Points:
         self._since = time.monotonic() if is_new else None
 
     def measure(self, step: int, network: UViT, ema: Ema) -> None:
-        """Measure after this step, but for what is on the disk, and report. Every worker calls it; the others wait for the first."""
+        """Measure after this step, unless its figure is on the disk, and report. All workers call it and wait for the first."""
         if self.watch is None:
             return
         point = self.watch.steps.index(step) + 1

@@ -1,7 +1,7 @@
 """The figure of a trial: the Fréchet distance of samples of its EMA weights from held-out pictures, in fixed features.
 
-In: weights in training, and a `HeldOut`, chosen once a sweep: the conditioning images, and where the statistics of the real pictures
-are. Out: the distance, and a picture of some samples. Conditions and noise are the same for all trials and points, so that
+In: weights in training, and a `HeldOut`, chosen once a sweep: the conditioning images, and where the statistics of the real
+pictures are. Out: the distance, and a picture of some samples. Conditions and noise are the same for all trials and points, so that
 figures differ by the weights alone.
 """
 
@@ -75,7 +75,7 @@ def held_out_pictures(encodings: Sequence[Location]) -> dict[str, SetPicture]:
 def make_held_out(
     settings: MeasureConfig, encodings: Sequence[Location], resolution_px: int, references: Location, device: torch.device | str
 ) -> HeldOut:
-    """Choose the conditioning images, and compute the statistics of the real pictures, at the model's size, where there are none."""
+    """The conditioning images, and the statistics of the real pictures at the model's size, computed where there are none."""
     pictures = held_out_pictures(encodings)
     ordered = [c.image_id for c in choose_conditions([p.candidate for p in pictures.values()], len(pictures), settings.seed)]
     reference = ordered[: settings.num_reference]

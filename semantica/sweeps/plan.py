@@ -1,4 +1,4 @@
-"""A sweep as a user asked for it: what it is of, and its settings; kept in its folder, so that it can be gone on with by name alone."""
+"""A sweep as a user asked for it: what it is of, and its settings. Kept in its folder, so that `--resume` needs no more than that."""
 
 from __future__ import annotations
 

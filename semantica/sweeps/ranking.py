@@ -1,7 +1,7 @@
 """What a sweep says: which trial wins, how well early figures rank the final ones, and what stopping early costs and saves.
 
-The paper sees a "consistent ranking of ablations throughout training"; early stopping rests on it, so it is measured here: Spearman's
-rank correlation of the figures at each point with the final ones. Costs are training FLOPs, forward and backward.
+The paper sees a "consistent ranking of ablations throughout training"; early stopping rests on it, so it is measured here by
+Spearman's rank correlation of the figures at each point with the final ones. Costs are training FLOPs, forward and backward.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def _final(result: Result) -> float:
 
 
 def rank_correlations(curves: Sequence[Sequence[float]]) -> list[float]:
-    """Spearman's correlation, over trials, of the figures at each point but the last with those at the last. NaN where all are equal.
+    """Spearman's correlation, over trials, of the figures at each point but the last with those at the last. NaN: all are equal.
 
     Ties take the mean of their ranks. Below two trials there is none: the list is empty.
     """

@@ -222,8 +222,8 @@ def _ranks(finished: Sequence[Result]) -> list[Table]:
     steps = whole[0].steps
     rows: list[list[Value]] = [[f"{i}/{len(steps)}", steps[i - 1], rho if rho == rho else None] for i, rho in enumerate(found, 1)]
     caption = (
-        f"Spearman's rank correlation of the figures at each point with the final ones, over the {len(whole)} trials that came to the "
-        "end. Early stopping rests on it being high; where trials were stopped, the worst are not among these."
+        f"Spearman's rank correlation of the figures at each point with the final ones, over the {len(whole)} trials that came to "
+        "the end. Early stopping rests on it being high; where trials were stopped, the worst are not among these."
     )
     return [
         Table(
@@ -239,6 +239,6 @@ def _samples(out: Path, result: Result, protocol: Protocol) -> Grid:
         title=f"{result.name}, step {step}",
         png=path.read_bytes(),
         alt=f"rows of a held-out conditioning image and a sample of trial {result.name} at step {step}",
-        caption="Left: a held-out conditioning image. Right: a sample of the EMA weights. The same conditions and noise in all trials.",
+        caption="Left: a held-out conditioning image. Right: a sample of the EMA weights. Conditions and noise are those of all trials.",
         protocol=protocol,
     )

@@ -29,8 +29,8 @@ _RANGES = ("learning_rate_range", "band_low_range", "band_high_range")
 class SpaceConfig:
     """What is swept; what is left empty keeps the preset's own value. The encoders are those of --encodings.
 
-    band: (low, high) of each. A range takes the place of the list of the same name, for random and optuna: of the learning rate by its
-    logarithm, of the band's two sides each on its own.
+    band: (low, high) of each. A range takes the place of the list of the same name, for random and optuna: of the learning rate by
+    its logarithm, of the band's two sides each on its own.
     """
 
     patching: tuple[Literal["2x2", "none"], ...] = ("2x2", "none")
@@ -56,7 +56,7 @@ class SpaceConfig:
         sides = [side for side in (self.band_low_range, self.band_high_range) if side is not None]
         require(len(sides) != 1, "space.band_low_range", "given with band_high_range, or neither", sides)
         if self.band_low_range and self.band_high_range:
-            inside = -1 <= self.band_low_range[0] and self.band_high_range[1] <= 1
+            inside = self.band_low_range[0] >= -1 and self.band_high_range[1] <= 1
             apart = self.band_low_range[1] < self.band_high_range[0]
             require(inside and apart, "space.band_high_range", "in [-1, 1] and above band_low_range", sides)
         require(not (rate and self.learning_rate), "space.learning_rate", "empty where a range is given", self.learning_rate)

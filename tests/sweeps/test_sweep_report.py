@@ -8,6 +8,7 @@ from selectolax.lexbor import LexborHTMLParser
 
 from semantica.config import _over_defaults, from_args, read_yaml, to_dict
 from semantica.metrics.grids import grid_png
+from semantica.metrics.protocol import Protocol
 from semantica.metrics.report import render, to_json
 from semantica.presets import preset
 from semantica.sweeps.measuring import HeldOut
@@ -45,7 +46,7 @@ def test_panels_hold_the_other_settings_at_the_best_trials(grid):
 
 def test_a_panel_with_one_value_says_so_and_others_do_not(grid):
     best = min(grid, key=lambda result: result.final)
-    captions = {panel.title: panel_curve(panel, grid, best, "FD", "").caption for panel in PANELS}
+    captions = {panel.title: panel_curve(panel, grid, best, "FD", Protocol()).caption for panel in PANELS}
     assert "Nothing is compared here: only a, film was tried." in captions["Encoder × conditioning"]
     assert not any("Nothing is compared" in captions[title] for title in ("Band", "Patching × learning rate"))
 
@@ -53,7 +54,7 @@ def test_a_panel_with_one_value_says_so_and_others_do_not(grid):
 def test_a_line_of_another_setting_is_marked(made):
     best = made(0, [9, 8, 7, 6])
     other = made(1, [9, 8, 7, 6.5], band_low=-1.0, band_high=1.0, learning_rate=5e-3)
-    curve = panel_curve(BY_TITLE["Band"], [best, other], best, "FD", "")
+    curve = panel_curve(BY_TITLE["Band"], [best, other], best, "FD", Protocol())
     assert set(curve.series) == {"0.3 to 0.9", "-1 to 1 *"}
     assert "*: no such trial was made; this one differs in learning_rate (-1 to 1 *)." in curve.caption
 
