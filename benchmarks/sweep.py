@@ -2,8 +2,8 @@
 
 On the encodings and scores of `make demo`: a full grid of 12 trials of a small denoiser (patching × learning rate × band), and the
 same grid under ASHA, both by `semantica.distributed.sweep`. Stopped, it goes on with the same command. Recorded: Spearman's
-correlation of the figures at each point with the final ones, and the share of the full grid's training FLOPs that ASHA spent, with the
-trial it found.
+correlation of the figures at each point with the final ones, and the share of the full grid's training FLOPs that ASHA spent, with
+the trial it found.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What `python -m tune.sweep` sweeps unless told otherwise, the settings of Fig. 2 of the paper around a preset; its inputs by name."""
+"""What `python -m tune.sweep` sweeps unless told otherwise, Fig. 2 of the paper around a preset; and its inputs by name."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A sweep: Ray Tune over real Ray Train runs, each the training of jobs.train, all on the same encodings; a band is a view.
 
-In: encodings and scores, the settings of a sweep. Out: a folder with a figure for each trial and point, sweep.html, and the winner's
-configuration. Tune's own records are thrown away: whatever is killed, the same command goes on from the files of the trials
+In: encodings and scores, the settings of a sweep. Out: a folder with a figure for each trial and point, sweep.html, and the
+winner's configuration. Tune's own records are thrown away: whatever is killed, the same command goes on from the files of the trials
 (`semantica.sweeps.results`) and the checkpoints of their trainings, and each figure is measured once.
 """
 
@@ -43,8 +43,8 @@ from semantica.sweeps.space import Swept, configured, settings_of, trial_name
 from semantica.tracking import Place, resolve_uri, send_what_is_left
 
 _TUNE = "ray"  # folder of Tune's own records
-# The driver of a trial holds no CPU: all are for workers, and no trials wait for each other. It is on the head's machine, which outlives
-# those that come and go; every head has one of this resource.
+# The driver of a trial holds no CPU: all are for workers, and no trials wait for each other. It is on the head's machine, which
+# outlives those that come and go; every head has one of this resource.
 _DRIVER = {"node:__internal_head__": 0.0001}
 
 

@@ -1,4 +1,4 @@
-"""A sweep as a user asked for it: what it is of, and its settings. Kept in its folder, so that `--resume` needs no more than that."""
+"""A sweep as a user asked for it: what it is of, and its settings. Kept in its folder, so that `--resume` needs nothing else."""
 
 from __future__ import annotations
 

@@ -179,7 +179,7 @@ def panel_curve(panel: Panel, results: Sequence[Result], best: Result, name: str
 
 
 def _said(marked: Mapping[str, str], differing: Mapping[str, Sequence[str]]) -> list[str]:
-    return [f"{', '.join(names)} ({line})" for line, names in differing.items() if names]
+    return [f"{', '.join(names)} ({marked[line]})" for line, names in differing.items() if names]
 
 
 def _table(results: Sequence[Result], protocol: Protocol) -> Table:
@@ -239,6 +239,6 @@ def _samples(out: Path, result: Result, protocol: Protocol) -> Grid:
         title=f"{result.name}, step {step}",
         png=path.read_bytes(),
         alt=f"rows of a held-out conditioning image and a sample of trial {result.name} at step {step}",
-        caption="Left: a held-out conditioning image. Right: a sample of the EMA weights. Conditions and noise are those of all trials.",
+        caption="Left: a held-out conditioning image. Right: a sample of the EMA weights. All trials have these conditions and noise.",
         protocol=protocol,
     )

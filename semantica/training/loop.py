@@ -36,7 +36,7 @@ class Order(IntEnum):
 @dataclass(frozen=True)
 class Hooks:
     """What happens outside, on every worker: on_report every log_every steps, on_samples(step, network, ema) every sample_every and
-    on_checkpoint(state) every checkpoint_every steps, and all of them at the end. on_point(step, network, ema) comes after the steps
+    on_checkpoint(state) every checkpoint_every steps, and all of them at the end. on_point(step, network, ema) comes after those
     of `points`, before a checkpoint of that step: who goes on from there finds the point done.
 
     The state lives: what is to be kept of it is copied before on_checkpoint comes back (`Saver.save` does). on_samples leaves the
