@@ -1,7 +1,7 @@
 """A sweep: Ray Tune over real Ray Train runs, each the training of jobs.train, all on the same encodings; a band is a view.
 
 In: encodings and scores, the settings of a sweep. Out: a folder with a figure for each trial and point, sweep.html, and the
-winner's configuration. Tune's own records are thrown away: whatever is killed, the same command goes on from the files of the trials
+winner's configuration. Tune's own records are thrown away: whatever is killed, the same command goes on from its trials' files
 (`semantica.sweeps.results`) and the checkpoints of their trainings, and each figure is measured once.
 """
 

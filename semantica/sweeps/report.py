@@ -239,6 +239,6 @@ def _samples(out: Path, result: Result, protocol: Protocol) -> Grid:
         title=f"{result.name}, step {step}",
         png=path.read_bytes(),
         alt=f"rows of a held-out conditioning image and a sample of trial {result.name} at step {step}",
-        caption="Left: a held-out conditioning image. Right: a sample of the EMA weights. All trials have these conditions and noise.",
+        caption="Left: a held-out conditioning image. Right: a sample of the EMA weights. Conditions and noise are fixed.",
         protocol=protocol,
     )
