@@ -23,6 +23,7 @@ from semantica.distributed.sweep import sweep
 from semantica.distributed.train import MODEL
 from semantica.errors import DataError
 from semantica.runtime import Runtime
+from semantica.sweeps.measuring import HeldOut, TrialMeasurer
 from semantica.sweeps.plan import SweepPlan, begun
 from semantica.sweeps.ranking import simulated_asha, winner
 from semantica.sweeps.results import Result, read_results
@@ -151,6 +152,21 @@ def test_each_figure_is_measured_once_and_is_what_mlflow_shows(swept: Swept) -> 
         finals = client.get_metric_history(run.info.run_id, "frechet_final")
         assert [m.value for m in finals] == ([result.final] if result.status == "finished" else [])
     assert {a.path for a in client.list_artifacts(parent.info.run_id)} >= {"sweep.html", "sweep.json", "best.yaml"}
+
+
+def test_the_last_figure_is_that_of_the_model_that_is_kept(swept: Swept, small_run: SmallRun) -> None:
+    best = winner(swept.results)
+    assert best is not None
+    checkpoint = open_checkpoint(swept.out / "trials" / best.name / "training" / MODEL)
+    encodings = small_run.out / "encodings"
+    measurer = TrialMeasurer(
+        swept.plan.sweep.measure, checkpoint.config, HeldOut.read(swept.out / "held_out.json"), swept.out / "references",
+        encodings=encodings, measured_by=encodings, tokens_of=None, device="cpu",
+    )  # fmt: skip
+    frechet, png = measurer.measure(dict(checkpoint.network(ema=True).named_parameters()))
+    assert frechet == pytest.approx(best.final, rel=1e-3)  # of another process: threads sum in another order
+    assert png[:4] == b"\x89PNG"
+    assert len(measurer.held_out.conditions) == len(set(measurer.held_out.conditions)) == best.figures[0].num_samples
 
 
 def test_the_winners_file_trains_the_winner_again(swept: Swept, tmp_path: Path) -> None:

@@ -113,8 +113,7 @@ def test_a_killed_and_a_stopped_sweep_end_as_one_that_nothing_happened_to(small_
 
 
 def test_resuming_what_was_not_begun_is_refused_with_one_line(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "tune.sweep", "--out", str(tmp_path / "no"), "--resume"], cwd=ROOT, capture_output=True, text=True, check=False
-    )  # fmt: skip
+    command = [sys.executable, "-m", "tune.sweep", "--out", str(tmp_path / "no"), "--resume"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.strip() == f"error: --resume: no sweep was begun in {tmp_path}/no; leave --resume out to begin one"
