@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -42,6 +43,7 @@ from semantica.sweeps.settings import MeasureConfig, SweepConfig
 from semantica.sweeps.space import Swept, configured, settings_of, trial_name
 from semantica.tracking import Place, resolve_uri, send_what_is_left
 
+_ENDING_S = 15.0  # that processes of stopped trials may take to end [C]
 _TUNE = "ray"  # folder of Tune's own records
 # The driver of a trial holds no CPU: all are for workers, and no trials wait for each other. It is on the head's machine, which
 # outlives those that come and go; every head has one of this resource.
@@ -280,9 +282,13 @@ def _make_held_out(shared: Shared, resolution_px: int) -> None:
 
 def _end_tracking(results: list[Result], out: Path, runtime: Runtime) -> None:
     """Send what stopped trials left: their processes were ended in the middle."""
+    deadline = time.monotonic() + _ENDING_S
     for result in results:
         place = Place.beside(trial_folder(out, result.name) / TRAINING, runtime.tracking)
         send_what_is_left(place.root, seconds=runtime.tracking.flush_s)
+        while place.root.is_dir() and time.monotonic() < deadline:  # its process, which has it, ends in this moment
+            time.sleep(0.5)
+            send_what_is_left(place.root, seconds=runtime.tracking.flush_s)
 
 
 def _check_ended(results: list[Result], errors: Mapping[str, str], total: int) -> None:

@@ -29,7 +29,7 @@ from semantica.sweeps.space import Setting, Swept, configured
 from semantica.tracking import git_commit
 
 PAGE, REPORT, BEST, HELD_OUT_FILE = "sweep.html", "sweep.json", "best.yaml", "held_out.json"
-_SHOWN = 12  # trials whose samples the page shows, the best ones
+_SHOWN = 1  # trials whose samples the page shows, the best; those of all are in MLflow
 
 
 @dataclass(frozen=True)
