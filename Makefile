@@ -6,6 +6,7 @@
 # make test-chaos  the long fault tests: workers, nodes and drivers killed in every stage
 # make bench  the time of each stage and of a Fréchet distance into benchmarks/results/; make bench-data  the data plane against its peers
 # make bench-training  the loader against its peers, and checkpoints; make bench-orderings  the paper's orderings, after make demo (hours; goes on when stopped)
+# make bench-sweep  do early figures of a sweep rank the final ones, and what does stopping early save (after make demo)
 # Everything runs in .venv, which the first target makes. Another Python: make PYTHON=python3.12 demo
 
 PYTHON ?= python3
@@ -15,7 +16,7 @@ INSTALLED := $(VENV)/.installed
 VENV_TPU ?= .venv-tpu
 TPU_INSTALLED := $(VENV_TPU)/.installed
 
-.PHONY: demo demo-html test test-tpu test-chaos fuzz check format bench bench-data bench-denoiser bench-training bench-orderings clean
+.PHONY: demo demo-html test test-tpu test-chaos fuzz check format bench bench-data bench-denoiser bench-training bench-orderings bench-sweep clean
 
 demo: $(INSTALLED)
 	@$(BIN)/python -m jobs.quickstart
@@ -70,6 +71,9 @@ bench-training: $(INSTALLED)
 
 bench-orderings: $(INSTALLED)
 	$(BIN)/python -m benchmarks.orderings
+
+bench-sweep: $(INSTALLED)
+	$(BIN)/python -m benchmarks.sweep
 
 clean:
 	rm -rf $(VENV) $(VENV_TPU) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from benchmarks.verdicts import Comparison, Ordering, Place
-from semantica.denoiser.uvit import DenoiserConfig, StageConfig
+from semantica.denoiser.patching import shapes
 from semantica.metrics.paper import ORDERINGS as PAPER_ORDERINGS
 from semantica.presets import PipelineConfig
 from semantica.training.recipe import TrainConfig
@@ -137,14 +137,6 @@ ORDERINGS: tuple[Ordering, ...] = (
         caveat="its own domain: no claim of the paper's, the counterpart of the label-grouped model's",
     ),
 )
-
-
-def shapes(denoiser: DenoiserConfig) -> tuple[DenoiserConfig, DenoiserConfig]:
-    """(with 2×2 patching, without): the preset's own shape is one of the two, and the other differs by the finest stage."""
-    if denoiser.patch_px == 1:
-        return replace(denoiser, patch_px=2, stages=denoiser.stages[1:]), denoiser
-    finest = StageConfig(channels=denoiser.stages[0].channels, num_blocks=2, kind="conv")
-    return denoiser, replace(denoiser, patch_px=1, stages=(finest, *denoiser.stages))
 
 
 def train_config(

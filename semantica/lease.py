@@ -88,6 +88,12 @@ def held(folder: Location, what: str) -> Iterator[None]:
         path.unlink(missing_ok=True)
 
 
+def is_held(folder: Location) -> bool:
+    """Whether a living process holds `folder`, as far as this machine sees."""
+    owners = [_read(path) for path in _leases(folder.parent, f".{folder.name}.lease-")]
+    return any(owner is not None and not owner.is_gone() for owner in owners)
+
+
 def _acquire(folder: Location, what: str) -> Location:
     prefix = f".{folder.name}.lease-"
     number = 0

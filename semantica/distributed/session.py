@@ -87,15 +87,20 @@ class StageSession:
 
 
 @contextmanager
-def stage_session(name: str, stage: StageOutput, runtime: Runtime, parent: Run | None) -> Iterator[StageSession]:
-    """Open the output, Ray and an MLflow run for a stage; print one line at its end. Users' errors come out of Ray unwrapped."""
+def stage_session(
+    name: str, stage: StageOutput, runtime: Runtime, parent: Run | None, *, title: str = ""
+) -> Iterator[StageSession]:
+    """Open the output, Ray and an MLflow run for a stage; print one line at its end. Users' errors come out of Ray unwrapped.
+
+    title: what the run is called in MLflow; "": as the stage.
+    """
     check_absolute_when_submitted(stage.folder)
     done = stage.finished()
     if done is None:
         with stage.held():
             done = stage.open(fresh=runtime.fresh)  # again: another process may have finished it a moment ago
             if done is None:
-                yield from _work(name, stage, runtime, parent)
+                yield from _work(name, stage, runtime, parent, title or name)
                 return
     say(f"{name:<9} already done: {_shown(stage.folder)}")
     if runtime.tracking.uri != "off":
@@ -127,7 +132,7 @@ def parent_run(name: str, out: Path, runtime: Runtime, *, work: str, done: bool 
         yield parent, runtime
 
 
-def _work(name: str, stage: StageOutput, runtime: Runtime, parent: Run | None) -> Iterator[StageSession]:
+def _work(name: str, stage: StageOutput, runtime: Runtime, parent: Run | None, title: str) -> Iterator[StageSession]:
     database = stage.folder.parent if isinstance(stage.folder, Path) else Path.cwd()  # SQLite needs a disk
     tracking = runtime.tracking
     uri = parent.uri if parent and parent.folder else resolve_uri(tracking, database)
@@ -135,7 +140,7 @@ def _work(name: str, stage: StageOutput, runtime: Runtime, parent: Run | None) -
     tags = {"semantica.config_hash": config_hash(dict(stage.config))}
     tags |= {f"semantica.inputs.{kind}": manifest for kind, manifest in stage.inputs.items()}
     started = time.monotonic()
-    run_of_stage = start_run(uri, tracking.experiment, name, parent=parent, tags=tags, place=place, tracking=tracking)
+    run_of_stage = start_run(uri, tracking.experiment, title, parent=parent, tags=tags, place=place, tracking=tracking)
     with ray_session(runtime.cluster), run_of_stage as run:
         run.params({**stage.config, "inputs": dict(stage.inputs)})
         run.tags({"cluster": to_dict(runtime.cluster)})  # the next start of the same run may be given another one

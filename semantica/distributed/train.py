@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import ray
 import ray.train
 import ray.train.torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.v2.api.callback import UserCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from semantica.config import to_dict
@@ -18,6 +20,7 @@ from semantica.datasets import Manifest, StageOutput, read_manifest
 from semantica.distributed.session import check_resources, stage_session
 from semantica.distributed.training_control import Control
 from semantica.distributed.training_elastic import ElasticTrainer
+from semantica.distributed.training_figures import Trial
 from semantica.distributed.training_guard import Groups, Guard, run_until_asked
 from semantica.distributed.training_history import HISTORY, JOURNAL, complete_history
 from semantica.distributed.training_reports import Follower, Mailbox
@@ -46,8 +49,11 @@ def train(
     out: Path,
     runtime: Runtime,
     parent: Run | None = None,
+    trial: Trial | None = None,
 ) -> Manifest:
     """Train on the pairs of `selection` and put the checkpoint in `out`/model. Returns the stage's manifest.
+
+    trial: of which sweep this training is a part, and what is measured on the way.
 
     Raises Stopped when Ctrl-C or SIGTERM asked for it: called again, it goes on. A second signal raises KeyboardInterrupt.
     """
@@ -65,9 +71,11 @@ def train(
     training_loader(config, encodings, selection, world=runtime.cluster.num_workers, max_open_bytes=open_bytes, tokens_of=tokens_of)
     folder = out.absolute()
     stage = StageOutput(folder, "checkpoint", _identity(config), {"encodings": source.hash, "selection": chosen.hash})
-    with stage_session("train", stage, runtime, parent) as session:
+    with stage_session("train", stage, runtime, parent, title=trial.name if trial else "") as session:
         if session.done is not None:
             return session.done
+        if trial:
+            session.run.params(trial.settings)
         provenance = Provenance(
             encoder={"identity": source.facts["encoder"], "config": source.config["encoder"]},
             encodings=source.hash,
@@ -88,12 +96,14 @@ def train(
             "mailbox": _beside_the_driver(Mailbox),
             "control": _beside_the_driver(Control),
             "run": session.run,
+            "trial": trial.watch if trial else None,
         }
         fewest = replace(runtime.cluster, num_workers=runtime.cluster.min_workers or runtime.cluster.num_workers)
         check_resources(fewest, gpus=float(fewest.num_workers if fewest.use_gpu else 0))
         complete_history(folder)  # with what the driver before, if it was killed, did not come to write
         with Follower(job["mailbox"], session.run, config), Guard(job["control"], runtime.cluster.stall_s):
-            ended = run_until_asked(_trainer(job, config, runtime.cluster, folder).fit, job["control"])
+            callbacks = trial.callbacks if trial else ()
+            ended = run_until_asked(_trainer(job, config, runtime.cluster, folder, callbacks).fit, job["control"])
         history = complete_history(folder)
         if reason := ray.get(job["mailbox"].why_stopped.remote()):
             raise NonFiniteError(reason)
@@ -155,7 +165,9 @@ def _stopped(step: int | None, config: TrainConfig, folder: Path) -> str:
     return f"train: stopped as asked, saved at step {step} of {config.num_steps}; the same command goes on from there"
 
 
-def _trainer(job: dict[str, Any], config: TrainConfig, cluster: ClusterConfig, out: Path) -> ray.train.torch.TorchTrainer:
+def _trainer(
+    job: dict[str, Any], config: TrainConfig, cluster: ClusterConfig, out: Path, callbacks: Sequence[UserCallback]
+) -> ray.train.torch.TorchTrainer:
     resources = {"CPU": cluster.cpus_per_worker, **({"GPU": 1.0} if cluster.use_gpu else {})}
     elastic = cluster.min_workers is not None
     scaling = ScalingConfig(
@@ -179,7 +191,7 @@ def _trainer(job: dict[str, Any], config: TrainConfig, cluster: ClusterConfig, o
             name="ray",
             storage_path=str(out),
             failure_config=FailureConfig(max_failures=cluster.max_failures, controller_failure_limit=cluster.max_failures),
-            callbacks=[Groups(job["control"])],
+            callbacks=[Groups(job["control"]), *callbacks],
         ),
     )
     if isinstance(trainer, ElasticTrainer):

@@ -17,6 +17,7 @@ from semantica.progress import Meter
 from semantica.tracking import Run
 from semantica.training.recipe import TrainConfig
 
+FRECHET = "frechet"  # in MLflow, of a trial of a sweep
 _log = logging.getLogger(__name__)
 
 
@@ -26,12 +27,16 @@ class Recorder:
     def __init__(self, run: Run) -> None:
         self.run = run
         self.known = {step: figures["loss"] for step, figures in run.recorded("loss").items()}  # by earlier starts, too
+        self.points = set(run.recorded(FRECHET))
 
     def put(self, item: dict[str, Any]) -> None:
         """Record it. A step that comes again after a restart, with the same loss, is there already."""
         if "samples" in item:
             self.run.image(item["samples"], f"samples-{item['step']:07d}")
-        elif "metrics" in item and self.known.get(item["step"]) != item["metrics"]["loss"]:
+        if "figures" in item and item["step"] not in self.points:
+            self.run.metrics(item["figures"], step=item["step"])
+            self.points.add(item["step"])
+        if "metrics" in item and self.known.get(item["step"]) != item["metrics"]["loss"]:
             self.run.metrics(item["metrics"], step=item["step"])
             self.known[item["step"]] = item["metrics"]["loss"]
 

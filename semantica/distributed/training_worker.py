@@ -17,6 +17,7 @@ from semantica.config import from_dict
 from semantica.datasets import read_manifest
 from semantica.denoiser.uvit import UViT
 from semantica.distributed.training_control import Orders, Pulse
+from semantica.distributed.training_figures import Points
 from semantica.distributed.training_history import Journal
 from semantica.distributed.training_pictures import TrainingSamples
 from semantica.distributed.training_reports import Reporter
@@ -100,6 +101,7 @@ def _fit(config: TrainConfig, job: dict[str, Any], keeper: Keeper, start: Checkp
     reporter = Reporter(mailbox, job["run"], Journal(Path(job["journal"]))) if rank == 0 else None
     orders = Orders(pulse)
     reached = start.step if start else 0
+    points = Points(job["trial"], config, encodings, tokens_of, device, reporter, pulse.rank, is_new=start is None)
 
     def total(figures: torch.Tensor) -> torch.Tensor:
         if mesh:
@@ -143,7 +145,7 @@ def _fit(config: TrainConfig, job: dict[str, Any], keeper: Keeper, start: Checkp
             config,
             loader,
             Provenance(**job["provenance"]),
-            Hooks(on_report, on_checkpoint, on_samples, total, orders),
+            Hooks(on_report, on_checkpoint, on_samples, total, orders, points.measure, points.steps),
             start=start,
             wrap=lambda network: wrapped(network, config.compute, device),
             device=device,

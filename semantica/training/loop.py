@@ -36,7 +36,8 @@ class Order(IntEnum):
 @dataclass(frozen=True)
 class Hooks:
     """What happens outside, on every worker: on_report every log_every steps, on_samples(step, network, ema) every sample_every and
-    on_checkpoint(state) every checkpoint_every steps, and all of them at the end.
+    on_checkpoint(state) every checkpoint_every steps, and all of them at the end. on_point(step, network, ema) comes after those
+    of `points`, before a checkpoint of that step: who goes on from there finds the point done.
 
     The state lives: what is to be kept of it is copied before on_checkpoint comes back (`Saver.save` does). on_samples leaves the
     network as it is. total adds a vector of figures up over the workers, in place or not. order is asked after every step and says
@@ -48,6 +49,8 @@ class Hooks:
     on_samples: Callable[[int, UViT, Ema], None] = lambda step, network, ema: None
     total: Callable[[Tensor], Tensor] = lambda figures: figures
     order: Callable[[], Order] = lambda: Order.GO_ON
+    on_point: Callable[[int, UViT, Ema], None] = lambda step, network, ema: None
+    points: frozenset[int] = frozenset()
 
 
 def initial_network(config: TrainConfig) -> UViT:
@@ -108,6 +111,8 @@ def fit(
                 watch.check(done)
             if config.is_due(config.sample_every, done) and order is not Order.STOP:
                 hooks.on_samples(done, network, ema)
+            if done in hooks.points:
+                hooks.on_point(done, network, ema)
             if saves:
                 hooks.on_checkpoint(TrainState(network, ema, optimizer, config, done, provenance))
             if order is Order.STOP:

@@ -1,0 +1,320 @@
+"""A sweep: Ray Tune over real Ray Train runs, each the training of jobs.train, all on the same encodings; a band is a view.
+
+In: encodings and scores, the settings of a sweep. Out: a folder with a figure for each trial and point, sweep.html, and the
+winner's configuration. Tune's own records are thrown away: whatever is killed, the same command goes on from its trials' files
+(`semantica.sweeps.results`) and the checkpoints of their trainings, and each figure is measured once.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.tune
+import torch
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from semantica.config import from_dict, to_dict
+from semantica.datasets import Manifest, StageOutput, read_manifest
+from semantica.denoiser.sizes import training_flops
+from semantica.distributed.session import StageSession, check_resources, say, stage_session
+from semantica.distributed.sweep_trial import HELD_OUT_FILE, REFERENCES, Shared, band_view, run_trial
+from semantica.distributed.train import check_fits
+from semantica.distributed.training_reports import FRECHET
+from semantica.errors import ConfigError, DataError, Stopped
+from semantica.runtime import ClusterConfig, Runtime
+from semantica.storage import Location, location, uri
+from semantica.sweeps.measuring import make_held_out
+from semantica.sweeps.plan import SweepPlan, keep
+from semantica.sweeps.ranking import winner
+from semantica.sweeps.report import BEST, PAGE, REPORT, write_report
+from semantica.sweeps.results import FIGURES, TRAINING, Result, begin, end, read_result, read_results, trial_folder
+from semantica.sweeps.search import drawn, num_trials
+from semantica.sweeps.settings import MeasureConfig, SweepConfig
+from semantica.sweeps.space import Swept, configured, settings_of, trial_name
+from semantica.tracking import Place, resolve_uri, send_what_is_left
+
+_ENDING_S = 15.0  # that processes of stopped trials may take to end [C]
+_TUNE = "ray"  # folder of Tune's own records
+# The driver of a trial holds no CPU: all are for workers, and no trials wait for each other. It is on the head's machine, which
+# outlives those that come and go; every head has one of this resource.
+_DRIVER = {"node:__internal_head__": 0.0001}
+
+
+def sweep(
+    plan: SweepPlan,
+    *,
+    out: Path,
+    runtime: Runtime,
+    max_concurrent: int | None = None,
+    command: str = "",
+) -> Manifest:
+    """Try what `plan` says into `out`, and say which trial wins. Returns the manifest of the sweep.
+
+    max_concurrent: trials at once; the default, and the most, is as many as the cluster has room for the workers of. Raises Stopped
+    when Ctrl-C or SIGTERM asked for it: called again, it goes on.
+    """
+    config, band, cluster = plan.sweep, plan.band, runtime.cluster
+    places = {name: location(place) for name, place in plan.encodings.items()}
+    scored = {name: location(place) for name, place in plan.scores.items()}
+    # The measuring shows samples; what a training would draw beside them costs time and says the same.
+    swept = Swept(train=replace(plan.train, sample_every=None), band=band)
+    inputs = check(config, swept, places, scored, cluster)
+    folder = out.absolute()
+    stage = StageOutput(folder, "sweep", {"sweep": to_dict(config), **to_dict(swept)}, inputs)
+    with stage_session("sweep", stage, runtime, None) as session:
+        if session.done is not None:
+            return session.done
+        keep(plan, folder)
+        runtime = replace(
+            runtime, fresh=False, tracking=replace(runtime.tracking, uri=resolve_uri(runtime.tracking, folder.parent))
+        )
+        check_resources(cluster, gpus=float(cluster.num_workers if cluster.use_gpu else 0))
+        shared = Shared(
+            out=str(folder),
+            swept=to_dict(swept),
+            measure=to_dict(config.measure),
+            encodings={name: uri(place) for name, place in places.items()},
+            scores={name: uri(place) for name, place in scored.items()},
+            runtime=to_dict(runtime),
+            parent=session.run,
+        )
+        for name in places:
+            for low, high in config.space.band or ((band.low, band.high),):
+                band_view(shared, name, replace(band, low=low, high=high))
+        _hold_out(shared, plan.train.denoiser.resolution_px, cluster)
+        room = concurrency(cluster, ray.cluster_resources())
+        search = Search(config, swept, shared)
+        errors = _tune(config, search, shared, cluster, min(max_concurrent or room, room))
+        results = read_results(folder)
+        _end_tracking(results, folder, runtime)
+        _check_ended(results, errors, search.total)
+        shown = write_report(folder, config, plan.swept, shared.encodings, command)
+        return _finish(session, stage, results, shown)
+
+
+def check(
+    config: SweepConfig, swept: Swept, encodings: Mapping[str, Location], scores: Mapping[str, Location], cluster: ClusterConfig
+) -> dict[str, str]:
+    """The hashes of the inputs. Raises ConfigError or DataError for what could not be trained, before anything starts."""
+    if not encodings or set(encodings) != set(scores):
+        raise ConfigError(f"--scores: expected those of {', '.join(encodings) or 'at least one encoder'}, got {', '.join(scores)}")
+    inputs: dict[str, str] = {}
+    identities: dict[str, Any] = {}
+    for name, place in encodings.items():
+        manifest, scored = read_manifest(place, "encodings"), read_manifest(scores[name], "scores")
+        if scored.inputs["encodings"] != manifest.hash:
+            raise DataError(f"sweep: {scores[name]} holds the scores of other encodings than {place}; run jobs.pairs on these")
+        inputs |= {f"encodings.{name}": manifest.hash, f"scores.{name}": scored.hash}
+        identities[name] = manifest.facts["encoder"]
+    names = list(encodings)
+    config.measure.steps(swept.train.num_steps)
+    for index in range(num_trials(config, names) if config.search == "grid" else 1):
+        settings = settings_of(drawn(config, names, index), config.space, swept, names)
+        chosen = configured(swept, settings, identities[str(settings["encoder"])])
+        check_fits(chosen.train, read_manifest(encodings[str(settings["encoder"])], "encodings"), cluster)
+    return inputs
+
+
+def concurrency(cluster: ClusterConfig, resources: Mapping[str, float]) -> int:
+    """How many trials have room for all their workers at once; at least 1: a cluster that grows may have none yet."""
+    needed = {"CPU": cluster.num_workers * cluster.cpus_per_worker, "GPU": float(cluster.num_workers if cluster.use_gpu else 0)}
+    room = [int(resources.get(name, 0.0) // amount) for name, amount in needed.items() if amount > 0]
+    return max(1, min(room, default=1))
+
+
+class Search(Searcher):  # type: ignore[misc]
+    """Gives Tune the trials: those that were begun by earlier starts first, in their order, then what the search chooses next."""
+
+    def __init__(self, config: SweepConfig, swept: Swept, shared: Shared) -> None:
+        super().__init__(metric=FRECHET, mode="min")
+        self.config, self.swept, self.shared = config, swept, shared
+        self.names = list(shared.encodings)
+        self.total, self.given = num_trials(config, self.names), 0
+        self.identities = {name: read_manifest(location(p), "encodings").facts["encoder"] for name, p in shared.encodings.items()}
+
+    def suggest(self, trial_id: str) -> Any:
+        """The next trial, whose settings are on the disk before it begins."""
+        if self.given == self.total:
+            return Searcher.FINISHED
+        index, before = self.given, read_results(Path(self.shared.out))
+        self.given += 1
+        known = [result.name for result in before if result.index == index]
+        return {"trial": known[0] if known else self._begun(index, before), "shared": self.shared}
+
+    def _begun(self, index: int, before: list[Result]) -> str:
+        choice = drawn(self.config, self.names, index, before)
+        settings = settings_of(choice, self.config.space, self.swept, self.names)
+        train = configured(self.swept, settings, self.identities[str(settings["encoder"])]).train
+        name, steps = trial_name(index, settings), self.config.measure.steps(train.num_steps)
+        begin(Path(self.shared.out), index, name, choice, settings, steps, training_flops(train.denoiser) * train.batch_size)
+        return name
+
+    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+        """Nothing: what was found is on the disk."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: a sweep goes on from the files of its trials."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing."""
+
+
+class _Progress(ray.tune.Callback):  # type: ignore[misc]
+    """Says what happens, and writes down which trials the scheduler stopped."""
+
+    def __init__(self, out: Path, num_points: int, total: int) -> None:
+        self.out, self.num_points, self.total = out, num_points, total
+        self.errors: dict[str, str] = {}
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        name = trial.config["trial"]
+        if read_result(trial_folder(self.out, name)).status == "unfinished":
+            say(f"sweep     trial {name}, of {self.total}")
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+        if FRECHET in result and read_result(trial_folder(self.out, trial.config["trial"])).status == "unfinished":
+            say(f"sweep     trial {trial.config['trial']}: point {result['point']} of {self.num_points}, FD {result[FRECHET]:.4g}")
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        folder = trial_folder(self.out, trial.config["trial"])
+        result = read_result(folder)
+        self.errors.pop(result.name, None)
+        # Only the scheduler ends a trial before its last figure; one that is killed or fails comes to no such end.
+        if result.status == "unfinished" and result.final is None and result.reached:
+            last = next(figure for figure in result.figures if figure.point == result.reached)
+            end(folder, "stopped", f"FD {last.frechet:.4g} at point {last.point} is not among the best so far")
+            say(f"sweep     trial {result.name}: stopped at point {last.point} of {self.num_points}")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        path = trial.pickled_error_file
+        self.errors[trial.config["trial"]] = _last_line(trial.error_file) if path or trial.error_file else "no reason given"
+
+
+def _last_line(path: str | None) -> str:
+    lines = [line for line in Path(path).read_text().splitlines() if line.strip()] if path and Path(path).exists() else []
+    return lines[-1].strip() if lines else "no reason given"
+
+
+def _tune(config: SweepConfig, search: Search, shared: Shared, cluster: ClusterConfig, max_concurrent: int) -> dict[str, str]:
+    """Run the trials. Returns what went wrong, by trial. Raises Stopped when a signal asked for the end."""
+    out = Path(shared.out)
+    shutil.rmtree(out / _TUNE, ignore_errors=True)
+    progress = _Progress(out, config.measure.num_points, search.total)
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # no copies of the figures in formats nobody asked for
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # which prints a header whatever verbose says
+    tuner = ray.tune.Tuner(
+        ray.tune.with_resources(run_trial, ray.tune.PlacementGroupFactory([_DRIVER])),
+        tune_config=ray.tune.TuneConfig(
+            metric=FRECHET,
+            mode="min",
+            search_alg=search,
+            scheduler=scheduler(config),
+            num_samples=search.total,
+            max_concurrent_trials=max_concurrent,
+            trial_dirname_creator=_trial_folder,
+        ),
+        run_config=ray.tune.RunConfig(
+            name=_TUNE,
+            storage_path=str(out),
+            failure_config=ray.tune.FailureConfig(max_failures=cluster.max_failures),
+            callbacks=[progress],
+            verbose=0,
+        ),
+    )
+    with _sigterm_as_sigint():
+        tuner.fit()
+    shutil.rmtree(out / _TUNE, ignore_errors=True)
+    return progress.errors
+
+
+def _trial_folder(trial: Any) -> str:
+    return str(trial.config["trial"])
+
+
+def scheduler(config: SweepConfig) -> TrialScheduler:
+    """What stops trials early. ASHA decides at no point that is the last one: stopped there, a training would not be saved."""
+    most = config.measure.num_points - 0.5
+    if config.stopping == "none" or config.grace_points > most:
+        return FIFOScheduler()
+    return ASHAScheduler(
+        time_attr="point",
+        max_t=most,
+        grace_period=config.grace_points,
+        reduction_factor=config.reduction_factor,
+        stop_last_trials=False,
+    )
+
+
+@contextmanager
+def _sigterm_as_sigint() -> Iterator[None]:
+    """SIGTERM does what Ctrl-C does: Tune ends its trials, and the sweep says how to go on."""
+    before = signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _hold_out(shared: Shared, resolution_px: int, cluster: ClusterConfig) -> None:
+    path = Path(shared.out) / HELD_OUT_FILE
+    if not path.exists():
+        task = ray.remote(num_cpus=cluster.cpus_per_actor, num_gpus=cluster.gpus_per_actor)(_make_held_out)
+        ray.get(task.remote(shared, resolution_px))
+
+
+def _make_held_out(shared: Shared, resolution_px: int) -> None:
+    out = Path(shared.out)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    places = [location(place) for place in shared.encodings.values()]
+    measure = from_dict(MeasureConfig, shared.measure)
+    make_held_out(measure, places, resolution_px, out / REFERENCES, device).keep(out / HELD_OUT_FILE)
+
+
+def _end_tracking(results: list[Result], out: Path, runtime: Runtime) -> None:
+    """Send what stopped trials left: their processes were ended in the middle."""
+    deadline = time.monotonic() + _ENDING_S
+    for result in results:
+        place = Place.beside(trial_folder(out, result.name) / TRAINING, runtime.tracking)
+        send_what_is_left(place.root, seconds=runtime.tracking.flush_s)
+        while place.root.is_dir() and time.monotonic() < deadline:  # its process, which has it, ends in this moment
+            time.sleep(0.5)
+            send_what_is_left(place.root, seconds=runtime.tracking.flush_s)
+
+
+def _check_ended(results: list[Result], errors: Mapping[str, str], total: int) -> None:
+    missing = [result.name for result in results if result.status == "unfinished"]
+    if failed := [name for name in missing if name in errors]:
+        raise DataError(f"sweep: trial {failed[0]} failed: {errors[failed[0]]}; run the same command to try it again")
+    if missing or len(results) < total:
+        done = len(results) - len(missing)
+        raise Stopped(f"sweep: stopped as asked, {done} of {total} trials are done; the same command goes on from there")
+    if winner(results) is None:
+        raise DataError(f"sweep: none of {total} trials came to its end; lower the learning rates")
+
+
+def _finish(session: StageSession, stage: StageOutput, results: list[Result], shown: Mapping[str, float]) -> Manifest:
+    best = winner(results)
+    assert best is not None
+    assert best.final is not None
+    out, run = Path(str(stage.folder)), session.run
+    run.metrics({"frechet_final": best.final, **shown})
+    run.tags({"best": best.name})
+    for name in (PAGE, REPORT, BEST):
+        run.artifact(out / name)
+    counts = {"num_trials": len(results), **{f"num_{s}": sum(r.status == s for r in results) for s in ("stopped", "diverged")}}
+    session.summary = f"{len(results)} trials, {counts['num_stopped']} stopped early; best {best.name}, FD {best.final:.4g}"
+    session.notes.append(f"python -m jobs.train --config {out / BEST} --out OUT trains it again; see {out / PAGE}")
+    folders = [trial_folder(out, result.name) for result in results]
+    kept = [path for folder in folders for path in (*folder.glob("*.json"), *(folder / FIGURES).iterdir()) if path.name[0] != "."]
+    files = sorted(str(path.relative_to(out)) for path in kept)
+    return stage.finish(counts, {"best": best.name, FRECHET: best.final}, [*files, PAGE, REPORT, BEST])

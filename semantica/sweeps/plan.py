@@ -1,0 +1,47 @@
+"""A sweep as a user asked for it: what it is of, and its settings. Kept in its folder, so that `--resume` needs nothing else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from semantica.config import config, from_dict, to_dict
+from semantica.errors import DataError
+from semantica.pairs.selection import BandConfig
+from semantica.storage import write_atomically
+from semantica.sweeps.settings import SweepConfig
+from semantica.sweeps.space import Swept
+from semantica.training.recipe import TrainConfig
+
+PLAN = "asked.json"
+
+
+@config
+class SweepPlan:
+    """encodings, scores: places by the name of their encoder. train, band: what trials change."""
+
+    encodings: dict[str, str]
+    scores: dict[str, str]
+    sweep: SweepConfig
+    band: BandConfig
+    train: TrainConfig
+
+    @property
+    def swept(self) -> Swept:
+        """The part that trials change."""
+        return Swept(train=self.train, band=self.band)
+
+
+def keep(plan: SweepPlan, out: Path) -> None:
+    """Write the plan into the folder of its sweep."""
+    write_atomically(out / PLAN, json.dumps(to_dict(plan), indent=1).encode())
+
+
+def begun(out: Path) -> SweepPlan:
+    """The plan of the sweep that was begun in this folder. Raises DataError when there is none."""
+    try:
+        return from_dict(SweepPlan, json.loads((out / PLAN).read_text()))
+    except FileNotFoundError:
+        raise DataError(f"--resume: no sweep was begun in {out}; leave --resume out to begin one") from None
+    except ValueError as error:
+        raise DataError(f"--resume: {out / PLAN} is damaged ({error}); give the whole command without --resume") from None

@@ -1,0 +1,244 @@
+"""The report of a sweep: sweep.html with the three panels of Fig. 2, a table of the trials, and the winner's configuration.
+
+In: the files of the trials. Out: sweep.html for people, sweep.json for programs, and best.yaml, which `jobs.train --config` takes.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from semantica.config import to_yaml
+from semantica.datasets import read_manifest
+from semantica.metrics.charts import Curve
+from semantica.metrics.paper_charts import StepPoint, frechet_by_step
+from semantica.metrics.protocol import Protocol
+from semantica.metrics.report import Figure, Grid, Report, Table, render, to_json
+from semantica.metrics.written import Value
+from semantica.storage import location, write_atomically
+from semantica.sweeps.measuring import HeldOut
+from semantica.sweeps.ranking import rank_correlations, share_of_grid, winner
+from semantica.sweeps.results import Result, figure_path, read_results, selection_folder, trial_folder
+from semantica.sweeps.settings import SweepConfig
+from semantica.sweeps.space import Setting, Swept, configured
+from semantica.tracking import git_commit
+
+PAGE, REPORT, BEST, HELD_OUT_FILE = "sweep.html", "sweep.json", "best.yaml", "held_out.json"
+_SHOWN = 1  # trials whose samples the page shows, the best; those of all are in MLflow
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A panel of Fig. 2: its title and the settings that make its lines."""
+
+    title: str
+    settings: tuple[str, ...]
+
+
+PANELS = (
+    Panel("Encoder × conditioning", ("encoder", "conditioning")),
+    Panel("Band", ("band_low", "band_high")),
+    Panel("Patching × learning rate", ("patching", "learning_rate")),
+)
+
+
+def write_report(out: Path, config: SweepConfig, swept: Swept, encodings: Mapping[str, str], command: str = "") -> dict[str, float]:
+    """Write the three files into `out`. Returns what MLflow's parent run shows beside the best figure.
+
+    swept: what the winner's configuration is made of. Needs one trial that has finished.
+    """
+    results = read_results(out)
+    best = winner(results)
+    assert best is not None
+    encoder = str(best.settings["encoder"])
+    identity = read_manifest(location(encodings[encoder]), "encodings").facts["encoder"]
+    chosen = configured(swept, best.settings, identity)
+    text = best_yaml(chosen, encodings[encoder], selection_folder(out, encoder, chosen.band), best)
+    write_atomically(out / BEST, text.encode())
+    report = sweep_report(out, results, best, config, swept, text, command)
+    write_atomically(out / PAGE, render(report).encode())
+    write_atomically(out / REPORT, json.dumps(to_json(report), indent=1).encode())
+    return {"share_of_grid": share_of_grid(results)}
+
+
+def best_yaml(chosen: Swept, encodings: str, selection: Path, best: Result) -> str:
+    """The winner's training as `python -m jobs.train --config FILE --out OUT` takes it."""
+    head = f"# {best.name}: Frechet distance {best.final:.4g}.  python -m jobs.train --config best.yaml --out OUT\n"
+    places = json.dumps({"encodings": encodings})[1:-1], json.dumps({"selection": str(selection)})[1:-1]
+    lines = [line.replace('"', "", 2) for line in places]  # the key without quotes, the path in those of JSON, which YAML reads
+    body = "".join(f"  {line}\n" for line in to_yaml(chosen.train).splitlines())
+    return head + "\n".join(lines) + "\ntrain:\n" + body
+
+
+def sweep_report(
+    out: Path, results: Sequence[Result], best: Result, config: SweepConfig, swept: Swept, best_text: str, command: str
+) -> Report:
+    """Everything the page shows."""
+    held_out = HeldOut.read(out / HELD_OUT_FILE)
+    protocol = _protocol(config, swept, held_out)
+    name = f"{held_out.extractor['figure']}, n = {len(held_out.conditions)}"
+    finished = [result for result in results if result.status == "finished"]
+    figures = [
+        Figure(name="best_frechet", value=best.final, explanation=f"of {best.name}, the lowest of all", protocol=protocol),
+        Figure(name="num_trials", value=len(results), explanation=_how_ended(results)),
+        Figure(
+            name="share_of_grid",
+            value=share_of_grid(results),
+            explanation="training FLOPs spent, as a share of those of all these trials trained to the end",
+        ),
+    ]
+    ordered = sorted(results, key=lambda r: (r.status != "finished", r.final if r.final is not None else float("inf"), -r.reached))
+    return Report(
+        title="Sweep",
+        summary=[
+            f"The best of {len(results)} trials is {best.name}: {name} is {best.final:.4g}.",
+            f"{_how_ended(results)}; {share_of_grid(results):.0%} of the FLOPs of all of them trained to the end were spent.",
+            "The figure is a Fréchet distance and not the validation loss, which does not compare across bands.",
+        ],
+        figures=figures,
+        grids=[_samples(out, result, protocol) for result in ordered[:_SHOWN] if result.reached],
+        curves=[panel_curve(panel, results, best, name, protocol) for panel in PANELS],
+        tables=[_table(ordered, protocol), *_ranks(finished)],
+        protocol={"search": config.search, "stopping": config.stopping, "points": config.measure.num_points},
+        config_yaml=best_text,
+        versions={"python": platform.python_version(), **{name: version(name) for name in ("ray", "torch", "optuna", "mlflow")}},
+        commit=git_commit(),
+        date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        command=command,
+    )
+
+
+def _protocol(config: SweepConfig, swept: Swept, held_out: HeldOut) -> Protocol:
+    measure = config.measure
+    return Protocol(
+        data="held-out pictures",
+        resolution_px=swept.train.denoiser.resolution_px,
+        num_samples=len(held_out.conditions),
+        num_reference=held_out.num_reference,
+        extractor=f"{held_out.extractor['name']} ({held_out.extractor['title']})",
+        resize=str(held_out.extractor["resize"]),
+        num_steps=measure.sampler.num_steps,
+        guidance=measure.guidance,
+        ema=True,
+        seeds=(measure.seed,),
+        more=f"{swept.train.num_steps} training steps of {swept.train.batch_size} pairs, training seed {swept.train.seed}",
+    )
+
+
+def _how_ended(results: Sequence[Result]) -> str:
+    counts = {status: sum(r.status == status for r in results) for status in ("finished", "stopped", "diverged")}
+    words = {"finished": "came to the end", "stopped": "were stopped early", "diverged": "diverged"}
+    return ", ".join(f"{number} {words[status]}" for status, number in counts.items() if number)
+
+
+def line_name(panel: Panel, settings: Mapping[str, Setting]) -> str:
+    """What a line of a panel is called: the values of its settings."""
+    if "band_low" in panel.settings:
+        return f"{settings['band_low']:g} to {settings['band_high']:g}"
+    return ", ".join(f"lr {settings[s]:.4g}" if s == "learning_rate" else str(settings[s]) for s in panel.settings)
+
+
+def lines_of(panel: Panel, results: Sequence[Result], best: Result) -> dict[str, Result]:
+    """One trial for each value of the panel's settings: its other settings are the best trial's, as many of them as there are such
+    trials for; of several, that which came furthest, with the lowest figure.
+    """
+    found: dict[str, Result] = {}
+    for name in dict.fromkeys(line_name(panel, result.settings) for result in results):
+        those = [r for r in results if line_name(panel, r.settings) == name and r.figures]
+        if those:
+            found[name] = min(those, key=lambda r: (len(_others(panel, r, best)), -r.reached, r.figures[-1].frechet, r.index))
+    return found
+
+
+def _others(panel: Panel, result: Result, best: Result) -> list[str]:
+    """The settings beside the panel's in which a trial differs from the best one."""
+    return [s for s, value in result.settings.items() if s not in panel.settings and value != best.settings[s]]
+
+
+def panel_curve(panel: Panel, results: Sequence[Result], best: Result, name: str, protocol: Protocol) -> Curve:
+    """A panel of Fig. 2. Where fewer than two values were tried, it says so."""
+    lines = lines_of(panel, results, best)
+    differing = {line: _others(panel, result, best) for line, result in lines.items()}
+    marked = {line: f"{line} *" if differing[line] else line for line in lines}
+    series = {marked[line]: [StepPoint(step=f.step, frechet=f.frechet) for f in result.figures] for line, result in lines.items()}
+    curve = frechet_by_step(series, frechet_name=name, protocol=protocol, title=panel.title)
+    says = ["As Fig. 2 of the paper: lower is nearer to real pictures. A line ends where its trial was stopped."]
+    if len(lines) < 2:
+        says.append(f"Nothing is compared here: only {next(iter(lines))} was tried.")
+    else:
+        says.append("One trial a line; its other settings are the best trial's.")
+    if any(differing.values()):
+        says.append("*: no such trial was made; this one differs in " + "; ".join(_said(marked, differing)) + ".")
+    values = [point.frechet for points in series.values() for point in points]
+    return replace(curve, caption=" ".join(says), log_y=min(values) > 0 and max(values) > 5 * min(values))
+
+
+def _said(marked: Mapping[str, str], differing: Mapping[str, Sequence[str]]) -> list[str]:
+    return [f"{', '.join(names)} ({marked[line]})" for line, names in differing.items() if names]
+
+
+def _table(results: Sequence[Result], protocol: Protocol) -> Table:
+    columns = ["trial", "encoder", "conditioning", "patching", "learning rate", "low", "high", "status"]
+    columns += ["points", "final FD", "last FD", "GFLOP/step", "train s", "measure s"]
+    rows: list[list[Value]] = []
+    for result in results:
+        s = result.settings
+        last = max(result.figures, key=lambda figure: figure.point, default=None)
+        known = [figure.seconds for figure in result.figures if figure.seconds is not None]
+        whole = len(known) == len(result.figures)
+        rows.append(
+            [
+                f"{result.index:03d}",
+                s["encoder"],
+                s["conditioning"],
+                s["patching"],
+                s["learning_rate"],
+                s["band_low"],
+                s["band_high"],
+                result.status,
+                f"{result.reached}/{len(result.steps)}",
+                result.final,
+                last.frechet if last else None,
+                result.flops / 1e9,
+                round(sum(known), 1) if whole and known else None,
+                round(sum(figure.measuring_seconds for figure in result.figures), 1) if result.figures else None,
+            ]
+        )
+    caption = "Trials that came to the end first, the lowest figure first. MLflow sorts and plots the same columns by other keys."
+    missing = "no final FD: the trial was stopped before; no train s: it began again in between"
+    return Table(title="Trials", columns=columns, rows=rows, caption=caption, protocol=protocol, missing=missing)
+
+
+def _ranks(finished: Sequence[Result]) -> list[Table]:
+    whole = [r for r in finished if len(r.figures) == len(r.steps)]
+    found = rank_correlations([[figure.frechet for figure in result.figures] for result in whole])
+    if not found:
+        return []
+    steps = whole[0].steps
+    rows: list[list[Value]] = [[f"{i}/{len(steps)}", steps[i - 1], rho if rho == rho else None] for i, rho in enumerate(found, 1)]
+    caption = (
+        f"Spearman's rank correlation of the figures at each point with the final ones, over the {len(whole)} trials that came to "
+        "the end. Early stopping rests on it being high; where trials were stopped, the worst are not among these."
+    )
+    return [
+        Table(
+            title="Do early figures rank the final ones?", columns=["point", "step", "rank correlation"], rows=rows, caption=caption
+        )
+    ]
+
+
+def _samples(out: Path, result: Result, protocol: Protocol) -> Grid:
+    path = figure_path(trial_folder(out, result.name), result.reached).with_suffix(".png")
+    step = result.steps[result.reached - 1]
+    return Grid(
+        title=f"{result.name}, step {step}",
+        png=path.read_bytes(),
+        alt=f"rows of a held-out conditioning image and a sample of trial {result.name} at step {step}",
+        caption="Left: a held-out conditioning image. Right: a sample of the EMA weights. Conditions and noise are fixed.",
+        protocol=protocol,
+    )

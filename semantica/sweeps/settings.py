@@ -1,0 +1,72 @@
+"""The settings of a sweep: the space, the search through it, when a trial is stopped, and how its samples are measured."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from semantica.config import config, require
+from semantica.diffusion.samplers import SamplerConfig
+from semantica.errors import ConfigError
+from semantica.generation.generate import GenerateConfig
+from semantica.metrics.extractors import FEATURE_NAMES
+from semantica.sweeps.space import SpaceConfig
+
+
+@config
+class MeasureConfig:
+    """How a trial is measured: the Fréchet distance of samples of the EMA weights, at evenly spaced points of its training.
+
+    The conditioning images are held-out pictures, the same in all trials and at all points, and so is the noise of each.
+    extractor: the network whose features are compared; "encoder" is that of the first --encodings.
+    """
+
+    num_points: int = 8
+    num: int = 256  # conditioning images, a sample each
+    num_reference: int = 50_000  # held-out pictures that samples are compared with, at most
+    guidance: float = 0.0
+    sampler: SamplerConfig = SamplerConfig(name="dpm_solver", num_steps=32)
+    extractor: str = "encoder"
+    num_shown: int = 8  # of the samples, in the picture that each point leaves
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("num_points", 1), ("num", 2), ("num_reference", 2), ("num_shown", 1)):
+            require(getattr(self, name) >= least, f"measure.{name}", f"{least} or more", getattr(self, name))
+        require(self.guidance >= 0, "measure.guidance", "0 or more", self.guidance)
+        require(self.extractor in FEATURE_NAMES, "measure.extractor", f"one of {', '.join(FEATURE_NAMES)}", self.extractor)
+
+    def steps(self, num_steps: int) -> tuple[int, ...]:
+        """The steps of a training after which it is measured, the last one included. Raises ConfigError for too few steps."""
+        if num_steps < self.num_points:
+            raise ConfigError(f"measure.num_points must be at most train.num_steps = {num_steps}, got {self.num_points}")
+        return tuple(num_steps * point // self.num_points for point in range(1, self.num_points + 1))
+
+    @property
+    def drawing(self) -> GenerateConfig:
+        """What `sample_pictures` reads of it."""
+        return GenerateConfig(sampler=self.sampler, seed=self.seed)
+
+
+@config
+class SweepConfig:
+    """grid tries every combination; random and optuna (TPE) try num_trials of them, and take ranges.
+
+    asha: a trial that is worse than all but one in reduction_factor of those that were at the same point before it is stopped, at
+    the points grace_points, grace_points · reduction_factor, and so on.
+    """
+
+    space: SpaceConfig = SpaceConfig()
+    search: Literal["grid", "random", "optuna"] = "grid"
+    num_trials: int = 12
+    stopping: Literal["asha", "none"] = "asha"
+    grace_points: int = 1
+    reduction_factor: float = 3.0
+    measure: MeasureConfig = MeasureConfig()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.num_trials >= 1, "num_trials", "1 or more", self.num_trials)
+        require(self.reduction_factor > 1, "reduction_factor", "above 1", self.reduction_factor)
+        most = self.measure.num_points
+        require(1 <= self.grace_points <= most, "grace_points", f"in 1..measure.num_points = {most}", self.grace_points)
+        require(0 <= self.seed < 2**31, "seed", "in [0, 2^31)", self.seed)

@@ -1,0 +1,67 @@
+"""python -m tune.sweep: encodings + scores -> trials of patching, learning rate, band, conditioning, and which of them is best."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from jobs.command import run, shown_command
+from semantica.config import config
+from semantica.distributed.sweep import sweep
+from semantica.pairs.selection import BandConfig
+from semantica.runtime import Runtime
+from semantica.sweeps.plan import SweepPlan, begun
+from semantica.sweeps.settings import SweepConfig
+from semantica.training.recipe import TrainConfig
+from tune.spaces import places, sections
+
+
+@config
+class SweepJob:
+    """encodings: NAME=PATH or PATH of outputs of jobs.encode, one an encoder; the first one measures. out: the sweep's folder.
+
+    scores: those of each encodings, in the same order or by name; where none are given, the folder "scores" beside each.
+    resume: go on with the sweep that was begun in --out, with its own settings; nothing but --out and where it runs is read.
+    max_concurrent: trials at once; as many as there is room for.
+    """
+
+    out: Path
+    encodings: tuple[str, ...] = ()
+    scores: tuple[str, ...] = ()
+    resume: bool = False
+    max_concurrent: int | None = None
+    sweep: Annotated[SweepConfig, tyro.conf.arg(name="")]
+    band: BandConfig
+    train: TrainConfig
+    runtime: Annotated[Runtime, tyro.conf.arg(name="")] = Runtime()
+
+
+def call(job: SweepJob, command: str) -> None:
+    """Begin the sweep, or go on with it."""
+    if job.resume:
+        plan = begun(job.out)
+    else:
+        encodings, scores = places(job.encodings, job.scores)
+        plan = SweepPlan(encodings=encodings, scores=scores, sweep=job.sweep, band=job.band, train=job.train)
+    sweep(plan, out=job.out, runtime=job.runtime, max_concurrent=job.max_concurrent, command=command)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit code of the command."""
+    return run(
+        SweepJob,
+        lambda job: call(job, shown_command("tune.sweep", argv)),
+        prog="tune.sweep",
+        description="Train with different settings, stop the bad ones early, and say which are best. "
+        "Stopped or killed, the same command goes on.",
+        sections=sections,
+        argv=argv,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
