@@ -48,6 +48,8 @@ def _show(job: PlanJob) -> None:
         console.print(table)
     for warning in plan.warnings:
         console.print(f"does not fit: {warning}", markup=False, highlight=False, soft_wrap=True)
+    if plan.warnings:
+        console.print("(flags as jobs.plan takes them; the job of the stage takes them without the stage's name)", soft_wrap=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
