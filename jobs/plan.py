@@ -48,18 +48,14 @@ def _show(job: PlanJob) -> None:
         console.print(table)
     for warning in plan.warnings:
         console.print(f"does not fit: {warning}", markup=False, highlight=False, soft_wrap=True)
-    if plan.warnings:
-        console.print("(flags as jobs.plan takes them; the job of the stage takes them without the stage's name)", soft_wrap=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit code of the job."""
     about = "Parameters, FLOPs, memory, storage, bandwidth, hours and cost of every stage, before anything is launched."
-    return run(PlanJob, _show, prog="jobs.plan", description=about, sections=_sections, default_preset="base", argv=argv)
-
-
-def _sections(pipeline: PipelineConfig) -> dict[str, object]:
-    return {"pipeline": pipeline}
+    return run(
+        PlanJob, _show, prog="jobs.plan", description=about, sections=lambda p: {"pipeline": p}, default_preset="base", argv=argv
+    )
 
 
 if __name__ == "__main__":
