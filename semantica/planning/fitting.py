@@ -49,8 +49,8 @@ def _shapes(settings: PipelineConfig, plan: Plan) -> Iterator[str]:
         lanes = f"set --train.num-lanes {workers}, or " if train.batch_size % workers == 0 else ""
         fewer = max(n for n in range(1, workers) if train.num_lanes % n == 0)
         yield (
-            f"{workers} workers do not divide train.num_lanes = {train.num_lanes}: {lanes}use {fewer} workers (on TPUs a worker has "
-            "all chips of its host: --devices-per-worker)"
+            f"{workers} workers do not divide train.num_lanes = {train.num_lanes}: {lanes}use {fewer} workers (a TPU worker "
+            "has all chips of its host: --devices-per-worker)"
         )
     if train.batch_size < plan.config.num_devices:
         yield f"{plan.config.num_devices} devices for a batch of {train.batch_size}: some have nothing to do; use fewer"
