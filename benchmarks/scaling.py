@@ -15,126 +15,20 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from benchmarks.record import Measured, record
-from semantica.datasets import Manifest, StageOutput
+from benchmarks.waiting import Nodes, receipts, speed, wait_stage
 
 NODES = (8, 4, 2, 1)
-WAITS_S, SHARDS_A_NODE = 0.5, 16
-EMPTY_SHARDS = 300
-REAL_SHARDS, PAGES_A_SHARD, PICTURES_A_PAGE = 12, 4, 6
+REAL_NODES = (4, 2, 1)  # more of them share two cores no better
+WAITS_S, SHARDS_A_NODE = 0.5, 12
+EMPTY_SHARDS = 150
+REAL_SHARDS, PAGES_A_SHARD, PICTURES_A_PAGE = 9, 4, 6
 SCORED_EPISODES, SCORED_WIDTH = 10_000 * REAL_SHARDS, 192  # 10,000 a shard
-STORE_MB = 80
 MIN_EFFICIENCY = 0.8
 _SHELLS = ("tasks", "actors")  # of Ray Data: what ingest and pairs use, and what encode and generate use
-
-
-class Nodes:
-    """A head without CPUs and nodes with one each, all of them processes of this machine; nodes may go, and none comes.
-
-    From many to few, since what a worker imports takes seconds of the cores that all share: it is there before the first figure.
-    """
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self._cluster: Any = None
-        self._nodes: list[Any] = []
-
-    def __enter__(self) -> Nodes:
-        import ray
-        from ray.cluster_utils import Cluster
-
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-            os.environ[name] = "1"
-        store = {"object_store_memory": STORE_MB * 2**20}
-        self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **store})
-        self._nodes = [self._cluster.add_node(num_cpus=1, wait=False, **store) for _ in range(self.number)]
-        self._cluster.wait_for_nodes()
-        ray.init(address=self._cluster.address, logging_level="ERROR", log_to_driver=False)
-        return self
-
-    def shrink(self, number: int) -> None:
-        """Take nodes away until so many are left."""
-        import ray
-
-        while self.number > number:
-            self._cluster.remove_node(self._nodes.pop())
-            self.number -= 1
-        while ray.cluster_resources().get("CPU") != number:
-            time.sleep(0.1)
-
-    def __exit__(self, *details: object) -> None:
-        import ray
-
-        ray.shutdown()
-        self._cluster.shutdown()
-
-
-class WaitingShard:
-    """A stage's worker whose work is to wait; it writes a shard and says on which node."""
-
-    def __init__(self, stage: StageOutput, seconds: float) -> None:
-        self.stage, self.seconds = stage, seconds
-
-    def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
-        import pyarrow as pa
-        import ray
-
-        time.sleep(self.seconds)
-        self.stage.write_shard(shard["name"], {"": pa.table({"number": [shard["number"]]})}, {"num": 1})
-        return {"name": shard["name"], "node": ray.get_runtime_context().get_node_id()}
-
-
-@dataclass(frozen=True)
-class Waited:
-    """How a stage of waiting went: its manifest, the nodes that did shards, the speed from when all of them had done one, and the
-    seconds until then.
-    """
-
-    manifest: Manifest
-    nodes: frozenset[str]
-    shards_s: float
-    joined_s: float
-
-
-def wait_stage(folder: Path, num_shards: int, seconds: float, num_nodes: int, *, in_pool: bool) -> Waited:
-    """Run a stage of waiting shards on the Ray that runs. in_pool: by actors, one a node, as encode does; else by tasks."""
-    from semantica.distributed.shards import in_actors, in_tasks
-    from semantica.runtime import ClusterConfig
-
-    stage = StageOutput(folder, "waiting", {"num_shards": num_shards})
-    stage.open()
-    shards = [{"name": f"part-{number:05d}", "number": number} for number in range(num_shards)]
-    started, nodes = time.time(), dict[str, str]()  # by shard
-    if in_pool:
-        cluster = ClusterConfig(num_actors=num_nodes, min_actors=num_nodes, num_workers=1)
-        results: Iterator[Any] = in_actors(WaitingShard, (stage, seconds), shards, cluster)
-    else:
-        results = in_tasks(WaitingShard, (stage, seconds), shards)
-    for result in results:
-        nodes[result["name"]] = result["node"]
-    done = _receipts(folder)
-    joined = max(min(time for name, time in done.items() if nodes[name] == node) for node in set(nodes.values()))
-    manifest = stage.finish({"num_shards": num_shards}, {})
-    return Waited(manifest, frozenset(nodes.values()), _speed(done, joined), joined - started)
-
-
-def _receipts(folder: Path) -> dict[str, float]:
-    """When each shard was done, by the clock of the file system."""
-    return {path.name.split(".")[0]: path.stat().st_mtime for path in (folder / "_shards").glob("*.json")}
-
-
-def _speed(done: Mapping[str, float], since: float | None = None) -> float:
-    """Shards a second after `since`, or after the first third of them."""
-    times = sorted(done.values())
-    since = times[len(times) // 3 - 1] if since is None else since
-    return sum(time > since for time in times) / max(1e-9, times[-1] - since)
 
 
 def _waiting(top: Path) -> Iterator[Measured]:
@@ -171,17 +65,17 @@ def _real(top: Path) -> Iterator[Measured]:
     make_encoder(top / "encoder", width=192, num_layers=2, image_px=224)
     make_encodings(top / "scored", SCORED_EPISODES, SCORED_WIDTH)
     found: dict[str, dict[int, float]] = {"ingest": {}, "encode": {}, "score": {}}
-    with Nodes(NODES[0]) as nodes:
-        for number in NODES:
+    with Nodes(REAL_NODES[0]) as nodes:
+        for number in REAL_NODES:
             nodes.shrink(number)
-            for stage, speed in _real_stages(top, top / f"nodes-{number}", number):
-                found[stage][number] = speed
-                print(f"real {stage}, {number} nodes: {speed:.2f} shards/s", flush=True)
+            for stage, shards_s in _real_stages(top, top / f"nodes-{number}", number):
+                found[stage][number] = shards_s
+                print(f"real {stage}, {number} nodes: {shards_s:.2f} shards/s", flush=True)
     for stage, speeds in found.items():
-        for number, speed in speeds.items():
+        for number, shards_s in speeds.items():
             name = f"real work, {stage}, {number} nodes on {os.cpu_count()} cores"
-            yield Measured(name=name, figure=speed, unit="shards/s")
-            yield Measured(name=name, figure=speed / speeds[NODES[-1]], unit="x", peer="one node")
+            yield Measured(name=name, figure=shards_s, unit="shards/s")
+            yield Measured(name=name, figure=shards_s / speeds[REAL_NODES[-1]], unit="x", peer="one node")
 
 
 def _real_stages(top: Path, out: Path, number: int) -> Iterator[tuple[str, float]]:
@@ -201,11 +95,11 @@ def _real_stages(top: Path, out: Path, number: int) -> Iterator[tuple[str, float
     reading = IngestConfig(read=ReadConfig(pages_per_part=PAGES_A_SHARD), census_mb=0)
     encoding = EncodeConfig(encoder=EncoderConfig(weights=str(top / "encoder"), image_px=224), batch_size=24)
     ingest(reading, root=top / "crawl", out=out / "episodes", runtime=runtime)
-    yield "ingest", _speed(_receipts(out / "episodes"))
+    yield "ingest", speed(receipts(out / "episodes"))
     encode(encoding, episodes=out / "episodes", out=out / "encodings", runtime=runtime)
-    yield "encode", _speed(_receipts(out / "encodings"))
+    yield "encode", speed(receipts(out / "encodings"))
     score(encodings=top / "scored", out=out / "scores", runtime=runtime)
-    yield "score", _speed(_receipts(out / "scores"))
+    yield "score", speed(receipts(out / "scores"))
 
 
 def main() -> None:
@@ -218,6 +112,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from benchmarks.scaling import main as run  # a class of __main__ does not travel to workers
-
-    run()
+    main()

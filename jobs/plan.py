@@ -53,11 +53,9 @@ def _show(job: PlanJob) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit code of the job."""
     about = "Parameters, FLOPs, memory, storage, bandwidth, hours and cost of every stage, before anything is launched."
-    return run(PlanJob, _show, prog="jobs.plan", description=about, sections=_sections, default_preset="base", argv=argv)
-
-
-def _sections(pipeline: PipelineConfig) -> dict[str, object]:
-    return {"pipeline": pipeline}
+    return run(
+        PlanJob, _show, prog="jobs.plan", description=about, sections=lambda p: {"pipeline": p}, default_preset="base", argv=argv
+    )
 
 
 if __name__ == "__main__":

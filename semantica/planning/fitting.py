@@ -44,11 +44,13 @@ def _shapes(settings: PipelineConfig, plan: Plan) -> Iterator[str]:
             f"the denoiser takes {taken[0]} tokens of {taken[1]} numbers, {encoder.weights} makes {made[0]} of {made[1]}: set "
             f"--train.denoiser.num-tokens {made[0]} --train.denoiser.token-dim {made[1]}"
         )
-    if train.num_lanes % plan.config.num_workers:
+    workers = plan.config.num_workers
+    if train.num_lanes % workers:
+        lanes = f"set --train.num-lanes {workers}, or " if train.batch_size % workers == 0 else ""
+        fewer = max(n for n in range(1, workers) if train.num_lanes % n == 0)
         yield (
-            f"{plan.config.num_workers} workers do not divide train.num_lanes = {train.num_lanes}: set --train.num-lanes to a "
-            f"multiple of {plan.config.num_workers} that divides train.batch_size = {train.batch_size}, or use fewer workers (on "
-            "TPUs a worker has all chips of its host: --devices-per-worker)"
+            f"{workers} workers do not divide train.num_lanes = {train.num_lanes}: {lanes}use {fewer} workers (a TPU worker "
+            "has all chips of its host: --devices-per-worker)"
         )
     if train.batch_size < plan.config.num_devices:
         yield f"{plan.config.num_devices} devices for a batch of {train.batch_size}: some have nothing to do; use fewer"

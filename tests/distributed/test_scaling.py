@@ -8,7 +8,7 @@ import sys
 CHILD = """
 import json, sys
 from pathlib import Path
-from benchmarks.scaling import Nodes, wait_stage
+from benchmarks.waiting import Nodes, wait_stage
 top, found = Path(sys.argv[1]), []
 with Nodes(2) as nodes:
     for number, in_pool in ((2, False), (2, True), (1, False)):

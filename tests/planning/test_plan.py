@@ -89,7 +89,8 @@ def test_a_model_that_no_change_makes_fit_is_said_to_need_more_devices():
 
 
 def test_lanes_workers_tokens_and_precision_are_looked_at():
-    assert _warned(make_plan(preset("tiny"), PlanConfig(num_devices=6)), "6 workers", "--train.num-lanes")
+    assert _warned(make_plan(preset("tiny"), PlanConfig(num_devices=6)), "6 workers", "use 4 workers")
+    assert _warned(make_plan(preset("tiny"), PlanConfig(num_devices=16)), "16 workers", "--train.num-lanes 16")
     assert not _warned(make_plan(preset("tiny"), PlanConfig(num_devices=8, devices_per_worker=4)), "--train.num-lanes")
     assert _warned(make_plan(preset("tiny"), PlanConfig(num_devices=64)), "64 devices for a batch of 32")
     other = override(preset("tiny"), {"encode.encoder.weights": "facebook/dinov2-large"})
