@@ -1,4 +1,4 @@
-"""python -m tune.sweep: encodings + scores -> trials of patching, learning rate, band, conditioning, and which of them is best."""
+"""python -m tune.sweep: encodings + scores -> trials of patching, learning rate, band, conditioning, and which is best."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ from tune.spaces import asked, sections
 class SweepJob:
     """encodings: NAME=PATH or PATH of outputs of jobs.encode, one an encoder; the first one measures. out: the sweep's folder.
 
-    scores: those of each encodings, in the same order or by name; none: the folder "scores" beside each. resume: go on with the sweep
-    that was begun in --out; its settings hold. max_concurrent: trials at once; none: as many as there is room for.
+    scores: those of each; none: the folder "scores" beside it. resume: go on with the sweep in --out, whose settings hold.
     """
 
     out: Path
