@@ -44,7 +44,7 @@ class Search(Searcher):  # type: ignore[misc]
         settings = settings_of(choice, self.config.space, self.swept, self.names)
         train = configured(self.swept, settings, self.identities[str(settings["encoder"])]).train
         name, steps = trial_name(index, settings), self.config.measure.steps(train.num_steps)
-        begin(Path(self.shared.out), index, name, choice, settings, steps, training_flops(train.denoiser) * train.batch_size)
+        begin(Path(self.shared.out), index, name, choice, settings, steps, float(training_flops(train.denoiser) * train.batch_size))
         return name
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
