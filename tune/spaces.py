@@ -6,10 +6,13 @@ from collections.abc import Sequence
 
 from semantica.errors import ConfigError
 from semantica.evaluation.models import named
+from semantica.pairs.selection import BandConfig
 from semantica.presets import PipelineConfig
 from semantica.storage import location
+from semantica.sweeps.plan import SweepPlan
 from semantica.sweeps.settings import SweepConfig
 from semantica.sweeps.space import SpaceConfig
+from semantica.training.recipe import TrainConfig
 
 
 def fig2(preset: PipelineConfig) -> SpaceConfig:
@@ -26,6 +29,12 @@ def fig2(preset: PipelineConfig) -> SpaceConfig:
 def sections(preset: PipelineConfig) -> dict[str, object]:
     """The defaults of the command for a preset."""
     return {"sweep": SweepConfig(space=fig2(preset)), "band": preset.band, "train": preset.train}
+
+
+def asked(encodings: Sequence[str], scores: Sequence[str], sweep: SweepConfig, band: BandConfig, train: TrainConfig) -> SweepPlan:
+    """The plan of a command."""
+    found, scored = places(encodings, scores)
+    return SweepPlan(encodings=found, scores=scored, sweep=sweep, band=band, train=train)
 
 
 def places(encodings: Sequence[str], scores: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:

@@ -1,4 +1,4 @@
-"""python -m tune.sweep: encodings + scores -> trials of patching, learning rate, band, conditioning, and which of them is best."""
+"""python -m tune.sweep: encodings + scores -> trials of patching, learning rate, band, conditioning, and which is best."""
 
 from __future__ import annotations
 
@@ -14,19 +14,17 @@ from semantica.config import config
 from semantica.distributed.sweep import sweep
 from semantica.pairs.selection import BandConfig
 from semantica.runtime import Runtime
-from semantica.sweeps.plan import SweepPlan, begun
+from semantica.sweeps.plan import begun
 from semantica.sweeps.settings import SweepConfig
 from semantica.training.recipe import TrainConfig
-from tune.spaces import places, sections
+from tune.spaces import asked, sections
 
 
 @config
 class SweepJob:
     """encodings: NAME=PATH or PATH of outputs of jobs.encode, one an encoder; the first one measures. out: the sweep's folder.
 
-    scores: those of each encodings, in the same order or by name; where none are given, the folder "scores" beside each.
-    resume: go on with the sweep that was begun in --out, with its own settings; nothing but --out and where it runs is read.
-    max_concurrent: trials at once; as many as there is room for.
+    scores: those of each; none: the folder "scores" beside it. resume: go on with the sweep in --out, whose settings hold.
     """
 
     out: Path
@@ -42,11 +40,7 @@ class SweepJob:
 
 def call(job: SweepJob, command: str) -> None:
     """Begin the sweep, or go on with it."""
-    if job.resume:
-        plan = begun(job.out)
-    else:
-        encodings, scores = places(job.encodings, job.scores)
-        plan = SweepPlan(encodings=encodings, scores=scores, sweep=job.sweep, band=job.band, train=job.train)
+    plan = begun(job.out) if job.resume else asked(job.encodings, job.scores, job.sweep, job.band, job.train)
     sweep(plan, out=job.out, runtime=job.runtime, max_concurrent=job.max_concurrent, command=command)
 
 
@@ -56,8 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         SweepJob,
         lambda job: call(job, shown_command("tune.sweep", argv)),
         prog="tune.sweep",
-        description="Train with different settings, stop the bad ones early, and say which are best. "
-        "Stopped or killed, the same command goes on.",
+        description="Train with different settings, and say which are best. Stopped or killed, the same command goes on.",
         sections=sections,
         argv=argv,
     )

@@ -21,12 +21,11 @@ import ray
 import ray.tune
 import torch
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
-from ray.tune.search import Searcher
 
 from semantica.config import from_dict, to_dict
 from semantica.datasets import Manifest, StageOutput, read_manifest
-from semantica.denoiser.sizes import training_flops
-from semantica.distributed.session import StageSession, check_resources, say, stage_session
+from semantica.distributed.session import StageSession, check_resources, stage_session
+from semantica.distributed.sweep_search import Progress, Search
 from semantica.distributed.sweep_trial import HELD_OUT_FILE, REFERENCES, Shared, band_view, run_trial
 from semantica.distributed.train import check_fits
 from semantica.distributed.training_reports import FRECHET
@@ -37,10 +36,10 @@ from semantica.sweeps.measuring import make_held_out
 from semantica.sweeps.plan import SweepPlan, keep
 from semantica.sweeps.ranking import winner
 from semantica.sweeps.report import BEST, PAGE, REPORT, write_report
-from semantica.sweeps.results import FIGURES, TRAINING, Result, begin, end, read_result, read_results, trial_folder
+from semantica.sweeps.results import FIGURES, TRAINING, Result, read_results, trial_folder
 from semantica.sweeps.search import drawn, num_trials
 from semantica.sweeps.settings import MeasureConfig, SweepConfig
-from semantica.sweeps.space import Swept, configured, settings_of, trial_name
+from semantica.sweeps.space import Swept, configured, settings_of
 from semantica.tracking import Place, resolve_uri, send_what_is_left
 
 _ENDING_S = 15.0  # that processes of stopped trials may take to end [C]
@@ -132,84 +131,11 @@ def concurrency(cluster: ClusterConfig, resources: Mapping[str, float]) -> int:
     return max(1, min(room, default=1))
 
 
-class Search(Searcher):  # type: ignore[misc]
-    """Gives Tune the trials: those that were begun by earlier starts first, in their order, then what the search chooses next."""
-
-    def __init__(self, config: SweepConfig, swept: Swept, shared: Shared) -> None:
-        super().__init__(metric=FRECHET, mode="min")
-        self.config, self.swept, self.shared = config, swept, shared
-        self.names = list(shared.encodings)
-        self.total, self.given = num_trials(config, self.names), 0
-        self.identities = {name: read_manifest(location(p), "encodings").facts["encoder"] for name, p in shared.encodings.items()}
-
-    def suggest(self, trial_id: str) -> Any:
-        """The next trial, whose settings are on the disk before it begins."""
-        if self.given == self.total:
-            return Searcher.FINISHED
-        index, before = self.given, read_results(Path(self.shared.out))
-        self.given += 1
-        known = [result.name for result in before if result.index == index]
-        return {"trial": known[0] if known else self._begun(index, before), "shared": self.shared}
-
-    def _begun(self, index: int, before: list[Result]) -> str:
-        choice = drawn(self.config, self.names, index, before)
-        settings = settings_of(choice, self.config.space, self.swept, self.names)
-        train = configured(self.swept, settings, self.identities[str(settings["encoder"])]).train
-        name, steps = trial_name(index, settings), self.config.measure.steps(train.num_steps)
-        begin(Path(self.shared.out), index, name, choice, settings, steps, training_flops(train.denoiser) * train.batch_size)
-        return name
-
-    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
-        """Nothing: what was found is on the disk."""
-
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing: a sweep goes on from the files of its trials."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing."""
-
-
-class _Progress(ray.tune.Callback):  # type: ignore[misc]
-    """Says what happens, and writes down which trials the scheduler stopped."""
-
-    def __init__(self, out: Path, num_points: int, total: int) -> None:
-        self.out, self.num_points, self.total = out, num_points, total
-        self.errors: dict[str, str] = {}
-
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        name = trial.config["trial"]
-        if read_result(trial_folder(self.out, name)).status == "unfinished":
-            say(f"sweep     trial {name}, of {self.total}")
-
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
-        if FRECHET in result and read_result(trial_folder(self.out, trial.config["trial"])).status == "unfinished":
-            say(f"sweep     trial {trial.config['trial']}: point {result['point']} of {self.num_points}, FD {result[FRECHET]:.4g}")
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        folder = trial_folder(self.out, trial.config["trial"])
-        result = read_result(folder)
-        self.errors.pop(result.name, None)
-        # Only the scheduler ends a trial before its last figure; one that is killed or fails comes to no such end.
-        if result.status == "unfinished" and result.final is None and result.reached:
-            last = next(figure for figure in result.figures if figure.point == result.reached)
-            end(folder, "stopped", f"FD {last.frechet:.4g} at point {last.point} is not among the best so far")
-            say(f"sweep     trial {result.name}: stopped at point {last.point} of {self.num_points}")
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        path = trial.pickled_error_file
-        self.errors[trial.config["trial"]] = _last_line(trial.error_file) if path or trial.error_file else "no reason given"
-
-
-def _last_line(path: str | None) -> str:
-    lines = [line for line in Path(path).read_text().splitlines() if line.strip()] if path and Path(path).exists() else []
-    return lines[-1].strip() if lines else "no reason given"
-
-
 def _tune(config: SweepConfig, search: Search, shared: Shared, cluster: ClusterConfig, max_concurrent: int) -> dict[str, str]:
     """Run the trials. Returns what went wrong, by trial. Raises Stopped when a signal asked for the end."""
     out = Path(shared.out)
     shutil.rmtree(out / _TUNE, ignore_errors=True)
-    progress = _Progress(out, config.measure.num_points, search.total)
+    progress = Progress(out, config.measure.num_points, search.total)
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # no copies of the figures in formats nobody asked for
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # which prints a header whatever verbose says
     tuner = ray.tune.Tuner(

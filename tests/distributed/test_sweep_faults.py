@@ -31,7 +31,7 @@ def words(small_run: SmallRun, base: Path, out: Path) -> list[str]:
         "measure.num_points": 4,
         "measure.num": 16,
         "measure.sampler.num_steps": 2,
-        "reduction_factor": 2.0,
+        "stopping": "none",  # a trial that is stopped may come to its next point before it hears of it
     }
     recipe = {"num_steps": 16, "checkpoint_every": 1, "optimizer.warmup_steps": 0, "optimizer.cooldown_steps": 0, "ema.decay": 0.5}
     cluster = {"num_workers": 1, "num_cpus": 2, "cpus_per_worker": 1.0, "object_store_mb": 100, "max_failures": 2}

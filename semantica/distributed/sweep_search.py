@@ -1,0 +1,93 @@
+"""What Ray Tune asks a sweep for, and tells it: the next trial, and how each goes. Both sides keep their knowledge on the disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import ray.tune
+from ray.tune.search import Searcher
+
+from semantica.datasets import read_manifest
+from semantica.denoiser.sizes import training_flops
+from semantica.distributed.session import say
+from semantica.distributed.sweep_trial import Shared
+from semantica.distributed.training_reports import FRECHET
+from semantica.storage import location
+from semantica.sweeps.results import Result, begin, end, read_result, read_results, trial_folder
+from semantica.sweeps.search import drawn, num_trials
+from semantica.sweeps.settings import SweepConfig
+from semantica.sweeps.space import Swept, configured, settings_of, trial_name
+
+
+class Search(Searcher):  # type: ignore[misc]
+    """Gives Tune the trials: those that were begun by earlier starts first, in their order, then what the search chooses next."""
+
+    def __init__(self, config: SweepConfig, swept: Swept, shared: Shared) -> None:
+        super().__init__(metric=FRECHET, mode="min")
+        self.config, self.swept, self.shared = config, swept, shared
+        self.names = list(shared.encodings)
+        self.total, self.given = num_trials(config, self.names), 0
+        self.identities = {name: read_manifest(location(p), "encodings").facts["encoder"] for name, p in shared.encodings.items()}
+
+    def suggest(self, trial_id: str) -> Any:
+        """The next trial, whose settings are on the disk before it begins."""
+        if self.given == self.total:
+            return Searcher.FINISHED
+        index, before = self.given, read_results(Path(self.shared.out))
+        self.given += 1
+        known = [result.name for result in before if result.index == index]
+        return {"trial": known[0] if known else self._begun(index, before), "shared": self.shared}
+
+    def _begun(self, index: int, before: list[Result]) -> str:
+        choice = drawn(self.config, self.names, index, before)
+        settings = settings_of(choice, self.config.space, self.swept, self.names)
+        train = configured(self.swept, settings, self.identities[str(settings["encoder"])]).train
+        name, steps = trial_name(index, settings), self.config.measure.steps(train.num_steps)
+        begin(Path(self.shared.out), index, name, choice, settings, steps, float(training_flops(train.denoiser) * train.batch_size))
+        return name
+
+    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+        """Nothing: what was found is on the disk."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: a sweep goes on from the files of its trials."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing."""
+
+
+class Progress(ray.tune.Callback):  # type: ignore[misc]
+    """Says what happens, and writes down which trials the scheduler stopped."""
+
+    def __init__(self, out: Path, num_points: int, total: int) -> None:
+        self.out, self.num_points, self.total = out, num_points, total
+        self.errors: dict[str, str] = {}
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        name = trial.config["trial"]
+        if read_result(trial_folder(self.out, name)).status == "unfinished":
+            say(f"sweep     trial {name}, of {self.total}")
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+        if FRECHET in result and read_result(trial_folder(self.out, trial.config["trial"])).status == "unfinished":
+            say(f"sweep     trial {trial.config['trial']}: point {result['point']} of {self.num_points}, FD {result[FRECHET]:.4g}")
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        folder = trial_folder(self.out, trial.config["trial"])
+        result = read_result(folder)
+        self.errors.pop(result.name, None)
+        # Only the scheduler ends a trial before its last figure; one that is killed or fails comes to no such end.
+        if result.status == "unfinished" and result.final is None and result.reached:
+            last = next(figure for figure in result.figures if figure.point == result.reached)
+            end(folder, "stopped", f"FD {last.frechet:.4g} at point {last.point} is not among the best so far")
+            say(f"sweep     trial {result.name}: stopped at point {last.point} of {self.num_points}")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        path = trial.pickled_error_file
+        self.errors[trial.config["trial"]] = _last_line(trial.error_file) if path or trial.error_file else "no reason given"
+
+
+def _last_line(path: str | None) -> str:
+    lines = [line for line in Path(path).read_text().splitlines() if line.strip()] if path and Path(path).exists() else []
+    return lines[-1].strip() if lines else "no reason given"
