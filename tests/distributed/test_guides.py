@@ -150,7 +150,7 @@ def test_every_command_of_the_guide_to_jobs_does_what_it_says(checkout: Path, st
     assert "first" in submitted
     assert "stopped" in stopped.lower()
     assert "Report:" in whole
-    assert "error: band.low" in failed
+    assert "error: band must be -1 <= low < high <= 1, got (0.9, 0.3)" in failed
     assert "pairs" in stage
     assert "already done" in python
     assert "num_pairs_kept" in python
