@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,6 +25,8 @@ from semantica.errors import DataError
 from semantica.schemas import SCHEMA_VERSION
 from semantica.shard_writer import FileEntry, ShardWriter
 from semantica.storage import Location, explained, file_sha256, is_storage_error, remove_tree, write_atomically
+
+T = TypeVar("T")
 
 MANIFEST = "manifest.json"
 TIMING = "_timing.json"
@@ -241,13 +243,13 @@ class StageOutput:
 
     def receipts(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """(shard name, stats) of every shard written so far, in order of name."""
-        for path, receipt in self._read_receipts():
-            yield path.name.removesuffix(self._suffix), receipt["stats"]
+        for path, stats in self._of_receipts(lambda path: _read_json(path)["stats"]):
+            yield path.name.removesuffix(self._suffix), stats
 
-    def _read_receipts(self) -> Iterator[tuple[Location, dict[str, Any]]]:
-        with ThreadPoolExecutor(16) as threads:  # a request each, on an object store
+    def _of_receipts(self, function: Callable[[Location], T]) -> Iterator[tuple[Location, T]]:
+        with ThreadPoolExecutor(16) as threads:  # requests, on an object store
             files = self._receipt_files()
-            yield from zip(files, threads.map(_read_json, files), strict=True)
+            yield from zip(files, threads.map(function, files), strict=True)
 
     def _receipt_files(self) -> list[Location]:
         folder = self.folder / _RECEIPTS
@@ -259,15 +261,7 @@ class StageOutput:
         Raises DataError when a file is not what its receipt says, or when the output was taken over by another process.
         """
         lease.check(self.folder, self.kind)
-        entries = []
-        for path, receipt in self._read_receipts():
-            for values in receipt["files"]:
-                entry = FileEntry.from_dict(values)
-                if not _has_size(self.folder / entry.path, entry.num_bytes):
-                    raise DataError(
-                        f"{self.kind}: {self.folder / entry.path} is not what its receipt {path} says; delete both, run again"
-                    )
-                entries.append(entry)
+        entries = [entry for _, found in self._of_receipts(self._entries) for entry in found]
         for relative in extra_files:
             path = self.folder / relative
             entries.append(FileEntry(relative, path.stat().st_size, file_sha256(path)))
@@ -279,6 +273,15 @@ class StageOutput:
                 partial.unlink(missing_ok=True)
         write_atomically(self.folder / MANIFEST, json.dumps(asdict(manifest), indent=1).encode())
         return read_manifest(self.folder, self.kind)
+
+    def _entries(self, receipt: Location) -> list[FileEntry]:
+        """The files of a receipt, which are there. Raises DataError when one is not what the receipt says."""
+        entries = [FileEntry.from_dict(values) for values in _read_json(receipt)["files"]]
+        for entry in entries:
+            path = self.folder / entry.path
+            if not _has_size(path, entry.num_bytes):
+                raise DataError(f"{self.kind}: {path} is not what its receipt {receipt} says; delete both, run again")
+        return entries
 
 
 def _read_json(path: Location) -> dict[str, Any]:
