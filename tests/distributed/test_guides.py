@@ -91,9 +91,11 @@ class Shell:
         )
 
     def start(self, block: Block, log: Path) -> subprocess.Popen[str]:
+        # The Ray of the other tests has the port that agents listen on unless told otherwise.
+        beside = f"--dashboard-agent-listen-port={free_port()}" if block.role == "head" else ""
         with log.open("w") as stream:
             return subprocess.Popen(
-                ["bash", "-c", f"{self.before}\nexec env {self.here(block.text)}"],
+                ["bash", "-c", f"{self.before}\nexec env {self.here(block.text).strip()} {beside}"],
                 cwd=self.folder,
                 env=self.env,
                 stdout=stream,
@@ -125,6 +127,15 @@ def started() -> Iterator[list[subprocess.Popen[str]]]:
         process.wait(timeout=60)
 
 
+def take_jobs(shell: Shell, seconds: float = 90) -> None:
+    """Wait for the head's agent, as the guide says: the page of a head answers before it."""
+    deadline = time.monotonic() + seconds
+    probe = Block("bash", "", "RAY_API_SERVER_ADDRESS=http://127.0.0.1:8265 ray job submit -- true")
+    while (done := shell.run(probe)).returncode:
+        assert time.monotonic() < deadline, done.stderr
+        time.sleep(1)
+
+
 def follow(page: str, shell: Shell, started: list[subprocess.Popen[str]], url: str) -> list[str]:
     """Run the page. Returns what its blocks printed."""
     printed = []
@@ -132,6 +143,8 @@ def follow(page: str, shell: Shell, started: list[subprocess.Popen[str]], url: s
         if block.role in ("head", "page"):
             started.append(shell.start(block, shell.folder / f"{block.role}.log"))
             assert answers(shell.here(url)), (shell.folder / f"{block.role}.log").read_text()
+            if block.role == "head":
+                take_jobs(shell)
             continue
         done = shell.run(block)
         assert (done.returncode != 0) == (block.role == "fails"), f"{block.text}\n{done.stdout}\n{done.stderr}"
