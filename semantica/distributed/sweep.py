@@ -159,6 +159,7 @@ def _tune(config: SweepConfig, search: Search, shared: Shared, cluster: ClusterC
     )
     with _sigterm_as_sigint():
         tuner.fit()
+    progress.release(_ENDING_S)
     shutil.rmtree(out / _TUNE, ignore_errors=True)
     return progress.errors
 

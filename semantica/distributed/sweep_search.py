@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
 import ray.tune
 from ray.tune.search import Searcher
 
+from semantica import lease
 from semantica.datasets import read_manifest
 from semantica.denoiser.sizes import training_flops
 from semantica.distributed.session import say
-from semantica.distributed.sweep_trial import Shared
+from semantica.distributed.sweep_trial import Shared, free_workers
 from semantica.distributed.training_reports import FRECHET
 from semantica.storage import location
-from semantica.sweeps.results import Result, begin, end, read_result, read_results, trial_folder
+from semantica.sweeps.results import TRAINING, Result, begin, end, read_result, read_results, trial_folder
 from semantica.sweeps.search import drawn, num_trials
 from semantica.sweeps.settings import SweepConfig
 from semantica.sweeps.space import Swept, configured, settings_of, trial_name
@@ -63,6 +65,7 @@ class Progress(ray.tune.Callback):  # type: ignore[misc]
     def __init__(self, out: Path, num_points: int, total: int) -> None:
         self.out, self.num_points, self.total = out, num_points, total
         self.errors: dict[str, str] = {}
+        self._ended: set[str] = set()  # trials whose processes may still be ending
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         name = trial.config["trial"]
@@ -76,6 +79,7 @@ class Progress(ray.tune.Callback):  # type: ignore[misc]
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         folder = trial_folder(self.out, trial.config["trial"])
         result = read_result(folder)
+        self._ended.add(result.name)
         self.errors.pop(result.name, None)
         # Only the scheduler ends a trial before its last figure; one that is killed or fails comes to no such end.
         if result.status == "unfinished" and result.final is None and result.reached:
@@ -84,8 +88,26 @@ class Progress(ray.tune.Callback):  # type: ignore[misc]
             say(f"sweep     trial {result.name}: stopped at point {last.point} of {self.num_points}")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._ended.add(trial.config["trial"])
         path = trial.pickled_error_file
         self.errors[trial.config["trial"]] = _last_line(trial.error_file) if path or trial.error_file else "no reason given"
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        self.release()
+
+    def release(self, seconds: float = 0.0) -> None:
+        """Give back the CPUs and GPUs of trials that ended, once their processes have; wait so long for these.
+
+        Tune ends the driver of a stopped trial, and the controller of its training with it, before that frees the workers.
+        """
+        deadline = time.monotonic() + seconds
+        while self._ended:
+            for name in [n for n in self._ended if not lease.is_held(trial_folder(self.out, n) / TRAINING)]:
+                free_workers(trial_folder(self.out, name))
+                self._ended.discard(name)
+            if time.monotonic() >= deadline:
+                return
+            time.sleep(0.5)
 
 
 def _last_line(path: str | None) -> str:

@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import ray.tune
+from ray._raylet import PlacementGroupID
 from ray.tune.integration.ray_train import TuneReportCallback
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from semantica import lease
 from semantica.config import from_dict
 from semantica.datasets import read_manifest
 from semantica.distributed.train import train
-from semantica.distributed.training_figures import Trial, Watch, reported
+from semantica.distributed.training_figures import PLACEMENT, Trial, Watch, reported
 from semantica.errors import DataError
 from semantica.pairs.selection import BandConfig, select, selection_stage
 from semantica.runtime import Runtime
@@ -71,6 +73,7 @@ def run_trial(config: dict[str, Any]) -> None:
     if result.status != "unfinished":
         return
     _wait_for_orphans(folder / TRAINING)
+    free_workers(folder)
     try:
         _train(shared, folder, result.settings)
     except NonFiniteError as error:
@@ -112,3 +115,14 @@ def _wait_for_orphans(folder: Location) -> None:
     deadline = time.monotonic() + _ORPHAN_S
     while lease.is_held(folder) and time.monotonic() < deadline:
         time.sleep(0.5)
+
+
+def free_workers(folder: Path) -> None:
+    """Give back the CPUs and GPUs of a trial whose processes have ended, if they did so before they gave them back.
+
+    Ray Train's own cleaner, which should remove the workers' placement group, asks the dashboard: without one it is kept for ever.
+    """
+    path = folder / PLACEMENT
+    if path.exists():
+        remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(path.read_text()))))
+        path.unlink()

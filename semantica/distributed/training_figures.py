@@ -13,6 +13,7 @@ from typing import Any
 import ray.train
 import torch
 from ray.train.v2.api.callback import UserCallback
+from ray.util.placement_group import get_current_placement_group
 
 from semantica.denoiser.uvit import UViT
 from semantica.distributed.training_reports import FRECHET, Reporter
@@ -24,6 +25,8 @@ from semantica.sweeps.settings import MeasureConfig
 from semantica.training.ema import Ema
 from semantica.training.recipe import TrainConfig
 from semantica.training.sharded import whole
+
+PLACEMENT = ".placement"  # in a trial's folder: the placement group of its workers, which may outlive it
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,8 @@ class Points:
         self._measurer: TrialMeasurer | None = None
         # When the point before was done, or the training began; None where that was in another process.
         self._since = time.monotonic() if is_new else None
+        if watch is not None and rank == 0:
+            write_atomically(Path(watch.folder) / PLACEMENT, get_current_placement_group().id.hex().encode())
 
     def measure(self, step: int, network: UViT, ema: Ema) -> None:
         """Measure after this step, unless its figure is on the disk, and report. All workers call it and wait for the first."""

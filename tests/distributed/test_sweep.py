@@ -14,6 +14,7 @@ from pathlib import Path
 import mlflow
 import psutil
 import pytest
+import ray
 from small import SmallRun
 
 from jobs.train import main as train_job
@@ -55,12 +56,18 @@ class Swept:
     results: list[Result]
     killed: list[str]
     inputs_before: dict[str, tuple[int, str]]
+    groups: set[str]  # of others, that were there before
 
 
 def contents(*folders: Path) -> dict[str, tuple[int, str]]:
     """(time of the last change, SHA-256) of every file."""
     files = [path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()]
     return {str(path): (path.stat().st_mtime_ns, hashlib.sha256(path.read_bytes()).hexdigest()) for path in files}
+
+
+def held_groups() -> set[str]:
+    """The placement groups for which the cluster keeps CPUs."""
+    return {name for name, group in ray.util.placement_group_table().items() if group["state"] != "REMOVED"}
 
 
 def plan_of(small_run: SmallRun) -> SweepPlan:
@@ -94,12 +101,13 @@ def swept(small_run: SmallRun, tmp_path_factory: pytest.TempPathFactory) -> Swep
         small_run.runtime, {"tracking.uri": f"sqlite:///{base}/mlflow.db", "cluster.max_failures": 2, "cluster.num_workers": 1}
     )
     before = contents(small_run.out / "encodings", small_run.out / "scores")
+    groups = held_groups()
     killed: list[str] = []
     killer = threading.Thread(target=kill_at_first_point, args=(out, killed), daemon=True)
     killer.start()
     sweep(plan, out=out, runtime=runtime, max_concurrent=1, command="python -m tune.sweep")
     killer.join(timeout=1)
-    return Swept(out, plan, runtime, read_results(out), killed, before)
+    return Swept(out, plan, runtime, read_results(out), killed, before, groups)
 
 
 def test_a_killed_trial_goes_on_and_every_trial_ends(swept: Swept) -> None:
@@ -121,6 +129,10 @@ def test_asha_stops_what_it_would_stop_in_the_recorded_order(swept: Swept) -> No
         curves, (40, 80, 120), {name: 1.0 for name in curves}, grace_points=1, reduction_factor=swept.plan.sweep.reduction_factor
     )  # fmt: skip
     assert stopped == {name for name, point in expected.reached.items() if point < 3}
+
+
+def test_trials_that_were_killed_or_stopped_keep_no_cpus(swept: Swept) -> None:
+    assert not held_groups() - swept.groups
 
 
 def test_no_trial_encodes_or_copies_data(swept: Swept, small_run: SmallRun) -> None:
