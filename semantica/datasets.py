@@ -269,8 +269,8 @@ class StageOutput:
             self.kind, dict(self.config), dict(self.inputs), dict(counts), dict(facts), tuple(sorted(entries, key=lambda e: e.path))
         )
         if isinstance(self.folder, Path):  # what killed workers were writing
-            for partial in self.folder.rglob(".*.partial"):
-                partial.unlink(missing_ok=True)
+            for partial in list(self.folder.rglob(".*.partial")):
+                remove_tree(partial) if partial.is_dir() else partial.unlink(missing_ok=True)
         write_atomically(self.folder / MANIFEST, json.dumps(asdict(manifest), indent=1).encode())
         return read_manifest(self.folder, self.kind)
 

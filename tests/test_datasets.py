@@ -318,3 +318,14 @@ def test_a_plan_that_was_killed_while_it_was_written_does_not_block_the_folder(t
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "._plan.json.77.partial").write_bytes(b"{")
     assert StageOutput(tmp_path / "out", "scores", {}).open() is None
+
+
+def test_what_killed_workers_were_writing_goes_when_the_output_is_finished_folders_too(tmp_path):
+    stage = StageOutput(tmp_path / "out", "sweep", {})
+    stage.open()
+    saving = tmp_path / "out" / "trials" / "a" / ".step-000000030.partial"
+    saving.mkdir(parents=True)
+    (saving / "model.safetensors").write_bytes(b"half")
+    (tmp_path / "out" / ".b.parquet.partial").write_bytes(b"half")
+    stage.finish({}, {})
+    assert not list((tmp_path / "out").rglob(".*.partial"))
