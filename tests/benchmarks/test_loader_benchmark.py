@@ -1,5 +1,7 @@
 """What the loader's benchmark rests on: one set of pictures in four formats, of which every reader gives every picture once."""
 
+import gc
+import time
 from collections import Counter
 from dataclasses import dataclass
 
@@ -29,7 +31,12 @@ def written(request, tmp_path_factory):
     folder, corpus = tmp_path_factory.mktemp("formats"), Drawn(NUM_PICTURES, SIDE, request.param)
     pixels = {to_unit(decode_at(corpus.picture(n), SIDE)).numpy().tobytes(): n for n in range(NUM_PICTURES)}
     assert len(pixels) == NUM_PICTURES
-    return folder, corpus, pixels
+    # A worker is a fork of this process. What other tests left, collected there in the middle of np.load's parsing of a header,
+    # may report itself with a traceback, which parses too: CPython before 3.11.8 then raises a SystemError.
+    gc.collect()
+    gc.freeze()
+    yield folder, corpus, pixels
+    gc.unfreeze()
 
 
 @pytest.mark.parametrize("name", list(READERS))
@@ -60,9 +67,11 @@ def test_an_epoch_counts_its_pictures_and_the_processor_of_its_workers(written):
         _WRITERS["files"](folder / "files", corpus)
     alone = epoch("torch DataLoader", folder, corpus, 0)
     _ready.clear()  # a reader keeps the workers that it began with
+    before = time.process_time()
     shared = epoch("torch DataLoader", folder, corpus, 2)
+    own_s = time.process_time() - before
     assert alone.pictures == shared.pictures == NUM_PICTURES
     assert alone.pixels == shared.pixels
-    assert shared.processor_s > 0.5 * alone.processor_s  # the workers, who did most of it, are counted
+    assert shared.processor_s > own_s  # the workers are counted
     assert Epoch(2.0, 4.0, 100, 0).a_core == 25
     assert Epoch(2.0, 4.0, 100, 0).by_the_clock == 50
