@@ -32,7 +32,7 @@ from semantica.sweeps.space import SpaceConfig
 from semantica.tracking import TrackingConfig
 
 TARGET = 0.35
-RATES = (5e-4, 2e-3, 8e-3)
+RATES = (1e-4, 5e-4, 2e-3)  # a decade and a bit, of which the highest still trains
 NUM_ORDERS = 200  # in which the grid might have been tried
 
 # A denoiser that 2 cores train 12 times in minutes. The rate is constant after the warm-up, as in the paper: a figure on the way is
@@ -62,8 +62,8 @@ def options(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--out", type=Path, default=Path("runs/sweep-benchmark"), help="where both sweeps are left, and found again"
     )
-    parser.add_argument("--steps", type=int, default=240, help="of each training")
-    parser.add_argument("--points", type=int, default=8, help="how often a training is measured, the end included")
+    parser.add_argument("--steps", type=int, default=600, help="of each training")
+    parser.add_argument("--points", type=int, default=9, help="how often a training is measured, the end included")
     parser.add_argument("--num", type=int, default=96, help="conditioning images")
     parser.add_argument("--reduction-factor", type=float, default=3.0)
     parser.add_argument("--max-concurrent", type=int, help="trials at once; of the grid alone: ASHA tries one after the other")

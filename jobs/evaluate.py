@@ -41,15 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def call(job: EvaluateJob) -> None:
         evaluate(
-            job.evaluation,
-            checkpoints=named(job.checkpoint, "checkpoint"),
-            data=named(job.data, "data"),
-            out=job.out,
-            runtime=job.runtime,
-            encoder=job.encoder,
-            train=job.train,
-            command=shown_command("jobs.evaluate", argv),
-        )
+            job.evaluation, checkpoints=named(job.checkpoint, "checkpoint"), data=named(job.data, "data"), out=job.out,
+            runtime=job.runtime, encoder=job.encoder, train=job.train, command=shown_command("jobs.evaluate", argv),
+        )  # fmt: skip
         print(f"Report: {job.out.absolute() / 'report.html'}")
 
     return run(

@@ -39,15 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def call(job: EvaluateSamplesJob) -> None:
         command = shown_command("jobs.evaluate_samples", argv)
+        sources = Sources(episodes=job.episodes, selection=job.selection, command=command)
         evaluate_samples(
-            job.evaluate,
-            samples=job.samples,
-            checkpoint=job.checkpoint,
-            encodings=job.encodings,
-            out=job.out,
-            runtime=job.runtime,
-            sources=Sources(episodes=job.episodes, selection=job.selection, command=command),
-        )
+            job.evaluate, samples=job.samples, checkpoint=job.checkpoint, encodings=job.encodings, out=job.out,
+            runtime=job.runtime, sources=sources,
+        )  # fmt: skip
         print(f"Report: {job.out.absolute() / 'report.html'}")
 
     return run(

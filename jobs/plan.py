@@ -9,7 +9,6 @@ from typing import Annotated
 
 import tyro
 from rich.console import Console
-from rich.table import Table
 
 from jobs.command import run
 from semantica.config import config
@@ -17,7 +16,7 @@ from semantica.datasets import read_manifest
 from semantica.planning.machines import PlanConfig
 from semantica.planning.pairs import page_counts
 from semantica.planning.plan import make_plan
-from semantica.planning.tables import tables
+from semantica.planning.tables import show
 from semantica.presets import PipelineConfig
 from semantica.storage import location
 
@@ -40,14 +39,7 @@ def _show(job: PlanJob) -> None:
     if job.json:
         print(json_format.dumps(plan.to_dict(), indent=1))
         return
-    console = Console()
-    for shown in tables(plan):
-        table = Table(*shown.head, title=shown.title, title_justify="left", show_header=any(shown.head))
-        for row in shown.rows:
-            table.add_row(*row)
-        console.print(table)
-    for warning in plan.warnings:
-        console.print(f"does not fit: {warning}", markup=False, highlight=False, soft_wrap=True)
+    show(plan, Console())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

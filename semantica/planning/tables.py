@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from rich.console import Console
+from rich.table import Table
+
 from semantica.planning.pairs import Expected
 from semantica.planning.plan import Plan, Way
 from semantica.planning.sizes import count, hours, size
@@ -17,6 +20,17 @@ class TextTable:
     title: str
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+
+
+def show(plan: Plan, console: Console) -> None:
+    """Print the tables, and below them what does not fit."""
+    for shown in tables(plan):
+        table = Table(*shown.head, title=shown.title, title_justify="left", show_header=any(shown.head))
+        for row in shown.rows:
+            table.add_row(*row)
+        console.print(table)
+    for warning in plan.warnings:
+        console.print(f"does not fit: {warning}", markup=False, highlight=False, soft_wrap=True)
 
 
 def tables(plan: Plan) -> list[TextTable]:

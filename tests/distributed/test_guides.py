@@ -17,8 +17,12 @@ import pytest
 import yaml
 from small import draw_pages, random_encoder, run_stages, small_config
 
-from semantica.config import to_dict
+from semantica.config import override, to_dict
+from semantica.distributed.train import MODEL
 from semantica.runtime import ClusterConfig, Runtime
+from semantica.sweeps.ranking import winner
+from semantica.sweeps.results import read_results
+from semantica.sweeps.settings import SweepConfig
 from semantica.tracking import TrackingConfig
 
 ROOT = Path(__file__).parents[2]
@@ -49,7 +53,7 @@ def free_port() -> int:
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """The packages and what the guides start from: `my-pictures` and `my.yaml`."""
-    for name in ("semantica", "jobs"):
+    for name in ("semantica", "jobs", "tune"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     draw_pages(tmp_path / "my-pictures")
     return tmp_path
@@ -181,3 +185,29 @@ def test_every_command_of_the_guide_to_comparing_runs_does_what_it_says(
     assert "0.004" in table
     assert "0.002" in table
     assert listed.count("train") == 2
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_every_command_of_the_guide_to_sweeps_does_what_it_says(
+    checkout: Path, started: list[subprocess.Popen[str]], local_ray: None
+) -> None:
+    config = small_config(random_encoder(checkout / "encoder"))
+    run_stages(config, checkout / "my-pictures", checkout / "runs" / "mine", Runtime(tracking=TrackingConfig(uri="off")))
+    empty = {"space.patching": [], "space.learning_rate": [], "space.band": [], "space.conditioning": []}
+    measured = {"measure.num_points": 2, "measure.num": 16, "measure.sampler.num_steps": 2}
+    sweep = override(SweepConfig(), empty | measured)
+    given = {"sweep": sweep, "band": config.band, "train": config.train, "runtime": RUNTIME}
+    (checkout / "my.yaml").write_text(yaml.safe_dump({name: to_dict(section) for name, section in given.items()}))
+
+    swept, _, searched, resumed = follow("sweeps.md", Shell(checkout), started, "http://127.0.0.1:5000/health")
+    assert "2 trials" in swept
+    assert "3 trials" in searched
+    assert "already done" in resumed
+    out = checkout / "runs"
+    assert [result.settings["learning_rate"] for result in read_results(out / "sweep")] == [1e-3, 2e-3]
+    assert len({result.settings["learning_rate"] for result in read_results(out / "searched")}) == 3
+    best = winner(read_results(out / "sweep"))
+    assert best is not None
+    trial = out / "sweep" / "trials" / best.name / "training"
+    assert (out / "best" / MODEL / "ema.safetensors").read_bytes() == (trial / MODEL / "ema.safetensors").read_bytes()

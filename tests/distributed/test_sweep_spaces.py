@@ -1,0 +1,69 @@
+"""A sweep over two encoders and both conditionings, each trial with two workers, searched at random."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+from small import SmallRun, random_encoder
+
+from semantica.config import override
+from semantica.distributed.encode import encode
+from semantica.distributed.pairs import score
+from semantica.distributed.sweep import sweep
+from semantica.distributed.train import MODEL
+from semantica.sweeps.plan import SweepPlan
+from semantica.sweeps.results import Result, read_results
+from semantica.sweeps.settings import SweepConfig
+from semantica.training.checkpoint import open_checkpoint
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+MEASURE = {"measure.num_points": 2, "measure.num": 16, "measure.sampler.num_steps": 2}
+
+
+def other_encoder(small_run: SmallRun, base: Path) -> Path:
+    """The small run's pictures by an encoder with another width and another number of tokens."""
+    weights = random_encoder(base / "encoder", width=48)
+    config = override(small_run.config.encode, {"encoder.weights": str(weights), "encoder.image_px": 42})
+    encode(config, episodes=small_run.out / "episodes", out=base / "encodings", runtime=small_run.runtime)
+    score(encodings=base / "encodings", out=base / "scores", runtime=small_run.runtime)
+    return base
+
+
+def swept(small_run: SmallRun, places: dict[str, Path], changes: dict[str, object], out: Path) -> list[Result]:
+    plan = SweepPlan(
+        encodings={name: str(place / "encodings") for name, place in places.items()},
+        scores={name: str(place / "scores") for name, place in places.items()},
+        sweep=override(SweepConfig(), {"space.patching": [], "stopping": "none"} | MEASURE | changes),
+        band=small_run.config.band,
+        train=small_run.config.train,
+    )
+    runtime = override(small_run.runtime, {"tracking.uri": f"sqlite:///{out.parent}/mlflow.db"})
+    sweep(plan, out=out, runtime=runtime)
+    return read_results(out)
+
+
+def test_encoders_and_conditionings_are_combined_and_measured_by_the_first(small_run: SmallRun, tmp_path: Path) -> None:
+    places = {"small": small_run.out, "wide": other_encoder(small_run, tmp_path / "wide")}
+    kinds = ["cross_attention", "film"]
+    results = swept(small_run, places, {"space.conditioning": kinds}, tmp_path / "sweep")
+    found = {(result.settings["encoder"], result.settings["conditioning"]) for result in results}
+    assert found == set(itertools.product(places, kinds))
+    assert {result.status for result in results} == {"finished"}
+    for result in results:
+        denoiser = open_checkpoint(tmp_path / "sweep" / "trials" / result.name / "training" / MODEL).config.denoiser
+        sizes = (denoiser.token_dim, denoiser.num_tokens)
+        assert sizes == {"small": (32, 5), "wide": (48, 10)}[str(result.settings["encoder"])]
+        assert denoiser.conditioning == result.settings["conditioning"]
+    assert len({figure.extractor for result in results for figure in result.figures}) == 1
+
+
+def test_a_random_search_draws_what_its_seed_says(small_run: SmallRun, tmp_path: Path) -> None:
+    changes = {"search": "random", "num_trials": 2, "space.learning_rate_range": [1e-4, 1e-2]}
+    first, again = (swept(small_run, {"small": small_run.out}, changes, tmp_path / name / "sweep") for name in ("one", "two"))
+    rates = [float(result.settings["learning_rate"]) for result in first]
+    assert len(set(rates)) == 2
+    assert all(1e-4 <= rate <= 1e-2 for rate in rates)
+    assert [result.settings for result in again] == [result.settings for result in first]
+    assert [result.final for result in again] == pytest.approx([result.final for result in first], rel=1e-3)
