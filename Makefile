@@ -3,7 +3,7 @@
 # make check  format, lint, import contracts, types
 # make test-tpu  the tests of the TPU path, on XLA's CPU client, in an environment of its own (.venv-tpu)
 # make fuzz   10,000 damaged pictures through the decoder
-# make test-chaos  the long fault tests: workers, nodes and drivers killed in every stage
+# make test-chaos  the long tests on Ray: workers, nodes and drivers killed in every stage, sweeps, every command of the guides
 # make bench  the time of each stage and of a Fréchet distance into benchmarks/results/; make bench-data  the data plane against its peers
 # make bench-training  the loader against its peers, and checkpoints; make bench-orderings  the paper's orderings, after make demo (hours; goes on when stopped)
 # make bench-sweep  do early figures of a sweep rank the final ones, and what does stopping early save (after make demo)

@@ -88,7 +88,7 @@ def sweep(
             parent=session.run,
         )
         for name in places:
-            for low, high in config.space.band or ((band.low, band.high),):
+            for low, high in config.space.bands or ((band.low, band.high),):
                 band_view(shared, name, replace(band, low=low, high=high))
         _hold_out(shared, plan.train.denoiser.resolution_px, cluster)
         room = concurrency(cluster, ray.cluster_resources())

@@ -59,8 +59,11 @@ class SpaceConfig:
             inside = self.band_low_range[0] >= -1 and self.band_high_range[1] <= 1
             apart = self.band_low_range[1] < self.band_high_range[0]
             require(inside and apart, "space.band_high_range", "in [-1, 1] and above band_low_range", sides)
-        require(not (rate and self.learning_rate), "space.learning_rate", "empty where a range is given", self.learning_rate)
-        require(not (sides and self.band), "space.band", "empty where ranges are given", self.band)
+
+    @property
+    def bands(self) -> tuple[tuple[float, float], ...]:
+        """The bands of the list; none where ranges take its place."""
+        return () if self.band_low_range else self.band
 
 
 @config
@@ -99,12 +102,12 @@ def dimensions(space: SpaceConfig, encoders: Sequence[str]) -> dict[str, Dimensi
         found["conditioning"] = Choice(space.conditioning)
     if space.patching:
         found["patching"] = Choice(space.patching)
-    if space.learning_rate:
-        found["learning_rate"] = Choice(space.learning_rate)
-    if space.band:
-        found["band"] = Choice(tuple(band_name(*band) for band in space.band))
     if space.learning_rate_range:
         found["learning_rate"] = Span(*space.learning_rate_range, log=True)
+    elif space.learning_rate:
+        found["learning_rate"] = Choice(space.learning_rate)
+    if space.bands:
+        found["band"] = Choice(tuple(band_name(*band) for band in space.bands))
     if space.band_low_range and space.band_high_range:
         found["band_low"], found["band_high"] = Span(*space.band_low_range), Span(*space.band_high_range)
     return found

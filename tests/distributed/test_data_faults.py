@@ -78,6 +78,7 @@ def test_a_killed_worker_of_ingest_changes_nothing(clean: Any, tmp_path: Path) -
     under_fire(clean, "ingest", "worker", 1, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_a_node_lost_during_encode_changes_nothing(clean: Any, tmp_path: Path) -> None:
     under_fire(clean, "encode", "node", 1, tmp_path / "out")
 

@@ -98,6 +98,7 @@ def test_two_workers_give_the_figures_of_one_to_the_last_bit(trained: Trained, o
     assert figures(tmp_path / "two") == figures(one_worker)
 
 
+@pytest.mark.slow
 def test_a_killed_evaluation_goes_on_and_ends_with_the_same_figures(trained: Trained, one_worker: Path, tmp_path: Path) -> None:
     out = tmp_path / "killed"
     cluster = {"num_cpus": 2, "object_store_mb": 100, "num_actors": 1, "num_workers": 1}

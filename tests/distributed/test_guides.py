@@ -28,6 +28,7 @@ from semantica.tracking import TrackingConfig
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 BLOCK = re.compile(r"^```(\w+)(?: (\w+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+pytestmark = [pytest.mark.ray, pytest.mark.slow]  # tests/test_documented_commands.py has the parsers read every command
 RUNTIME = Runtime(cluster=ClusterConfig(num_actors=1, num_workers=1, cpus_per_worker=0.5))
 
 
@@ -156,7 +157,6 @@ def follow(page: str, shell: Shell, started: list[subprocess.Popen[str]], url: s
     return printed
 
 
-@pytest.mark.ray
 def test_every_command_of_the_guide_to_jobs_does_what_it_says(checkout: Path, started: list[subprocess.Popen[str]]) -> None:
     config = small_config(random_encoder(checkout / "encoder"))
     asked = {"pipeline": to_dict(config), "runtime": to_dict(RUNTIME) | {"tracking": {"uri": "off"}}}
@@ -173,7 +173,6 @@ def test_every_command_of_the_guide_to_jobs_does_what_it_says(checkout: Path, st
     assert "num_pairs_kept" in python
 
 
-@pytest.mark.ray
 def test_every_command_of_the_guide_to_comparing_runs_does_what_it_says(
     checkout: Path, started: list[subprocess.Popen[str]], local_ray: None
 ) -> None:
@@ -187,8 +186,6 @@ def test_every_command_of_the_guide_to_comparing_runs_does_what_it_says(
     assert listed.count("train") == 2
 
 
-@pytest.mark.ray
-@pytest.mark.slow
 def test_every_command_of_the_guide_to_sweeps_does_what_it_says(
     checkout: Path, started: list[subprocess.Popen[str]], local_ray: None
 ) -> None:

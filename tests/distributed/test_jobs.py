@@ -108,6 +108,7 @@ def test_another_configuration_does_not_overwrite_a_finished_stage(small_run: Sm
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_killed_training_job_goes_on_and_ends_with_the_same_weights(small_run: SmallRun, tmp_path: Path) -> None:
     config = override(small_run.config.train, {"num_steps": 60, "checkpoint_every": 10})
     inputs = {"encodings": small_run.out / "encodings", "selection": small_run.out / "selection"}

@@ -116,6 +116,7 @@ def wait_until(what: str, holds: Callable[[], bool], seconds: float = 120) -> No
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_stopped_pipeline_ends_its_workers_and_goes_on_with_the_same_words_in_all_three_ways(
     head: dict[str, str], tmp_path: Path
 ) -> None:

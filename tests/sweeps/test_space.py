@@ -8,7 +8,18 @@ from semantica.config import from_dict, override, to_dict
 from semantica.denoiser import configs
 from semantica.errors import ConfigError
 from semantica.presets import PRESETS, preset
-from semantica.sweeps.space import SETTINGS, SpaceConfig, Swept, band_name, configured, dimensions, grid, settings_of, trial_name
+from semantica.sweeps.space import (
+    SETTINGS,
+    SpaceConfig,
+    Span,
+    Swept,
+    band_name,
+    configured,
+    dimensions,
+    grid,
+    settings_of,
+    trial_name,
+)
 
 ENCODER = {"token_dim": 384, "num_tokens": 65, "pooled_dim": 384}
 
@@ -82,7 +93,6 @@ def test_an_encoder_gives_the_denoiser_its_sizes():
         ({"learning_rate": [0.0]}, r"space.learning_rate must be positive"),
         ({"learning_rate": [1e-3, 1e-3]}, r"space.learning_rate must be all different"),
         ({"band": [[0.9, 0.3]]}, r"space.band must be -1 <= low < high <= 1, got \(0.9, 0.3\)"),
-        ({"learning_rate": [1e-3], "learning_rate_range": [1e-4, 1e-3]}, r"space.learning_rate must be empty where a range"),
         ({"band_low_range": [0.0, 0.2]}, r"space.band_low_range must be given with band_high_range"),
         ({"band_low_range": [0.0, 0.6], "band_high_range": [0.5, 1.0]}, r"space.band_high_range must be .* above band_low_range"),
     ],
@@ -91,6 +101,17 @@ def test_a_wrong_space_is_refused_with_one_sentence(changes, message):
     with pytest.raises(ConfigError, match=message) as caught:
         from_dict(SpaceConfig, changes)
     assert "\n" not in str(caught.value)
+
+
+def test_a_range_takes_the_place_of_the_list_that_a_preset_brings():
+    ranges = {"learning_rate_range": (1e-4, 1e-3), "band_low_range": (0.0, 0.3), "band_high_range": (0.5, 1.0)}
+    space = SpaceConfig(patching=(), learning_rate=(1e-3, 2e-3), band=((0.3, 0.9),), **ranges)
+    assert space.bands == ()
+    assert dimensions(space, ["one"]) == {
+        "learning_rate": Span(1e-4, 1e-3, log=True),
+        "band_low": Span(0.0, 0.3),
+        "band_high": Span(0.5, 1.0),
+    }
 
 
 def test_a_grid_of_a_range_is_refused():

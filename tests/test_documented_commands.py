@@ -1,0 +1,62 @@
+"""Every `python -m jobs.X` and `python -m tune.X` of the README and the documents is one that the command takes, word for word."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+import jobs.command
+from semantica.config import from_args
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMAND = re.compile(r"^(?! *[-|*>`]).*?\bpython -m ((?:jobs|tune)\.\w+)\b(.*)$", re.MULTILINE)
+REFUSED = re.compile(r"^```bash fails\n.*?^```$", re.MULTILINE | re.DOTALL)  # commands that show an error
+# What the page on sweeps calls best.yaml is made by the sweep above it.
+FILES = {"my.yaml": "{}", "runs/sweep/best.yaml": "{encodings: e, selection: s}"}
+
+
+class ParsedError(Exception):
+    """The words were taken."""
+
+
+def commands() -> list[Any]:
+    """(module, words) of every command that a page shows whole."""
+    found = []
+    for page in PAGES:
+        text = REFUSED.sub("", page.read_text()).replace("\\\n", " ")
+        for module, rest in COMMAND.findall(text):
+            if "..." not in rest and "`" not in rest:
+                found.append(pytest.param(module, shlex.split(rest, comments=True), id=f"{page.name}: {module}{rest}"))
+    return found
+
+
+def test_pages_have_commands() -> None:
+    assert {command.values[0] for command in commands()} >= {f"jobs.{name}" for name in ("train", "evaluate", "pipeline", "plan")}
+
+
+@pytest.mark.parametrize(("module", "words"), commands())
+def test_a_command_of_the_documents_is_understood(
+    module: str, words: Sequence[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def parsed(*args: Any, **named: Any) -> NoReturn:
+        from_args(*args, **named)
+        raise ParsedError
+
+    monkeypatch.setattr(jobs.command, "from_args", parsed)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PWD", str(tmp_path))
+    for name, text in FILES.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    job = importlib.import_module(module)
+    with pytest.raises(ParsedError):
+        job.main([os.path.expandvars(word) for word in words])
