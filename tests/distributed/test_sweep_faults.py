@@ -48,7 +48,7 @@ def words(small_run: SmallRun, base: Path, out: Path) -> list[str]:
 
 def resume(base: Path, out: Path) -> list[str]:
     """The command without what --resume finds."""
-    return [sys.executable, "-m", "tune.sweep", "--config", str(base / "sweep.yaml"), "--out", str(out)]
+    return [sys.executable, "-m", "tune.sweep", "--config", str(base / "sweep.yaml"), "--out", str(out), "--max-concurrent", "1"]
 
 
 def started(command: list[str]) -> subprocess.Popen[str]:
