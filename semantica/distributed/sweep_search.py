@@ -81,8 +81,8 @@ class Progress(ray.tune.Callback):  # type: ignore[misc]
         result = read_result(folder)
         self._ended.add(result.name)
         self.errors.pop(result.name, None)
-        # Only the scheduler ends a trial that is not trained to its end; one that is killed or fails comes to no such end. The trial
-        # may have been measured at later points, even the last, before it heard of it.
+        # Only the scheduler ends a trial that is not trained to its end; one that is killed or fails comes to no such end. It may
+        # have been measured at later points, even the last, before it heard of it.
         if result.status == "unfinished" and result.reached:
             heard = min(result.reached, int((trial.last_result or {}).get("point", result.reached)))
             last = next(figure for figure in result.figures if figure.point == heard)
