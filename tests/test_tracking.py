@@ -123,6 +123,12 @@ def test_a_file_store_is_refused_by_the_field(uri, tmp_path):
         resolve_uri(TrackingConfig(uri=uri), tmp_path)
 
 
+def test_a_relative_database_is_the_same_file_for_a_process_in_another_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert resolve_uri(TrackingConfig(uri="sqlite:///runs/mlflow.db"), tmp_path) == f"sqlite:///{tmp_path}/runs/mlflow.db"
+    assert resolve_uri(TrackingConfig(uri="sqlite:///m.db?timeout=9"), tmp_path) == f"sqlite:///{tmp_path}/m.db?timeout=9"
+
+
 def test_servers_and_databases_are_taken_as_given(tmp_path):
     for uri in ("http://host:5000", "https://host", "sqlite:////data/mlflow.db"):
         assert resolve_uri(TrackingConfig(uri=uri), tmp_path) == uri

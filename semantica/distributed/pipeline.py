@@ -62,7 +62,8 @@ def fitted(config: PipelineConfig, num_held_out: int, num_filled_groups: int, nu
     """The configuration and the number of workers for a corpus of this size: a small folder trains and is evaluated, too.
 
     At most half of the held-out pictures become conditioning images, since the rest is what samples are compared with; lanes are at
-    most the row groups that offer pairs, and workers divide lanes. Raises DataError when too little is held out to evaluate.
+    most the row groups that offer pairs, and workers divide these fewer lanes. Raises DataError when too little is held out to
+    evaluate.
     """
     if num_held_out < 4:
         raise DataError(
@@ -72,7 +73,9 @@ def fitted(config: PipelineConfig, num_held_out: int, num_filled_groups: int, nu
     lanes = config.train.num_lanes
     while lanes > 1 and (lanes > num_filled_groups or config.train.batch_size % lanes):
         lanes //= 2
-    workers = max(n for n in range(1, num_workers + 1) if lanes % n == 0)
+    workers = num_workers
+    if lanes < config.train.num_lanes:
+        workers = max(n for n in range(1, num_workers + 1) if lanes % n == 0)
     conditions = min(config.generate.num_conditions, num_held_out // 2)
     changed = override(config, {"train.num_lanes": lanes, "generate.num_conditions": conditions})
     for what, before, after in (
@@ -101,7 +104,9 @@ def _stages(
     chosen = pairs(config.band, encodings=encodings, out=selection, scores=data / "scores", runtime=runtime, parent=parent)
     filled = sum(1 for _, _, num_draws in chosen.facts["row_groups"] if num_draws)
     config, num_workers = fitted(config, counts["num_held_out_images"], filled, runtime.cluster.num_workers)
-    runtime = replace(runtime, cluster=replace(runtime.cluster, num_workers=num_workers))
+    least = runtime.cluster.min_workers
+    least = least if least is None else min(least, num_workers)
+    runtime = replace(runtime, cluster=replace(runtime.cluster, num_workers=num_workers, min_workers=least))
     train(config.train, encodings=encodings, selection=selection, out=checkpoint, runtime=runtime, parent=parent)
     generate(config.generate, checkpoint=checkpoint / MODEL, encodings=encodings, out=samples, runtime=runtime, parent=parent)
     return evaluate_samples(

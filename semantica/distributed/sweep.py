@@ -22,11 +22,11 @@ import ray.tune
 import torch
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
-from semantica.config import from_dict, to_dict
+from semantica.config import from_dict, require, to_dict
 from semantica.datasets import Manifest, StageOutput, read_manifest
 from semantica.distributed.session import StageSession, check_resources, stage_session
 from semantica.distributed.sweep_search import Progress, Search
-from semantica.distributed.sweep_trial import HELD_OUT_FILE, REFERENCES, Shared, band_view, run_trial
+from semantica.distributed.sweep_trial import AGAIN, HELD_OUT_FILE, REFERENCES, Shared, band_view, check_lanes, run_trial
 from semantica.distributed.train import check_fits
 from semantica.distributed.training_reports import FRECHET
 from semantica.errors import ConfigError, DataError, Stopped
@@ -62,6 +62,7 @@ def sweep(
     max_concurrent: trials at once; the default, and the most, is as many as the cluster has room for the workers of. Raises Stopped
     when Ctrl-C or SIGTERM asked for it: called again, it goes on.
     """
+    require(max_concurrent is None or max_concurrent > 0, "max_concurrent", "1 or more", max_concurrent)
     config, band, cluster = plan.sweep, plan.band, runtime.cluster
     places = {name: location(place) for name, place in plan.encodings.items()}
     scored = {name: location(place) for name, place in plan.scores.items()}
@@ -77,7 +78,7 @@ def sweep(
         runtime = replace(
             runtime, fresh=False, tracking=replace(runtime.tracking, uri=resolve_uri(runtime.tracking, folder.parent))
         )
-        check_resources(cluster, gpus=float(cluster.num_workers if cluster.use_gpu else 0))
+        check_resources(cluster, gpus=max(cluster.gpus_per_actor, float(cluster.num_workers if cluster.use_gpu else 0)))
         shared = Shared(
             out=str(folder),
             swept=to_dict(swept),
@@ -88,8 +89,8 @@ def sweep(
             parent=session.run,
         )
         for name in places:
-            for low, high in config.space.bands or ((band.low, band.high),):
-                band_view(shared, name, replace(band, low=low, high=high))
+            for low, high in () if config.space.band_low_range else config.space.band or ((band.low, band.high),):
+                check_lanes(band_view(shared, name, replace(band, low=low, high=high)), swept.train)
         _hold_out(shared, plan.train.denoiser.resolution_px, cluster)
         room = concurrency(cluster, ray.cluster_resources())
         search = Search(config, swept, shared)
@@ -127,6 +128,8 @@ def check(
 def concurrency(cluster: ClusterConfig, resources: Mapping[str, float]) -> int:
     """How many trials have room for all their workers at once; at least 1: a cluster that grows may have none yet."""
     needed = {"CPU": cluster.num_workers * cluster.cpus_per_worker, "GPU": float(cluster.num_workers if cluster.use_gpu else 0)}
+    if cluster.tpu_type:
+        return 1  # slices are reserved one after the other: two trials could each hold half of what they need
     room = [int(resources.get(name, 0.0) // amount) for name, amount in needed.items() if amount > 0]
     return max(1, min(room, default=1))
 
@@ -136,6 +139,8 @@ def _tune(config: SweepConfig, search: Search, shared: Shared, cluster: ClusterC
     out = Path(shared.out)
     shutil.rmtree(out / _TUNE, ignore_errors=True)
     progress = Progress(out, config.measure.num_points, search.total)
+    # A trial's process stays in the directory in which the sweep was started: relative places mean the same there.
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # no copies of the figures in formats nobody asked for
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # which prints a header whatever verbose says
     tuner = ray.tune.Tuner(
@@ -168,12 +173,21 @@ def _trial_folder(trial: Any) -> str:
     return str(trial.config["trial"])
 
 
+class _Asha(ASHAScheduler):  # type: ignore[misc]
+    """ASHA to which trials tell again, after a restart, what was measured before: others are compared with it, they go on."""
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """CONTINUE or STOP."""
+        decision: str = super().on_trial_result(tune_controller, trial, result)
+        return TrialScheduler.CONTINUE if result.get(AGAIN) else decision
+
+
 def scheduler(config: SweepConfig) -> TrialScheduler:
     """What stops trials early. ASHA decides at no point that is the last one: stopped there, a training would not be saved."""
-    most = config.measure.num_points - 0.5
+    most = config.measure.num_points - 1 + 1e-6  # a rung that is not a whole number is looked at at the point after it
     if config.stopping == "none" or config.grace_points > most:
         return FIFOScheduler()
-    return ASHAScheduler(
+    return _Asha(
         time_attr="point",
         max_t=most,
         grace_period=config.grace_points,
@@ -226,7 +240,7 @@ def _check_ended(results: list[Result], errors: Mapping[str, str], total: int) -
         done = len(results) - len(missing)
         raise Stopped(f"sweep: stopped as asked, {done} of {total} trials are done; the same command goes on from there")
     if winner(results) is None:
-        raise DataError(f"sweep: none of {total} trials came to its end; lower the learning rates")
+        raise DataError(f"sweep: none of {total} trials came to its end; {results[0].name}: {results[0].reason}")
 
 
 def _finish(session: StageSession, stage: StageOutput, results: list[Result], shown: Mapping[str, float]) -> Manifest:
@@ -238,10 +252,13 @@ def _finish(session: StageSession, stage: StageOutput, results: list[Result], sh
     run.tags({"best": best.name})
     for name in (PAGE, REPORT, BEST):
         run.artifact(out / name)
-    counts = {"num_trials": len(results), **{f"num_{s}": sum(r.status == s for r in results) for s in ("stopped", "diverged")}}
+    counts = {
+        "num_trials": len(results),
+        **{f"num_{s}": sum(r.status == s for r in results) for s in ("stopped", "diverged", "failed")},
+    }
     session.summary = f"{len(results)} trials, {counts['num_stopped']} stopped early; best {best.name}, FD {best.final:.4g}"
     session.notes.append(f"python -m jobs.train --config {out / BEST} --out OUT trains it again; see {out / PAGE}")
     folders = [trial_folder(out, result.name) for result in results]
-    kept = [path for folder in folders for path in (*folder.glob("*.json"), *(folder / FIGURES).iterdir()) if path.name[0] != "."]
+    kept = [path for folder in folders for path in (*folder.glob("*.json"), *folder.glob(f"{FIGURES}/*")) if path.name[0] != "."]
     files = sorted(str(path.relative_to(out)) for path in kept)
     return stage.finish(counts, {"best": best.name, FRECHET: best.final}, [*files, PAGE, REPORT, BEST])

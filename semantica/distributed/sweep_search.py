@@ -13,7 +13,7 @@ from semantica import lease
 from semantica.datasets import read_manifest
 from semantica.denoiser.sizes import training_flops
 from semantica.distributed.session import say
-from semantica.distributed.sweep_trial import Shared, free_workers
+from semantica.distributed.sweep_trial import AGAIN, Shared, free_workers
 from semantica.distributed.training_reports import FRECHET
 from semantica.storage import location
 from semantica.sweeps.results import TRAINING, Result, begin, end, read_result, read_results, trial_folder
@@ -73,7 +73,11 @@ class Progress(ray.tune.Callback):  # type: ignore[misc]
             say(f"sweep     trial {name}, of {self.total}")
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
-        if FRECHET in result and read_result(trial_folder(self.out, trial.config["trial"])).status == "unfinished":
+        if (
+            FRECHET in result
+            and not result.get(AGAIN)
+            and read_result(trial_folder(self.out, trial.config["trial"])).status == "unfinished"
+        ):
             say(f"sweep     trial {trial.config['trial']}: point {result['point']} of {self.num_points}, FD {result[FRECHET]:.4g}")
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

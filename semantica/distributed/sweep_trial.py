@@ -6,7 +6,6 @@ when ASHA stops the trial, and started again when it dies; either way the files 
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +21,9 @@ from semantica.config import from_dict
 from semantica.datasets import read_manifest
 from semantica.distributed.train import train
 from semantica.distributed.training_figures import PLACEMENT, Trial, Watch, reported
-from semantica.errors import DataError
-from semantica.pairs.selection import BandConfig, select, selection_stage
+from semantica.errors import ConfigError, DataError
+from semantica.pairs.draw import deal_lanes
+from semantica.pairs.selection import BandConfig, EmptyBandError, RowGroup, select, selection_stage
 from semantica.runtime import Runtime
 from semantica.storage import Location, location
 from semantica.sweeps.results import TRAINING, end, read_result, selection_folder, trial_folder
@@ -31,9 +31,11 @@ from semantica.sweeps.settings import MeasureConfig
 from semantica.sweeps.space import Setting, configured
 from semantica.sweeps.space import Swept as SweptConfig
 from semantica.tracking import Run
+from semantica.training.recipe import TrainConfig
 from semantica.training.watch import NonFiniteError
 
 HELD_OUT_FILE, REFERENCES = "held_out.json", "references"
+AGAIN = "again"  # in what Tune hears: this was measured by an earlier start of the sweep
 _ORPHAN_S = 120.0  # that a training whose driver was killed may take to end [C]
 
 
@@ -61,15 +63,23 @@ def band_view(shared: Shared, encoder: str, band: BandConfig) -> Path:
     return folder
 
 
+class UntrainableBandError(Exception):
+    """A band that a search drew keeps too few pairs to train on."""
+
+
+def check_lanes(selection: Location, train: TrainConfig) -> None:
+    """Raise ConfigError when a selection has pairs in too few row groups to fill the lanes."""
+    groups = read_manifest(selection, "selection").facts["row_groups"]
+    deal_lanes([RowGroup(*group) for group in groups], train.num_lanes)
+
+
 def run_trial(config: dict[str, Any]) -> None:
     """What Ray Tune runs: config holds the trial's name, and `Shared`. A trial that cannot be trained with its settings ends so."""
-    # Tune gave the process a folder of its own as its directory; all places are absolute.
-    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     shared: Shared = config["shared"]
     folder = trial_folder(Path(shared.out), config["trial"])
     result = read_result(folder)
     for figure in result.figures:
-        ray.tune.report(reported(figure, len(result.steps)))
+        ray.tune.report(reported(figure, len(result.steps)) | {AGAIN: True})
     if result.status != "unfinished":
         return
     _wait_for_orphans(folder / TRAINING)
@@ -78,6 +88,8 @@ def run_trial(config: dict[str, Any]) -> None:
         _train(shared, folder, result.settings)
     except NonFiniteError as error:
         end(folder, "diverged", str(error))
+    except UntrainableBandError as error:
+        end(folder, "failed", str(error))
 
 
 def _train(shared: Shared, folder: Path, settings: dict[str, Setting]) -> None:
@@ -85,6 +97,11 @@ def _train(shared: Shared, folder: Path, settings: dict[str, Setting]) -> None:
     encodings, first = location(shared.encodings[encoder]), next(iter(shared.encodings.values()))
     identity = read_manifest(encodings, "encodings").facts["encoder"]
     chosen = configured(from_dict(SweptConfig, shared.swept), settings, identity)
+    try:
+        selection = band_view(shared, encoder, chosen.band)
+        check_lanes(selection, chosen.train)
+    except (EmptyBandError, ConfigError) as error:
+        raise UntrainableBandError(str(error)) from None
     out, measure = Path(shared.out), from_dict(MeasureConfig, shared.measure)
     watch = Watch(
         folder=str(folder),
@@ -97,7 +114,7 @@ def _train(shared: Shared, folder: Path, settings: dict[str, Setting]) -> None:
     train(
         chosen.train,
         encodings=encodings,
-        selection=band_view(shared, encoder, chosen.band),
+        selection=selection,
         out=folder / TRAINING,
         runtime=from_dict(Runtime, shared.runtime),
         parent=shared.parent,

@@ -26,6 +26,10 @@ from semantica.storage import Location, follow, relative
 NUM_BINS = 80  # of width 0.025 over [-1, 1], so that 0.3 and 0.9 are edges
 
 
+class EmptyBandError(DataError):
+    """No pair lies in the band."""
+
+
 @config
 class BandConfig:
     """Keep a pair when low <= score <= high. score: "cosine" (the paper) or "centred_cosine" (corpus mean subtracted first)."""
@@ -128,7 +132,7 @@ def select(stage: StageOutput, scores: Location, band: BandConfig, watch: Callab
         draws = np.diff(np.concatenate([[0], np.cumsum(np.concatenate(per_episode))])[np.cumsum([0, *entry.row_group_rows])])
         groups += [[file_index, group, num] for group, num in enumerate(draws.tolist())]
     if counts["num_pairs_kept"] == 0:
-        raise DataError(
+        raise EmptyBandError(
             f"pairs: none of {counts['num_pairs']} pairs has {band.low} <= {band.score} <= {band.high}; widen the band"
             + _where(histogram)
         )

@@ -37,12 +37,13 @@ def what_does_not_fit(settings: PipelineConfig, plan: Plan) -> Iterator[str]:
 
 def _shapes(settings: PipelineConfig, plan: Plan) -> Iterator[str]:
     train, encoder = settings.train, settings.encode.encoder
-    made = (plan.encoder.num_tokens(encoder.image_px), plan.encoder.width)
-    taken = (train.denoiser.num_tokens, train.denoiser.token_dim)
-    if train.denoiser.context_dim is not None and made != taken:
+    made = (plan.encoder.num_tokens(encoder.image_px), plan.encoder.width, plan.encoder.width)
+    taken = (train.denoiser.num_tokens, train.denoiser.token_dim, train.denoiser.pooled_dim)
+    if made != taken:
         yield (
-            f"the denoiser takes {taken[0]} tokens of {taken[1]} numbers, {encoder.weights} makes {made[0]} of {made[1]}: set "
-            f"--train.denoiser.num-tokens {made[0]} --train.denoiser.token-dim {made[1]}"
+            f"the denoiser takes {taken[0]} tokens of {taken[1]} numbers and {taken[2]} pooled ones, {encoder.weights} makes "
+            f"{made[0]} of {made[1]} and {made[2]}: set --train.denoiser.num-tokens {made[0]} --train.denoiser.token-dim {made[1]} "
+            f"--train.denoiser.pooled-dim {made[2]}"
         )
     workers = plan.config.num_workers
     if train.num_lanes % workers:
@@ -73,10 +74,11 @@ def _device(settings: PipelineConfig, plan: Plan) -> Iterator[str]:
     weights = plan.denoiser.num_parameters * dtype.itemsize
     if weights + row > room:
         yield f"no picture can be drawn: weights and a row take {size(weights + row)}, a device has {size(room)}; use larger ones"
-    host = config.host_gb * 1e9 / config.devices_per_host
-    if memory.state.total > host:
+    copied, shared = memory.state.weights * 4, settings.train.compute.parallel == "ddp"  # with DDP the first worker alone saves
+    host = config.host_gb * 1e9 / (1 if shared else config.devices_per_host)
+    if copied > host:
         yield (
-            f"a save copies {size(memory.state.weights * 4)} a worker to a host that has {size(host)} a device: use "
+            f"a save copies {size(copied)} a worker to a host that has {size(host)}{'' if shared else ' a device'}: use "
             "--train.compute.parallel fsdp, or hosts with more memory"
         )
 

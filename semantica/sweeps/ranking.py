@@ -65,7 +65,7 @@ class Stopped:
 def milestones(num_points: int, grace_points: int, reduction_factor: float) -> list[float]:
     """The points at which ASHA decides, before the last one: there is nothing left to save there."""
     found, milestone = [], float(grace_points)
-    while milestone < num_points:
+    while milestone <= num_points - 1:
         found.append(milestone)
         milestone *= reduction_factor
     return found

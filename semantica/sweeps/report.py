@@ -131,8 +131,8 @@ def _protocol(config: SweepConfig, swept: Swept, held_out: HeldOut) -> Protocol:
 
 
 def _how_ended(results: Sequence[Result]) -> str:
-    counts = {status: sum(r.status == status for r in results) for status in ("finished", "stopped", "diverged")}
-    words = {"finished": "came to the end", "stopped": "were stopped early", "diverged": "diverged"}
+    words = {"finished": "came to the end", "stopped": "were stopped early", "diverged": "diverged", "failed": "found no pairs"}
+    counts = {status: sum(r.status == status for r in results) for status in words}
     return ", ".join(f"{number} {words[status]}" for status, number in counts.items() if number)
 
 
@@ -169,7 +169,7 @@ def panel_curve(panel: Panel, results: Sequence[Result], best: Result, name: str
     curve = frechet_by_step(series, frechet_name=name, protocol=protocol, title=panel.title)
     says = ["As Fig. 2 of the paper: lower is nearer to real pictures. A line ends where its trial was stopped."]
     if len(lines) < 2:
-        says.append(f"Nothing is compared here: only {next(iter(lines))} was tried.")
+        says.append(f"Nothing is compared here: only {next(iter(lines))} has figures.")
     else:
         says.append("One trial a line; its other settings are the best trial's.")
     if any(differing.values()):

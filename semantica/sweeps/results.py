@@ -25,7 +25,8 @@ from semantica.sweeps.space import Drawn, Setting, Settings
 
 TRIALS, TRIAL, FIGURES, ENDED, TRAINING = "trials", "trial.json", "figures", "ended.json", "training"
 SELECTIONS = "selections"
-Status = Literal["finished", "stopped", "diverged", "unfinished"]
+Ending = Literal["stopped", "diverged", "failed"]
+Status = Literal["finished", "stopped", "diverged", "failed", "unfinished"]
 
 
 @dataclass(frozen=True)
@@ -56,15 +57,15 @@ class Result:
     steps: tuple[int, ...]  # of its points
     flops: float
     figures: tuple[Figure, ...]
-    ended: str  # "stopped" or "diverged", or ""
+    ended: Ending | None
     reason: str
     is_trained: bool
 
     @property
     def status(self) -> Status:
-        """How it stands; unfinished is what a next start goes on with."""
-        if self.ended == "stopped" or self.ended == "diverged":
-            return "stopped" if self.ended == "stopped" else "diverged"
+        """How it stands; failed: its band could not be trained on; unfinished: what a next start goes on with."""
+        if self.ended:
+            return self.ended
         return "finished" if self.is_trained and self.final is not None else "unfinished"
 
     @property
@@ -128,7 +129,7 @@ def read_figure(folder: Path, point: int) -> Figure | None:
         raise DataError(f"sweep: {path} is damaged ({error}); delete {folder} and run the same command again") from None
 
 
-def end(folder: Path, how: Literal["stopped", "diverged"], reason: str) -> None:
+def end(folder: Path, how: Ending, reason: str) -> None:
     """Write down that a trial ended before its last point; nothing goes on with it."""
     if not (folder / ENDED).exists():
         write_atomically(folder / ENDED, json.dumps({"ended": how, "reason": reason}).encode())
@@ -143,7 +144,7 @@ def read_result(folder: Path) -> Result:
         found = [read_figure(folder, point) for point in range(1, len(steps) + 1)]
         figures = tuple(figure for figure in found if figure is not None)
         path = folder / ENDED
-        ended = json.loads(path.read_text()) if path.exists() else {"ended": "", "reason": ""}
+        ended: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"ended": None, "reason": ""}
         is_trained = (folder / TRAINING / MANIFEST).exists()
         return Result(**about, steps=steps, figures=figures, ended=ended["ended"], reason=ended["reason"], is_trained=is_trained)
     except (OSError, ValueError, TypeError, KeyError) as error:

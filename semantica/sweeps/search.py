@@ -52,7 +52,7 @@ def _by_optuna(config: SweepConfig, found: Mapping[str, Dimension], index: int, 
     }
     # A study in memory, filled with what the disk has: it has no state of its own that a kill could lose.
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=config.seed + index, constant_liar=True))
-    states = {"finished": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "diverged": TrialState.FAIL}
+    states = {"finished": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "diverged": TrialState.FAIL, "failed": TrialState.FAIL}
     for result in before:
         state = states.get(result.status, TrialState.RUNNING)
         study.add_trial(

@@ -136,10 +136,13 @@ class Place:
 
 
 def resolve_uri(tracking: TrackingConfig, default_folder: Path) -> str:
-    """The tracking URI with the default filled in: SQLite in `default_folder`; "off" stays "off"."""
+    """The tracking URI with the default filled in, SQLite in `default_folder`, and an absolute path; "off" stays "off"."""
     if tracking.uri == "":
         return f"sqlite:///{default_folder.absolute()}/mlflow.db"
     _check(tracking.uri)
+    if folder := _sqlite_folder(tracking.uri):  # the workers' directory is not ours
+        name, mark, options = tracking.uri.removeprefix("sqlite:///").partition("?")
+        return f"sqlite:///{folder / Path(name).name}{mark}{options}"
     return tracking.uri
 
 

@@ -13,6 +13,7 @@ from semantica.distributed.encode import encode
 from semantica.distributed.pairs import score
 from semantica.distributed.sweep import sweep
 from semantica.distributed.train import MODEL
+from semantica.errors import DataError
 from semantica.sweeps.plan import SweepPlan
 from semantica.sweeps.results import Result, read_results
 from semantica.sweeps.settings import SweepConfig
@@ -67,3 +68,22 @@ def test_a_random_search_draws_what_its_seed_says(small_run: SmallRun, tmp_path:
     assert all(1e-4 <= rate <= 1e-2 for rate in rates)
     assert [result.settings for result in again] == [result.settings for result in first]
     assert [result.final for result in again] == pytest.approx([result.final for result in first], rel=1e-3)
+
+
+def test_a_rate_that_diverges_before_it_is_measured_is_told_and_the_others_are_compared(
+    small_run: SmallRun, tmp_path: Path
+) -> None:
+    changes = {"space.learning_rate": [1e-3, 1e30], "measure.num_points": 1}
+    good, bad = swept(small_run, {"small": small_run.out}, changes, tmp_path / "sweep")
+    assert (good.status, bad.status, bad.figures) == ("finished", "diverged", ())
+    page = (tmp_path / "sweep" / "sweep.html").read_text()
+    assert "1 came to the end, 1 diverged" in page
+
+
+def test_a_drawn_band_without_pairs_ends_its_trial_alone(small_run: SmallRun, tmp_path: Path) -> None:
+    ranges = {"space.band_low_range": [-1.0, -0.99], "space.band_high_range": [-0.98, -0.97]}
+    with pytest.raises(
+        DataError, match=r"none of 2 trials came to its end; 000-.*: pairs: none of 165 pairs has .*; widen the band"
+    ):
+        swept(small_run, {"small": small_run.out}, {"search": "random", "num_trials": 2} | ranges, tmp_path / "sweep")
+    assert [result.status for result in read_results(tmp_path / "sweep")] == ["failed", "failed"]

@@ -69,6 +69,24 @@ def test_costs_are_hours_times_prices_and_none_without_prices(base):
     assert base.cost == 0
 
 
+@pytest.mark.parametrize("name", ["base", "base-film"])
+def test_another_encoder_needs_all_three_of_its_sizes(name):
+    wanted = override(preset(name), {"encode.encoder.weights": "facebook/dinov2-large"})
+    flags = "--train.denoiser.num-tokens 257 --train.denoiser.token-dim 1024 --train.denoiser.pooled-dim 1024"
+    assert _warned(make_plan(wanted, PlanConfig(num_devices=64)), flags)
+    sizes = {f"train.denoiser.{field}": value for field, value in (("token_dim", 1024), ("num_tokens", 257))}
+    assert _warned(make_plan(override(wanted, sizes), PlanConfig(num_devices=64)), flags)
+    fits = override(wanted, sizes | {"train.denoiser.pooled_dim": 1024})
+    assert not _warned(make_plan(fits, PlanConfig(num_devices=64)), "the denoiser takes")
+
+
+@pytest.mark.parametrize(("host_gb", "parallel", "warned"), [(16.0, "ddp", False), (4.0, "ddp", True), (16.0, "fsdp", False)])
+def test_a_save_needs_room_on_its_host_for_what_it_copies(host_gb, parallel, warned):
+    settings = override(preset("base"), {"train.compute.parallel": parallel})
+    plan = make_plan(settings, PlanConfig(num_devices=64, devices_per_host=8, host_gb=host_gb))
+    assert _warned(plan, "a save copies") == warned  # 7.4 GB with DDP, of the first worker alone
+
+
 def test_what_fits_is_not_warned_of():
     plan = make_plan(preset("base"), PlanConfig(num_images=10_000_000, num_devices=64, num_cpus=64))
     assert [w for w in plan.warnings if "epoch" not in w and "drawn" not in w] == []

@@ -14,10 +14,11 @@ def made():
                    seconds=1.0, measuring_seconds=0.5)
             for p, value in enumerate(curve, 1)
         )  # fmt: skip
-        ended = status or ("stopped" if len(curve) < num_points else "")
+        ended = status or ("stopped" if len(curve) < num_points else None)
+        is_trained, ended = not ended, None if ended == "running" else ended
         return Result(
             index=index, name=f"{index:03d}", drawn={}, settings=own | settings, steps=steps, flops=flops, figures=figures,
-            ended=ended, reason="", is_trained=not ended,
+            ended=ended, reason="", is_trained=is_trained,
         )  # fmt: skip
 
     return make

@@ -59,7 +59,7 @@ def test_the_simulation_stops_what_rays_asha_stops(curves, grace, factor):
     found = simulated_asha(
         named, tuple(range(1, 10)), dict.fromkeys(named, 1.0), grace_points=grace, reduction_factor=factor
     )  # fmt: skip
-    bracket = _Bracket(grace, 8.5, factor, 0, stop_last_trials=False)
+    bracket = _Bracket(grace, 8 + 1e-6, factor, 0, stop_last_trials=False)
     assert sorted(milestone for milestone, _ in bracket._rungs) == pytest.approx(milestones(9, grace, factor))
     reached = {}
     for name, curve in named.items():

@@ -47,7 +47,7 @@ def test_panels_hold_the_other_settings_at_the_best_trials(grid):
 def test_a_panel_with_one_value_says_so_and_others_do_not(grid):
     best = min(grid, key=lambda result: result.final)
     captions = {panel.title: panel_curve(panel, grid, best, "FD", Protocol()).caption for panel in PANELS}
-    assert "Nothing is compared here: only a, film was tried." in captions["Encoder × conditioning"]
+    assert "Nothing is compared here: only a, film has figures." in captions["Encoder × conditioning"]
     assert not any("Nothing is compared" in captions[title] for title in ("Band", "Patching × learning rate"))
 
 
