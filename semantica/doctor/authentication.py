@@ -49,7 +49,7 @@ def _mode(address: str | None, mode: str, has_token: bool) -> Finding:
     if mode == "" and has_token:
         found = "RAY_AUTH_MODE is not set, and there is a token, with which a Ray of this machine was started"
         return warn(name, found, "export RAY_AUTH_MODE=token, else submitting a job is refused (401)")
-    return ok(name, f"{mode or 'not set'}, for {address}, which only this machine reaches")
+    return ok(name, f"{mode or 'not set'}, for {address}; whether other machines reach its head is not seen from here")
 
 
 def _kept(source: str) -> Finding:

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import psutil
 
-from semantica.doctor.authentication import is_loopback
 from semantica.doctor.finding import Finding, fail, ok, warn
 from semantica.errors import ConfigError
 from semantica.storage import Location, create, explained, location, remove_tree, write_atomically
@@ -170,8 +169,8 @@ def shared(there: Path, kind: str, address: str | None) -> Finding:
     name, found = "storage.shared", f"{there} is {kind or 'of an unknown kind'}"
     if kind in _BROKEN_FUSE:
         return fail(name, found, "a bucket that is mounted cannot replace files whole: name it as s3:// or gs://, or use NFS")
-    if address is not None and not is_loopback(address) and kind not in _NETWORK:
-        remedy = f"the nodes of {address} must see the same folder: a shared disk, or s3:// and gs:// for datasets"
+    if address is not None and kind not in _NETWORK:
+        remedy = f"all nodes of {address} must see the same folder: a shared disk, or s3:// and gs:// for datasets"
         return warn(name, found, remedy)
     return ok(name, found)
 
