@@ -19,7 +19,7 @@ from semantica.distributed.shards import in_actors, with_meter
 from semantica.encoders.on_the_fly import tokens_on_the_fly
 from semantica.evaluation.drawing import draw, sample_rows
 from semantica.evaluation.models import EvaluatedModel
-from semantica.evaluation.requests import Batch, Request, batches
+from semantica.evaluation.requests import Batch, Request, batches, drawing_of
 from semantica.evaluation.sets import EvaluationSet
 from semantica.generation.conditions import Conditions, Place
 from semantica.generation.generate import Candidate, GenerateConfig
@@ -28,8 +28,6 @@ from semantica.runtime import Runtime
 from semantica.storage import Location, location
 from semantica.tracking import Run
 from semantica.training.checkpoint import open_checkpoint
-
-_NOT_OF_A_SAMPLE = ("guidance", "num_conditions", "samples_per_condition", "seed")  # these stand in its name
 
 
 class _DrawBatch:
@@ -67,9 +65,8 @@ def draw_samples(
     parent: Run | None,
 ) -> Manifest:
     """Draw what `out` does not hold yet. Returns the manifest of its samples, which are those of earlier requests too."""
-    plain = {name: value for name, value in to_dict(settings).items() if name not in _NOT_OF_A_SAMPLE}
     inputs = {"encodings": data.hash, "checkpoint": model.checkpoint.hash}
-    stage = StageOutput(out, "drawn", plain, inputs)
+    stage = StageOutput(out, "drawn", drawing_of(settings), inputs)
     drawn = {name for _, stats in stage.receipts() for name in stats["names"]}
     todo = list(batches(requests, settings.batch_size, drawn))
     if todo:
