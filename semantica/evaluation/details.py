@@ -16,6 +16,7 @@ from semantica.evaluation.features import Features
 from semantica.evaluation.figures import SIMILARITY, Measurer
 from semantica.evaluation.outcome import Metric, Outcome
 from semantica.evaluation.requests import Cell, Request
+from semantica.evaluation.sets import some_of
 from semantica.metrics.diversity import diversity
 from semantica.metrics.kernel import kernel_distance
 from semantica.metrics.manifold import manifold
@@ -43,10 +44,9 @@ def details(
 ) -> Iterator[Figure]:
     """The figures of a cell. grid: several samples of some conditions, for the diversity. Needs two samples, as every cell does."""
     settings, features = measurer.settings, measurer.features[cell.data]
-    data = measurer.sets[cell.data]
     names = [request.name for request in requests][: settings.num_details]
-    reference = measurer.reference(data, [r.image_id for r in requests])
-    reference = [n for n in data.reference((), settings.num_details, settings.seed) if n in set(reference)]
+    reference = measurer.reference(measurer.sets[cell.data], [r.image_id for r in requests])
+    reference = some_of(reference, settings.num_details, f"details/{settings.seed}")
     where = f"details/{cell.model}/{cell.data}/w{cell.guidance:g}"
     for metric in (m for m in outcome.metrics(cell) if m.is_distance):
         real, drawn = features.matrix(metric.network, reference), features.matrix(metric.network, names)

@@ -7,7 +7,8 @@ of conditioning images that depend on seeds and ids alone. A picture that stands
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -90,18 +91,26 @@ class EvaluationSet:
         return [(p, i) for group in by_label.values() for p in self._chosen(group, 1, seed) for i in range(num_copies)]
 
     def reference(self, without: Sequence[str], num: int | None, seed: int) -> list[str]:
-        """The ids of the pictures that samples are compared with, sorted: all but `without`, at most `num` of them."""
+        """The ids of the pictures that samples are compared with, sorted: all but `without`, at most `num` of them.
+
+        Which of them has nothing to do with the choice of conditioning images of the same seed.
+        """
         left = set(without)
-        names = [p for name, p in self.pictures.items() if name not in left]
+        names = [name for name in self.pictures if name not in left]
         if len(names) < 2:
             raise DataError(
                 f"evaluate: {self.name} has {len(names)} pictures that are no conditioning images, at least 2 are needed; "
                 "ask for fewer with --num, or compare with all: --reference all"
             )
-        return sorted(p.image_id for p in (names if num is None else self._chosen(names, num, seed)))
+        return sorted(names) if num is None else some_of(names, num, f"reference/{seed}")
 
     def _chosen(self, pictures: Sequence[SetPicture], num: int, seed: int) -> list[SetPicture]:
         return [self.pictures[c.image_id] for c in choose_conditions([p.candidate for p in pictures], num, seed)]
+
+
+def some_of(names: Collection[str], num: int, key: str) -> list[str]:
+    """At most `num` of the names, sorted: a random choice that depends on `key` and the names alone."""
+    return sorted(sorted(names, key=lambda name: hashlib.sha256(f"{key}/{name}".encode()).hexdigest())[:num])
 
 
 def open_set(
