@@ -60,9 +60,6 @@ class _Job:
         seen = [int(m.checkpoint.provenance.encoder["identity"]["image_px"]) for m in self.models]
         return self.settings.picture_px or max(*seen, self.side)
 
-    def samples_of(self, model: EvaluatedModel, data: str) -> Path:
-        return self.out / "samples" / f"{model.name}-{model.hash}" / data
-
 
 def evaluate(
     settings: EvaluationConfig,
@@ -121,7 +118,7 @@ def _run(job: _Job, networks: Networks, data: Mapping[str, str], encoder: str, l
                     model=model,
                     data=sets[model.name][name],
                     settings=job.settings.draws(),
-                    out=job.samples_of(model, name),
+                    out=model.samples_in(job.out, name),
                     runtime=job.runtime,
                     parent=job.parent,
                 )
@@ -161,6 +158,7 @@ def _measure(
     mean = np.array(job.models[0].checkpoint.provenance.corpus_mean) if settings.centred else None
     measured = {cell: of for cell, of in requests.items() if cell.kind != "grid" or "details" in settings.protocol}
     planned = Measurer(settings, {}, sets)
+    folders = {(model.name, name): model.samples_in(job.out, name) for model in job.models for name in sets}
     features = {}
     for name, the_set in sets.items():
         needed: dict[str, None] = {}
@@ -168,12 +166,11 @@ def _measure(
             conditions = [image_id for image_id, _ in wanted_pictures(cell, the_set, settings)]
             needed.update(dict.fromkeys([*conditions, *planned.reference(the_set, conditions)]))
         work = picture_work(the_set.encodings, {image_id: the_set.pictures[image_id].place for image_id in needed})
-        for model in job.models:
-            wanted = {
-                r.name: r.image_id for cell, of in measured.items() if (cell.model, cell.data) == (model.name, name) for r in of
-            }
-            if wanted:
-                work += sample_work(job.samples_of(model, name), the_set, wanted)
+        wanted: dict[Path, dict[str, str]] = {}  # by folder: one checkpoint may have two names
+        for cell, of in ((c, of) for c, of in measured.items() if of and c.data == name):
+            wanted.setdefault(folders[cell.model, name], {}).update({r.name: r.image_id for r in of})
+        for folder, names in wanted.items():
+            work += sample_work(folder, the_set, names)
         if work:
             features[name] = _features(job, work, networks, the_set.hash, name)
     train = _train_pictures(job, networks) if job.train and "details" in settings.protocol else None
@@ -226,5 +223,5 @@ def _exhibits(job: _Job, outcome: Outcome) -> list[Grid | Gallery]:
     found: list[Grid | Gallery] = []
     for model in (m for m in job.models if m.name in last):
         for name in outcome.sets:
-            found += grids(outcome, model.name, name, model.hash, job.samples_of(model, name))
+            found += grids(outcome, model.name, name, model.hash, model.samples_in(job.out, name))
     return found

@@ -30,6 +30,10 @@ class EvaluatedModel:
         """12 hex digits of the checkpoint's hash, which samples carry in their names."""
         return self.checkpoint.hash[:12]
 
+    def samples_in(self, out: Path, data: str) -> Path:
+        """Where its samples for the pictures of a set lie: by its hash alone, because its name changes with what else is asked."""
+        return out / "samples" / self.hash / data
+
 
 def named(texts: Sequence[str], what: str) -> dict[str, str]:
     """name -> path, from texts NAME=PATH or PATH, whose name is then the last part of the path that says something.

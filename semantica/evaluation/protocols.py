@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from semantica.evaluation.figures import SIMILARITY
 from semantica.evaluation.models import last_of_runs
 from semantica.evaluation.outcome import PAPER_SETS, Metric, Outcome
 from semantica.evaluation.requests import Cell, Kind
@@ -172,7 +173,7 @@ def _paper_rows(protocol: str, cell: Cell, outcome: Outcome, models: Sequence[st
         model = "semantica" if len(models) == 1 else ""
     w = "" if cell.kind == "copy" else f".w{cell.guidance:g}"
     for metric in outcome.metrics(cell):
-        if metric.is_distance and metric.network == "encoder":
+        if metric.network == SIMILARITY:  # the paper has neither a distance nor a cosine in the encoder's features
             continue
         kind = "one_shot" if protocol == "one-shot" else ("fid" if metric.is_distance else "lpips")
         key = f"{kind}.{model}.{cell.data}{w}"

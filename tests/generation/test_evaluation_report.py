@@ -1,6 +1,7 @@
 """From results by cell to the report: every protocol's figures, tables and curves, with what stands beside them."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -19,11 +20,13 @@ from semantica.evaluation.summary import build_report
 from semantica.generation.conditions import Place
 from semantica.metrics.extractors import ExtractorIdentity
 from semantica.metrics.report import render, to_json
+from semantica.metrics.similarity import own_and_other
 from semantica.training.checkpoint import open_checkpoint
 from semantica.training.keeper import Keeper
 from semantica.training.retention import KeepConfig
 
 IDENTITIES = {
+    "encoder": ExtractorIdentity("encoder", "the encoder", "FD (encoder)", "0" * 64, "none", 4),
     "inception": ExtractorIdentity("inception", "FID Inception", "FID", "1" * 64, "299 px", 2048),
     "lpips-alex": ExtractorIdentity("lpips-alex", "LPIPS (AlexNet)", "LPIPS", "2" * 64, "none", 0),
 }
@@ -40,7 +43,7 @@ def a_set(name, tmp_path, num=12):
     return EvaluationSet(name, tmp_path, "3" * 64, pictures, quarantined={"undecodable": 2})
 
 
-def report(checkpoint, tmp_path, runs, sets=("imagenet",), **values):
+def report(checkpoint, tmp_path, runs, sets=("imagenet",), similarity=None, **values):
     settings = EvaluationConfig(
         **({"num": 6, "extractor": ("inception",), "perceptual": ("lpips-alex",), "num_seeds": 3, "num_condition_sets": 2} | values)
     )
@@ -55,7 +58,7 @@ def report(checkpoint, tmp_path, runs, sets=("imagenet",), **values):
     results = {}
     for cell in (c for c in cells if c.kind != "grid"):
         perceptual = {} if cell.kind == "copy" else {"lpips-alex": generator.uniform(0.6, 0.8)}
-        results[cell] = CellFigures(6, 6, 12, {"inception": generator.uniform(10, 30)}, perceptual, None)
+        results[cell] = CellFigures(6, 6, 12, {"inception": generator.uniform(10, 30)}, perceptual, similarity)
     return build_report(
         Outcome(settings, models, data, NETWORKS, 16, results), details=(), exhibits=(), notes=(), command="the command"
     )
@@ -112,6 +115,14 @@ def test_figures_of_a_set_that_the_paper_has_stand_beside_the_papers(checkpoint,
     render(made)
 
 
+def test_a_cosine_does_not_stand_beside_the_papers_lpips(checkpoint, tmp_path):
+    similarity = own_and_other(np.eye(3, dtype=np.float32), np.eye(3, dtype=np.float32), np.arange(3), None)
+    made = report(checkpoint, tmp_path, {"semantica": [12]}, similarity=similarity, guidance=(0.0,), protocol=("curve",))
+    assert "curve/semantica/imagenet/w0/similarity-own" in to_json(made)
+    rows = [(row.paper, row.protocol.extractor) for paper in made.papers for row in paper.rows]
+    assert rows == [("fid.semantica.imagenet.w0", "inception"), ("lpips.semantica.imagenet.w0", "lpips-alex")]
+
+
 def test_training_is_a_line_a_run_over_its_steps(checkpoint, tmp_path):
     made = report(checkpoint, tmp_path, {"film": [5, 9], "cross": [5, 9, 12]}, protocol=("training",))
     (curve,) = made.curves
@@ -120,8 +131,6 @@ def test_training_is_a_line_a_run_over_its_steps(checkpoint, tmp_path):
 
 
 def test_the_kept_checkpoints_of_a_run_are_found(runs, checkpoint, tmp_path):
-    import shutil
-
     base = tmp_path / "run"
     shutil.copytree(runs.plain.checkpoint / "model", base / "model")
     assert [(m.name, m.run) for m in open_models({"x": str(base)}, every_step=True)] == [("x", "x")]
@@ -130,6 +139,12 @@ def test_the_kept_checkpoints_of_a_run_are_found(runs, checkpoint, tmp_path):
     (one,) = open_models({"x": str(base)}, every_step=True)  # the same step twice is one point
     assert one.checkpoint.step == 12
     assert open_models({"x": str(base / "model")}, every_step=False)[0].hash == checkpoint.hash[:12] == one.hash
+
+
+def test_samples_of_a_checkpoint_stay_where_they_are_when_training_is_asked_for_too(checkpoint, tmp_path):
+    """`training` gives every step a name, the last one too: its samples are not drawn again for that."""
+    named = [EvaluatedModel(name, "x", checkpoint) for name in ("x", "x-step12")]
+    assert named[0].samples_in(tmp_path, "set") == named[1].samples_in(tmp_path, "set")
 
 
 def test_a_network_without_weights_is_an_error_that_names_the_file(tmp_path, monkeypatch):
