@@ -48,6 +48,7 @@ class _Job:
     out: Path
     runtime: Runtime
     parent: Run
+    encoder: str = ""
     train: str = ""
 
     @property
@@ -90,7 +91,7 @@ def evaluate(
     asked = {"settings": to_dict(settings), "checkpoints": {m.name: m.hash for m in models}, "data": dict(data)}
     with parent_run("evaluate", out, runtime, work=content_hash(asked)) as (parent, inner):
         parent.params(asked)
-        report = _run(_Job(settings, models, out, inner, parent, train), networks, data, encoder, left_out, command)
+        report = _run(_Job(settings, models, out, inner, parent, encoder, train), networks, data, left_out, command)
         write_atomically(out / "report.html", render(report).encode())
         write_atomically(out / "report.json", json.dumps(to_json(report), indent=1).encode())
         for name in ("report.html", "report.json"):
@@ -103,8 +104,8 @@ def evaluate(
     return report
 
 
-def _run(job: _Job, networks: Networks, data: Mapping[str, str], encoder: str, left_out: Sequence[str], command: str) -> Report:
-    sets = _sets(job, data, encoder)
+def _run(job: _Job, networks: Networks, data: Mapping[str, str], left_out: Sequence[str], command: str) -> Report:
+    sets = _sets(job, data)
     first = {name: sets[job.models[0].name][name] for name in data}
     cells = cells_of(job.settings, [m.name for m in job.models], last_of_runs(job.models), list(data))
     hashes = {model.name: model.hash for model in job.models}
@@ -118,6 +119,7 @@ def _run(job: _Job, networks: Networks, data: Mapping[str, str], encoder: str, l
                     model=model,
                     data=sets[model.name][name],
                     settings=job.settings.draws(),
+                    encoder=job.encoder,
                     out=model.samples_in(job.out, name),
                     runtime=job.runtime,
                     parent=job.parent,
@@ -126,7 +128,7 @@ def _run(job: _Job, networks: Networks, data: Mapping[str, str], encoder: str, l
     return build_report(outcome, details=found, exhibits=_exhibits(job, outcome), notes=left_out, command=command)
 
 
-def _sets(job: _Job, data: Mapping[str, str], encoder: str) -> dict[str, dict[str, EvaluationSet]]:
+def _sets(job: _Job, data: Mapping[str, str]) -> dict[str, dict[str, EvaluationSet]]:
     """model -> data -> the set in the encodings that this model is conditioned on."""
     found: dict[str, dict[str, EvaluationSet]] = {}
     made: dict[tuple[str, str], EvaluationSet] = {}
@@ -141,7 +143,7 @@ def _sets(job: _Job, data: Mapping[str, str], encoder: str) -> dict[str, dict[st
                     checkpoint=model.checkpoint,
                     picture_px=job.picture_px,
                     batch_size=job.settings.batch_size,
-                    encoder=encoder,
+                    encoder=job.encoder,
                     out=job.out,
                     runtime=job.runtime,
                     parent=job.parent,

@@ -118,9 +118,7 @@ def prepare_set(
     settings = EncodeConfig(encoder=from_dict(EncoderConfig, values), store_tokens=False, batch_size=batch_size, rows_per_group=1)
     encodings = out / "data" / name / f"encodings-{content_hash(trained_with)[:8]}"
     made = encode(settings, episodes=episodes, out=encodings, runtime=runtime, parent=parent)
-    # Of a folder of weights its owner chooses the name.
-    expected = trained_with | ({"name": made.facts["encoder"]["name"]} if encoder else {})
-    check_same_encoder(expected, made)
+    check_same_encoder(trained_with, made)
     return open_set(name, location(encodings), quarantined=_reasons(read_manifest(episodes, "episodes")), all_labels=found.labels)
 
 
