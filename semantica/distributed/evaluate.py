@@ -25,7 +25,7 @@ from semantica.evaluation.details import TrainPictures, details
 from semantica.evaluation.exhibits import grids
 from semantica.evaluation.features import Features
 from semantica.evaluation.figures import Measurer
-from semantica.evaluation.models import EvaluatedModel, last_of_runs, open_models
+from semantica.evaluation.models import EvaluatedModel, check_similarity, last_of_runs, open_models
 from semantica.evaluation.networks import ENCODER, Networks, chosen, find_networks
 from semantica.evaluation.outcome import Outcome
 from semantica.evaluation.requests import Cell, Request, cells_of, content_hash, requests_of, wanted_pictures
@@ -84,6 +84,7 @@ def evaluate(
     for name, where in data.items():
         look(name, location(where))  # before anything starts
     models = open_models(dict(checkpoints), every_step="training" in settings.protocol)
+    check_similarity(models, settings.similarity)
     settings, left_out = chosen(settings)
     trained_with = models[0].checkpoint.provenance.encoder
     config = dict(trained_with["config"]) | ({"weights": encoder} if encoder else {})

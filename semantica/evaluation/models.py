@@ -90,6 +90,16 @@ def check_one_resolution(models: Sequence[EvaluatedModel]) -> None:
         raise DataError(f"evaluate: the checkpoints draw at different resolutions ({shown}); evaluate them apart")
 
 
+def check_similarity(models: Sequence[EvaluatedModel], similarity: float | None) -> None:
+    """Raise ConfigError when a similarity is asked for of a denoiser that takes none."""
+    without = [model.name for model in models if not model.checkpoint.config.denoiser.similarity]
+    if similarity is not None and without:
+        raise ConfigError(
+            f"evaluation.similarity: the denoiser of {', '.join(without)} takes none; train one with train.denoiser.similarity, or "
+            "leave it out"
+        )
+
+
 def _folders(folder: Path, *, every_step: bool) -> list[Path]:
     if (folder / CONFIG).exists():
         return [folder]

@@ -48,9 +48,10 @@ def _sentences(outcome: Outcome) -> list[str]:
             kind = {"pictures": "", "classes": " (one image a class)", "copy": " (one image a class)"}[cell.kind]
             values = ", ".join(f"{m.title} {outcome.value(cell, m).value:.3g}" for m in outcome.metrics(cell) if m.is_distance)
             found.append(f"{what}{kind} on {cell.data}: {values}; n = {figures.num_samples} against {figures.num_reference}.")
-    smallest = min((min(f.num_samples, f.num_reference) for f in outcome.results.values()), default=0)
+    counts = [min(f.num_samples, f.num_reference) for f in outcome.results.values()]
+    smallest = min(counts, default=0)
     dims = {i.title: i.dim for i in outcome.networks.identities.values() if i.dim > smallest}
-    if dims:
+    if counts and dims:
         names = ", ".join(f"{title} ({dim})" for title, dim in dims.items())
         found.append(
             f"Small n: {smallest} pictures are fewer than the dimensions of {names}. A Fréchet distance is then biased upwards, by "

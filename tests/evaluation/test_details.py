@@ -47,7 +47,7 @@ def make_details(a_set, tmp_path, settings):
     stage.write_shard("all", {"column": pa.Table.from_pylist(rows, schema=FEATURES)}, {})
     stage.finish({}, {})
     features = Features(tmp_path / "features", {"encoder": "column"})
-    identity = {"encoder": ExtractorIdentity("encoder", "numbers", "FD (encoder)", "0" * 64, "none", DIM)}
+    identity = {"encoder": ExtractorIdentity("encoder", "numbers", "FD (encoder)", "0" * 64, "none", 20)}
     measurer = Measurer(settings, {"set": features}, {"set": data}, None, tmp_path / "references", identity)
     results = {cell: measurer.measure(cell, requests) for cell in repeated(CELL, settings)}
     outcome = Outcome(settings, (), {"set": data}, Networks({}, (), {}, {}, identity), 24, results)
@@ -77,16 +77,25 @@ def test_fewer_pictures_are_drawn_out_of_those_that_are_no_conditioning_images(a
     settings = replace(SETTINGS, reference="others", num_details=5)
     found, _, real, *_ = make_details(a_set, tmp_path, settings)
     assert len(real) == 6
-    assert "n = 5 against 5" in found["details/m/set/w0.5/kd-encoder"].protocol
+    assert "n = 5 against 5" in found["details/m/set/w0.5/kd-encoder"].protocol.sentence
 
 
 def test_what_stands_beside_a_figure_says_how_many_pictures_and_how(made):
     found = made[0]
-    stated = found["details/m/set/w0.5/kd-encoder"].protocol
+    stated = found["details/m/set/w0.5/kd-encoder"].protocol.sentence
     for part in ("n = 10 against 16", "encoder", "w = 0.5", "100 subsets of 10"):
         assert part in stated
     assert "k = 3" in found["details/m/set/w0.5/recall-encoder"].protocol.sentence
     assert "10 samples, 20 training pictures, 16 held-out ones" in found["details/m/set/w0.5/share-of-copies"].protocol
+
+
+def test_what_is_measured_of_one_seed_says_so_whatever_other_protocols_repeat(a_set, tmp_path):
+    found, *_ = make_details(a_set, tmp_path, replace(SETTINGS, num_seeds=3, num_condition_sets=2))
+    for name in ("kd-encoder", "precision-encoder"):
+        stated = found[f"details/m/set/w0.5/{name}"].protocol.sentence
+        assert "seed 0;" in stated
+        for other in ("seeds", "±", "biased"):
+            assert other not in stated
 
 
 def test_the_statistics_of_the_reference_are_kept_for_the_next_evaluation(made, tmp_path):

@@ -7,10 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from semantica.config import override
 from semantica.encoders.encoder import EncoderIdentity
-from semantica.errors import DataError, WeightsError
+from semantica.errors import ConfigError, DataError, WeightsError
 from semantica.evaluation.figures import CellFigures
-from semantica.evaluation.models import EvaluatedModel, check_one_resolution, last_of_runs, open_models
+from semantica.evaluation.models import EvaluatedModel, check_one_resolution, check_similarity, last_of_runs, open_models
 from semantica.evaluation.networks import Networks, chosen, find_networks
 from semantica.evaluation.outcome import Outcome
 from semantica.evaluation.requests import cells_of
@@ -74,7 +75,12 @@ def test_a_curve_is_a_point_a_w_with_both_standard_errors(checkpoint, tmp_path):
     assert ys[0] == plain["curve/semantica/imagenet/w0/lpips-alex"]
     figure = next(f for f in made.figures if f.name == "curve/semantica/imagenet/w0.5/fid")
     assert figure.standard_error == curve.x_error["semantica"][1] > 0
-    assert plain["curve/semantica/imagenet/w0.5/fid/error-over-conditions"] > 0
+    over = next(f for f in made.figures if f.name == "curve/semantica/imagenet/w0.5/fid/over-conditions")
+    assert over.value != figure.value  # another mean, which its own error stands beside
+    assert over.standard_error > 0
+    assert "seed 0; ± over 2 conditioning sets" in over.protocol.sentence
+    assert "w = " not in curve.protocol.sentence  # it is of all w
+    assert "w = " not in made.tables[0].protocol.sentence
     stated = figure.protocol.sentence
     for part in (
         "n = 6 against 12",
@@ -123,6 +129,25 @@ def test_a_cosine_does_not_stand_beside_the_papers_lpips(checkpoint, tmp_path):
     assert rows == [("fid.semantica.imagenet.w0", "inception"), ("lpips.semantica.imagenet.w0", "lpips-alex")]
 
 
+def test_pictures_alone_are_not_said_to_be_few(checkpoint, tmp_path):
+    made = report(checkpoint, tmp_path, {"semantica": [12]}, protocol=("grids",))
+    assert not any("Small n" in line for line in made.summary)
+
+
+def test_the_standard_errors_of_one_shot_stand_beside_appendix_b(checkpoint, tmp_path):
+    made = report(checkpoint, tmp_path, {"semantica": [12]}, protocol=("one-shot",), num_condition_sets=5)
+    rows = {row.paper: row for paper in made.papers for row in paper.rows}
+    figures = {figure.name: figure for figure in made.figures}
+    for key, name, over in (("seeds", "fid", "3 sampling seeds"), ("conditions", "fid/over-conditions", "5 conditioning sets")):
+        row, figure = rows[f"standard_error.{key}"], figures[f"one-shot/semantica/imagenet/w0.5/{name}"]
+        assert (row.value, row.standard_error) == (figure.value, figure.standard_error)
+        assert f"± over {over}" in row.protocol.sentence
+    (table,) = (table for table in made.tables if table.title == "One shot, imagenet")
+    column = table.columns.index("FID, over conditioning sets")
+    assert (table.rows[-1][column], table.errors[-1][column]) == (row.value, row.standard_error)
+    assert (table.rows[0][column], table.errors[0][column]) == (None, None)  # Copy is measured once
+
+
 def test_training_is_a_line_a_run_over_its_steps(checkpoint, tmp_path):
     made = report(checkpoint, tmp_path, {"film": [5, 9], "cross": [5, 9, 12]}, protocol=("training",))
     (curve,) = made.curves
@@ -145,6 +170,15 @@ def test_samples_of_a_checkpoint_stay_where_they_are_when_training_is_asked_for_
     """`training` gives every step a name, the last one too: its samples are not drawn again for that."""
     named = [EvaluatedModel(name, "x", checkpoint) for name in ("x", "x-step12")]
     assert named[0].samples_in(tmp_path, "set") == named[1].samples_in(tmp_path, "set")
+
+
+def test_a_similarity_is_refused_for_every_denoiser_that_takes_none(checkpoint):
+    takes = replace(checkpoint, config=override(checkpoint.config, {"denoiser.similarity": True}))
+    models = [EvaluatedModel(name, name, one) for name, one in (("a", takes), ("b", checkpoint))]
+    check_similarity(models[:1], 0.5)
+    check_similarity(models, None)
+    with pytest.raises(ConfigError, match=r"evaluation\.similarity: the denoiser of b takes none"):
+        check_similarity(models, 0.5)
 
 
 def test_a_network_without_weights_is_an_error_that_names_the_file(tmp_path, monkeypatch):
