@@ -93,16 +93,21 @@ def evaluate(
     with parent_run("evaluate", out, runtime, work=content_hash(asked)) as (parent, inner):
         parent.params(asked)
         report = _run(_Job(settings, models, out, inner, parent, encoder, train), networks, data, left_out, command)
-        write_atomically(out / "report.html", render(report).encode())
-        write_atomically(out / "report.json", json.dumps(to_json(report), indent=1).encode())
-        for name in ("report.html", "report.json"):
-            parent.artifact(out / name)
-        for grid in report.grids:
-            parent.image(grid.png, grid.title.lower().replace(" ", "-").replace(",", ""))
-        parent.metrics({f.name: f.value for f in report.figures if isinstance(f.value, (int, float))})
+        _publish(report, out, parent)
     for line in report.summary:
         say(f"{'':<9} {line}")
     return report
+
+
+def _publish(report: Report, out: Path, run: Run) -> None:
+    """Write and log the report: first the figures, which took hours, then the page, whose pictures may not fit it."""
+    write_atomically(out / "report.json", json.dumps(to_json(report), indent=1).encode())
+    run.metrics({f.name: f.value for f in report.figures if isinstance(f.value, (int, float))})
+    write_atomically(out / "report.html", render(report).encode())
+    for name in ("report.html", "report.json"):
+        run.artifact(out / name)
+    for grid in report.grids:
+        run.image(grid.png, grid.title.lower().replace(" ", "-").replace(",", ""))
 
 
 def _run(job: _Job, networks: Networks, data: Mapping[str, str], left_out: Sequence[str], command: str) -> Report:
