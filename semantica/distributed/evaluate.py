@@ -28,7 +28,7 @@ from semantica.evaluation.figures import Measurer
 from semantica.evaluation.models import EvaluatedModel, check_similarity, last_of_runs, open_models
 from semantica.evaluation.networks import ENCODER, Networks, chosen, find_networks
 from semantica.evaluation.outcome import Outcome
-from semantica.evaluation.requests import Cell, Request, cells_of, content_hash, requests_of, wanted_pictures
+from semantica.evaluation.requests import Cell, Request, cells_of, content_hash, requests_of, wanted_pictures, without_classes
 from semantica.evaluation.sets import EvaluationSet, pictures_in
 from semantica.evaluation.settings import EvaluationConfig
 from semantica.evaluation.summary import build_report
@@ -113,7 +113,8 @@ def _publish(report: Report, out: Path, run: Run) -> None:
 def _run(job: _Job, networks: Networks, data: Mapping[str, str], left_out: Sequence[str], command: str) -> Report:
     sets = _sets(job, data)
     first = {name: sets[job.models[0].name][name] for name in data}
-    cells = cells_of(job.settings, [m.name for m in job.models], last_of_runs(job.models), list(data))
+    passed_over = without_classes(job.settings, first.values())
+    cells = cells_of(job.settings, [m.name for m in job.models], last_of_runs(job.models), list(data), passed_over)
     hashes = {model.name: model.hash for model in job.models}
     requests = {cell: requests_of(cell, hashes.get(cell.model, ""), first[cell.data], job.settings) for cell in cells}
     for model in job.models:

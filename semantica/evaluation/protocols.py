@@ -58,6 +58,8 @@ def _over_w(
     part = Part()
     for data in outcome.sets:
         cells = [Cell(model, data, kind, w) for model in models for w in weights]
+        if cells[0] not in outcome.results:  # a set without classes
+            continue
         copy = [Cell("", data, "copy")] if protocol == "one-shot" else []
         for cell in (*copy, *cells):
             part.figures.extend(_figures(protocol, cell, outcome))

@@ -131,14 +131,25 @@ def batches(requests: Iterable[Request], size: int, drawn: Collection[str] = ())
                 yield Batch(guidance, seed, tuple(left))
 
 
-def cells_of(settings: EvaluationConfig, models: Sequence[str], last: Sequence[str], data: Sequence[str]) -> list[Cell]:
-    """Every cell that the protocols ask for, each once, in a fixed order. last: of each run the last model; training is of all."""
+def cells_of(
+    settings: EvaluationConfig, models: Sequence[str], last: Sequence[str], data: Sequence[str], passed_over: Collection[str] = ()
+) -> list[Cell]:
+    """Every cell that the protocols ask for, each once, in a fixed order. last: of each run the last model; training is of all.
+
+    passed_over: sets of which one-shot is not made.
+    """
     found: dict[Cell, None] = {}
     for protocol in settings.protocol:
         for model in models if protocol == "training" else last:
-            for name in data:
+            for name in (n for n in data if protocol != "one-shot" or n not in passed_over):
                 found.update(dict.fromkeys(_cells(protocol, Cell(model, name, "pictures"), settings)))
     return list(found)
+
+
+def without_classes(settings: EvaluationConfig, data: Iterable[EvaluationSet]) -> list[str]:
+    """The names of sets of one label, where one-shot is asked for and other sets have classes (ImageNet beside LSUN's)."""
+    several = {one.name: len(one.labels) > 1 for one in data}
+    return [name for name in several if not several[name]] if "one-shot" in settings.protocol and any(several.values()) else []
 
 
 def _cells(protocol: str, base: Cell, settings: EvaluationConfig) -> Iterator[Cell]:

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from semantica.config import to_yaml
 from semantica.evaluation.outcome import Outcome
 from semantica.evaluation.protocols import paper_table, parts
+from semantica.evaluation.requests import without_classes
 from semantica.metrics.report import Figure, Gallery, Grid, Report, Table, Value
 from semantica.tracking import git_commit
 
@@ -61,6 +62,8 @@ def _sentences(outcome: Outcome) -> list[str]:
         if data.quarantined:
             reasons = ", ".join(f"{n} {reason.replace('_', ' ')}" for reason, n in sorted(data.quarantined.items()))
             found.append(f"{data.name}: not used, each with a row in the quarantine: {reasons}.")
+    for name in without_classes(outcome.settings, outcome.sets.values()):
+        found.append(f"{name}: left out of one-shot, because its pictures have one label; the other sets have classes.")
     if outcome.settings.num_condition_sets > 1:
         for data in outcome.sets.values():
             if outcome.settings.num >= len(data.pictures) and set(outcome.settings.protocol) - {"one-shot"}:

@@ -14,7 +14,7 @@ from semantica.evaluation.figures import CellFigures
 from semantica.evaluation.models import EvaluatedModel, check_one_resolution, check_similarity, last_of_runs, open_models
 from semantica.evaluation.networks import Networks, chosen, find_networks
 from semantica.evaluation.outcome import Outcome
-from semantica.evaluation.requests import cells_of
+from semantica.evaluation.requests import cells_of, without_classes
 from semantica.evaluation.sets import EvaluationSet, SetPicture
 from semantica.evaluation.settings import EvaluationConfig
 from semantica.evaluation.summary import build_report
@@ -40,7 +40,8 @@ def checkpoint(runs):
 
 
 def a_set(name, tmp_path, num=12):
-    pictures = {f"{i:032x}": SetPicture(f"{i:032x}", "e", f"class {i % 3}", Place(0, 0)) for i in range(num)}
+    num_classes = 1 if name == "church" else 3
+    pictures = {f"{i:032x}": SetPicture(f"{i:032x}", "e", f"class {i % num_classes}", Place(0, 0)) for i in range(num)}
     return EvaluationSet(name, tmp_path, "3" * 64, pictures, quarantined={"undecodable": 2})
 
 
@@ -54,7 +55,7 @@ def report(checkpoint, tmp_path, runs, sets=("imagenet",), similarity=None, **va
         for step in steps
     ]
     data = {name: a_set(name, tmp_path) for name in sets}
-    cells = cells_of(settings, [m.name for m in models], last_of_runs(models), list(data))
+    cells = cells_of(settings, [m.name for m in models], last_of_runs(models), list(data), without_classes(settings, data.values()))
     generator = np.random.default_rng(0)
     results = {}
     for cell in (c for c in cells if c.kind != "grid"):
@@ -119,6 +120,17 @@ def test_figures_of_a_set_that_the_paper_has_stand_beside_the_papers(checkpoint,
     assert [row[0] for row in table.rows] == ["Copy", "label_grouped", "label_grouped", "semantica", "semantica"]
     assert table.rows[0][1] is None
     render(made)
+
+
+def test_one_shot_passes_over_a_set_of_one_label_beside_sets_with_classes(checkpoint, tmp_path):
+    """One command gives both halves of Table 1."""
+    made = report(checkpoint, tmp_path, {"semantica": [12]}, sets=("imagenet", "church"), protocol=("grouping", "one-shot"))
+    names = {"/".join(figure.name.split("/")[:3]) for figure in made.figures}
+    assert {"grouping/semantica/church", "one-shot/semantica/imagenet", "one-shot/copy/imagenet"} <= names
+    assert not any(name.startswith("one-shot") and name.endswith("church") for name in names)
+    assert any(line.startswith("church: left out of one-shot") for line in made.summary)
+    settings = EvaluationConfig(protocol=("one-shot",))
+    assert without_classes(settings, [a_set("church", tmp_path)]) == []  # alone it is refused, as before
 
 
 def test_a_cosine_does_not_stand_beside_the_papers_lpips(checkpoint, tmp_path):
