@@ -139,7 +139,7 @@ def evaluate_samples(
             encodings=encodings,
             sources=sources,
             notes=notes,
-            perceptual_name=weights.perceptual_name,
+            perceptual_net=weights.perceptual_net,
         )
         write_atomically(stage.folder / "report.json", json.dumps(to_json(report), indent=1).encode())
         write_atomically(stage.folder / "report.html", render(report).encode())

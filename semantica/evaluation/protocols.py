@@ -115,7 +115,7 @@ def _figures(protocol: str, cell: Cell, outcome: Outcome) -> Iterator[Figure]:
 
 
 def _table(protocol: str, data: str, cells: Sequence[Cell], outcome: Outcome) -> Table:
-    """A row a cell; every figure as mean over seeds, and, where there are several, over conditioning sets in a column of its own."""
+    """A row a cell: every figure as mean over seeds, and, where there are several, over conditioning sets in another column."""
     shown = [cell for cell in cells if cell in outcome.results]
     metrics = list(outcome.metrics(next((c for c in shown if c.kind != "copy"), shown[0])))
     columns = ["model", "w", "n", *(m.title for m in metrics)]

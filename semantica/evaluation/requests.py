@@ -1,8 +1,9 @@
 """Requests: the samples that an evaluation wants, by name, and the batches that they are drawn in.
 
 A sample's name says everything that it depends on: model, settings of the drawing, conditioning image, index, w and seed, so that
-features that are kept by name are never those of another drawing. Its noise is keyed by seed, image and index (`generation.generate.SampleNoise`), so that over w, and over models, one z is
-seen again. Protocols that want the same sample want the same name: it is drawn once and counted once, whoever draws it.
+features that are kept by name are never those of another drawing. Its noise is keyed by seed, image and index
+(`generation.generate.SampleNoise`), so that over w, and over models, one z is seen again. Protocols that want the same sample want
+the same name: it is drawn once and counted once, whoever draws it.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ class Batch:
     def from_dict(cls, values: Mapping[str, Any]) -> Batch:
         """The batch that `to_dict` gave."""
         w, seed = values["guidance"], values["seed"]
-        requests = tuple(Request(*of, guidance=w, seed=seed) for of in values["requests"])
+        requests = tuple(Request(model, how, image_id, index, w, seed) for model, how, image_id, index in values["requests"])
         return cls(w, seed, requests)
 
 
