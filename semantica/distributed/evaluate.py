@@ -155,6 +155,7 @@ def _sets(job: _Job, data: Mapping[str, str]) -> dict[str, dict[str, EvaluationS
                     runtime=job.runtime,
                     parent=job.parent,
                 )
+                made[key].check_side(job.side)
             found.setdefault(model.name, {})[name] = made[key]
     return found
 

@@ -24,12 +24,13 @@ from semantica.storage import Location
 
 @dataclass(frozen=True)
 class SetPicture:
-    """One picture: its id (hash of its bytes), its episode and label (a class, or the URL of a page), and where it lies."""
+    """One picture: its id (hash of its bytes), episode and label (a class, or the URL of a page), where it lies, its stored side."""
 
     image_id: str
     episode_id: str
     label: str
     place: Place
+    side_px: int
 
     @property
     def candidate(self) -> Candidate:
@@ -61,6 +62,15 @@ class EvaluationSet:
     def labels(self) -> tuple[str, ...]:
         """Every label once, sorted."""
         return tuple(sorted({picture.label for picture in self.pictures.values()}))
+
+    def check_side(self, resolution_px: int) -> None:
+        """Raise DataError when pictures are stored smaller than samples are drawn: they would be enlarged before they are measured."""
+        side = min(picture.side_px for picture in self.pictures.values())
+        if side < resolution_px:
+            raise DataError(
+                f"evaluate: the pictures of {self.name} are stored with {side} px, and samples have {resolution_px} px; ingest them "
+                f"with --image.image-px {resolution_px} or more and encode them again, or give the pictures themselves as --data"
+            )
 
     def conditions(self, num: int, seed: int) -> list[tuple[SetPicture, int]]:
         """(conditioning image, sample index) of `num` samples: an image each, drawn without repetition; beyond all, again from the
@@ -131,13 +141,14 @@ def pictures_in(encodings: Location, prefix: str) -> tuple[dict[str, SetPicture]
     found: dict[str, SetPicture] = {}
     num = 0
     for file, entry in enumerate(read_manifest(encodings, "encodings").shards(prefix)):
-        table = read_shard(encodings, entry, ["episode_id", "page_url", "images.list.element.image_id"])
+        table = read_shard(encodings, entry, ["episode_id", "page_url", "images.list.element.image_id", "images.list.element.width"])
         groups = np.repeat(np.arange(len(entry.row_group_rows)), entry.row_group_rows).tolist()
         columns = (groups, *(table[column].to_pylist() for column in ("episode_id", "page_url", "images")))
         for group, episode_id, label, images in zip(*columns, strict=True):
             for image in images:
                 num += 1
-                found.setdefault(image["image_id"], SetPicture(image["image_id"], episode_id, label, Place(file, group)))
+                picture = SetPicture(image["image_id"], episode_id, label, Place(file, group), image["width"])
+                found.setdefault(picture.image_id, picture)
     return found, num
 
 

@@ -41,7 +41,7 @@ def checkpoint(runs):
 
 def a_set(name, tmp_path, num=12):
     num_classes = 1 if name == "church" else 3
-    pictures = {f"{i:032x}": SetPicture(f"{i:032x}", "e", f"class {i % num_classes}", Place(0, 0)) for i in range(num)}
+    pictures = {f"{i:032x}": SetPicture(f"{i:032x}", "e", f"class {i % num_classes}", Place(0, 0), 16) for i in range(num)}
     return EvaluationSet(name, tmp_path, "3" * 64, pictures, quarantined={"undecodable": 2})
 
 
