@@ -24,7 +24,7 @@ from semantica.storage import Location
 
 @dataclass(frozen=True)
 class SetPicture:
-    """One picture: its id (hash of its bytes), episode and label (a class, or the URL of a page), where it lies, its stored side."""
+    """One picture: id (hash of its bytes), episode and label (a class, or the URL of a page), where it lies, its stored side."""
 
     image_id: str
     episode_id: str
@@ -64,12 +64,12 @@ class EvaluationSet:
         return tuple(sorted({picture.label for picture in self.pictures.values()}))
 
     def check_side(self, resolution_px: int) -> None:
-        """Raise DataError when pictures are stored smaller than samples are drawn: they would be enlarged before they are measured."""
+        """Raise DataError when pictures are stored smaller than samples are drawn: they would be enlarged before measuring."""
         side = min(picture.side_px for picture in self.pictures.values())
         if side < resolution_px:
             raise DataError(
-                f"evaluate: the pictures of {self.name} are stored with {side} px, and samples have {resolution_px} px; ingest them "
-                f"with --image.image-px {resolution_px} or more and encode them again, or give the pictures themselves as --data"
+                f"evaluate: the pictures of {self.name} are stored with {side} px, and samples have {resolution_px} px; ingest "
+                f"them with --image.image-px {resolution_px} or more and encode them again, or give the pictures themselves as --data"
             )
 
     def conditions(self, num: int, seed: int) -> list[tuple[SetPicture, int]]:
@@ -141,7 +141,9 @@ def pictures_in(encodings: Location, prefix: str) -> tuple[dict[str, SetPicture]
     found: dict[str, SetPicture] = {}
     num = 0
     for file, entry in enumerate(read_manifest(encodings, "encodings").shards(prefix)):
-        table = read_shard(encodings, entry, ["episode_id", "page_url", "images.list.element.image_id", "images.list.element.width"])
+        table = read_shard(
+            encodings, entry, ["episode_id", "page_url", "images.list.element.image_id", "images.list.element.width"]
+        )
         groups = np.repeat(np.arange(len(entry.row_group_rows)), entry.row_group_rows).tolist()
         columns = (groups, *(table[column].to_pylist() for column in ("episode_id", "page_url", "images")))
         for group, episode_id, label, images in zip(*columns, strict=True):
