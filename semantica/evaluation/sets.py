@@ -69,7 +69,7 @@ class EvaluationSet:
         if side < resolution_px:
             raise DataError(
                 f"evaluate: the pictures of {self.name} are stored with {side} px, and samples have {resolution_px} px; ingest "
-                f"them with --image.image-px {resolution_px} or more and encode them again, or give the pictures themselves as --data"
+                f"them with --image.image-px {resolution_px} or more and encode again, or give the pictures themselves as --data"
             )
 
     def conditions(self, num: int, seed: int) -> list[tuple[SetPicture, int]]:
