@@ -7,13 +7,16 @@ import os
 import re
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
 
 import jobs.command
+import jobs.ingest
 from semantica.config import from_args
+from semantica.distributed.evaluation_sets import ingest_settings
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -40,6 +43,16 @@ def commands() -> list[Any]:
 
 def test_pages_have_commands() -> None:
     assert {command.values[0] for command in commands()} >= {f"jobs.{name}" for name in ("train", "evaluate", "pipeline", "plan")}
+
+
+def test_the_documented_ingest_of_a_benchmark_is_that_of_pictures_given_to_evaluate(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = next(of for module, of in (c.values for c in commands()) if module == "jobs.ingest" and "imagenet-val" in of)
+    taken: list[Any] = []
+    monkeypatch.setattr(jobs.ingest, "ingest", lambda config, **_: taken.append(config))
+    assert jobs.ingest.main(words) == 0
+    (config,) = taken
+    expected = ingest_settings("imagenet-val", 256)
+    assert replace(config, read=expected.read) == expected  # which pages are read together changes no picture
 
 
 @pytest.mark.parametrize(("module", "words"), commands())

@@ -19,7 +19,7 @@ from semantica.distributed.shards import in_actors, with_meter
 from semantica.encoders.on_the_fly import tokens_on_the_fly
 from semantica.evaluation.drawing import draw, sample_rows
 from semantica.evaluation.models import EvaluatedModel
-from semantica.evaluation.requests import Batch, Request, batches
+from semantica.evaluation.requests import Batch, Request, batches, drawing_of
 from semantica.evaluation.sets import EvaluationSet
 from semantica.generation.conditions import Conditions, Place
 from semantica.generation.generate import Candidate, GenerateConfig
@@ -29,19 +29,17 @@ from semantica.storage import Location, location
 from semantica.tracking import Run
 from semantica.training.checkpoint import open_checkpoint
 
-_NOT_OF_A_SAMPLE = ("guidance", "num_conditions", "samples_per_condition", "seed")  # these stand in its name
-
 
 class _DrawBatch:
     """One actor: the network, and the batches it is given."""
 
-    def __init__(self, settings: dict[str, Any], checkpoint: str, encodings: str, stage: StageOutput) -> None:
+    def __init__(self, settings: dict[str, Any], checkpoint: str, encodings: str, stage: StageOutput, encoder: str = "") -> None:
         self.settings, self.stage = from_dict(GenerateConfig, settings), stage
         device = "cuda" if torch.cuda.is_available() else "cpu"
         opened = open_checkpoint(Path(checkpoint))
         self.model = Model.of(opened, ema=self.settings.use_ema).on(device, self.settings.speed)
         where = location(encodings)
-        self.conditions = Conditions(where, tokens_on_the_fly(read_manifest(where, "encodings"), device))
+        self.conditions = Conditions(where, tokens_on_the_fly(read_manifest(where, "encodings"), device, encoder))
 
     def __call__(self, shard: dict[str, Any]) -> dict[str, int]:
         batch = Batch.from_dict(shard["batch"])
@@ -62,14 +60,17 @@ def draw_samples(
     model: EvaluatedModel,
     data: EvaluationSet,
     settings: GenerateConfig,
+    encoder: str,
     out: Location,
     runtime: Runtime,
     parent: Run | None,
 ) -> Manifest:
-    """Draw what `out` does not hold yet. Returns the manifest of its samples, which are those of earlier requests too."""
-    plain = {name: value for name, value in to_dict(settings).items() if name not in _NOT_OF_A_SAMPLE}
+    """Draw what `out` does not hold yet. Returns the manifest of its samples, which are those of earlier requests too.
+
+    encoder: a folder of the encoder's weights, "" where the encodings' own lie.
+    """
     inputs = {"encodings": data.hash, "checkpoint": model.checkpoint.hash}
-    stage = StageOutput(out, "drawn", plain, inputs)
+    stage = StageOutput(out, "drawn", drawing_of(settings), inputs)
     drawn = {name for _, stats in stage.receipts() for name in stats["names"]}
     todo = list(batches(requests, settings.batch_size, drawn))
     if todo:
@@ -78,7 +79,7 @@ def draw_samples(
         if session.done is not None:
             return session.done
         shards = [{"batch": batch.to_dict(), "lie": [_lies(data, request) for request in batch.requests]} for batch in todo]
-        arguments = (to_dict(settings), str(model.checkpoint.folder), str(data.encodings), stage)
+        arguments = (to_dict(settings), str(model.checkpoint.folder), str(data.encodings), stage, encoder)
         results = in_actors(_DrawBatch, arguments, shards, runtime.cluster)
         total = sum(len(batch.requests) for batch in todo)
         with_meter(results, "draw", total, "samples", lambda r: r["num_samples"])

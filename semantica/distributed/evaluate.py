@@ -25,10 +25,10 @@ from semantica.evaluation.details import TrainPictures, details
 from semantica.evaluation.exhibits import grids
 from semantica.evaluation.features import Features
 from semantica.evaluation.figures import Measurer
-from semantica.evaluation.models import EvaluatedModel, last_of_runs, open_models
+from semantica.evaluation.models import EvaluatedModel, check_similarity, last_of_runs, open_models
 from semantica.evaluation.networks import ENCODER, Networks, chosen, find_networks
 from semantica.evaluation.outcome import Outcome
-from semantica.evaluation.requests import Cell, Request, cells_of, content_hash, requests_of, wanted_pictures
+from semantica.evaluation.requests import Cell, Request, cells_of, content_hash, requests_of, wanted_pictures, without_classes
 from semantica.evaluation.sets import EvaluationSet, pictures_in
 from semantica.evaluation.settings import EvaluationConfig
 from semantica.evaluation.summary import build_report
@@ -48,6 +48,7 @@ class _Job:
     out: Path
     runtime: Runtime
     parent: Run
+    encoder: str = ""
     train: str = ""
 
     @property
@@ -59,9 +60,6 @@ class _Job:
         """The side that pictures are stored with: enough for every encoder and for what is drawn."""
         seen = [int(m.checkpoint.provenance.encoder["identity"]["image_px"]) for m in self.models]
         return self.settings.picture_px or max(*seen, self.side)
-
-    def samples_of(self, model: EvaluatedModel, data: str) -> Path:
-        return self.out / "samples" / f"{model.name}-{model.hash}" / data
 
 
 def evaluate(
@@ -86,6 +84,7 @@ def evaluate(
     for name, where in data.items():
         look(name, location(where))  # before anything starts
     models = open_models(dict(checkpoints), every_step="training" in settings.protocol)
+    check_similarity(models, settings.similarity)
     settings, left_out = chosen(settings)
     trained_with = models[0].checkpoint.provenance.encoder
     config = dict(trained_with["config"]) | ({"weights": encoder} if encoder else {})
@@ -93,23 +92,29 @@ def evaluate(
     asked = {"settings": to_dict(settings), "checkpoints": {m.name: m.hash for m in models}, "data": dict(data)}
     with parent_run("evaluate", out, runtime, work=content_hash(asked)) as (parent, inner):
         parent.params(asked)
-        report = _run(_Job(settings, models, out, inner, parent, train), networks, data, encoder, left_out, command)
-        write_atomically(out / "report.html", render(report).encode())
-        write_atomically(out / "report.json", json.dumps(to_json(report), indent=1).encode())
-        for name in ("report.html", "report.json"):
-            parent.artifact(out / name)
-        for grid in report.grids:
-            parent.image(grid.png, grid.title.lower().replace(" ", "-").replace(",", ""))
-        parent.metrics({f.name: f.value for f in report.figures if isinstance(f.value, (int, float))})
+        report = _run(_Job(settings, models, out, inner, parent, encoder, train), networks, data, left_out, command)
+        _publish(report, out, parent)
     for line in report.summary:
         say(f"{'':<9} {line}")
     return report
 
 
-def _run(job: _Job, networks: Networks, data: Mapping[str, str], encoder: str, left_out: Sequence[str], command: str) -> Report:
-    sets = _sets(job, data, encoder)
+def _publish(report: Report, out: Path, run: Run) -> None:
+    """Write and log the report: first the figures, which took hours, then the page, whose pictures may not fit it."""
+    write_atomically(out / "report.json", json.dumps(to_json(report), indent=1).encode())
+    run.metrics({f.name: f.value for f in report.figures if isinstance(f.value, (int, float))})
+    write_atomically(out / "report.html", render(report).encode())
+    for name in ("report.html", "report.json"):
+        run.artifact(out / name)
+    for grid in report.grids:
+        run.image(grid.png, grid.title.lower().replace(" ", "-").replace(",", ""))
+
+
+def _run(job: _Job, networks: Networks, data: Mapping[str, str], left_out: Sequence[str], command: str) -> Report:
+    sets = _sets(job, data)
     first = {name: sets[job.models[0].name][name] for name in data}
-    cells = cells_of(job.settings, [m.name for m in job.models], last_of_runs(job.models), list(data))
+    passed_over = without_classes(job.settings, first.values())
+    cells = cells_of(job.settings, [m.name for m in job.models], last_of_runs(job.models), list(data), passed_over)
     hashes = {model.name: model.hash for model in job.models}
     requests = {cell: requests_of(cell, hashes.get(cell.model, ""), first[cell.data], job.settings) for cell in cells}
     for model in job.models:
@@ -121,7 +126,8 @@ def _run(job: _Job, networks: Networks, data: Mapping[str, str], encoder: str, l
                     model=model,
                     data=sets[model.name][name],
                     settings=job.settings.draws(),
-                    out=job.samples_of(model, name),
+                    encoder=job.encoder,
+                    out=model.samples_in(job.out, name),
                     runtime=job.runtime,
                     parent=job.parent,
                 )
@@ -129,7 +135,7 @@ def _run(job: _Job, networks: Networks, data: Mapping[str, str], encoder: str, l
     return build_report(outcome, details=found, exhibits=_exhibits(job, outcome), notes=left_out, command=command)
 
 
-def _sets(job: _Job, data: Mapping[str, str], encoder: str) -> dict[str, dict[str, EvaluationSet]]:
+def _sets(job: _Job, data: Mapping[str, str]) -> dict[str, dict[str, EvaluationSet]]:
     """model -> data -> the set in the encodings that this model is conditioned on."""
     found: dict[str, dict[str, EvaluationSet]] = {}
     made: dict[tuple[str, str], EvaluationSet] = {}
@@ -144,11 +150,12 @@ def _sets(job: _Job, data: Mapping[str, str], encoder: str) -> dict[str, dict[st
                     checkpoint=model.checkpoint,
                     picture_px=job.picture_px,
                     batch_size=job.settings.batch_size,
-                    encoder=encoder,
+                    encoder=job.encoder,
                     out=job.out,
                     runtime=job.runtime,
                     parent=job.parent,
                 )
+                made[key].check_side(job.side)
             found.setdefault(model.name, {})[name] = made[key]
     return found
 
@@ -161,6 +168,7 @@ def _measure(
     mean = np.array(job.models[0].checkpoint.provenance.corpus_mean) if settings.centred else None
     measured = {cell: of for cell, of in requests.items() if cell.kind != "grid" or "details" in settings.protocol}
     planned = Measurer(settings, {}, sets)
+    folders = {(model.name, name): model.samples_in(job.out, name) for model in job.models for name in sets}
     features = {}
     for name, the_set in sets.items():
         needed: dict[str, None] = {}
@@ -168,12 +176,11 @@ def _measure(
             conditions = [image_id for image_id, _ in wanted_pictures(cell, the_set, settings)]
             needed.update(dict.fromkeys([*conditions, *planned.reference(the_set, conditions)]))
         work = picture_work(the_set.encodings, {image_id: the_set.pictures[image_id].place for image_id in needed})
-        for model in job.models:
-            wanted = {
-                r.name: r.image_id for cell, of in measured.items() if (cell.model, cell.data) == (model.name, name) for r in of
-            }
-            if wanted:
-                work += sample_work(job.samples_of(model, name), the_set, wanted)
+        wanted: dict[Path, dict[str, str]] = {}  # by folder: one checkpoint may have two names
+        for cell, of in ((c, of) for c, of in measured.items() if of and c.data == name):
+            wanted.setdefault(folders[cell.model, name], {}).update({r.name: r.image_id for r in of})
+        for folder, names in wanted.items():
+            work += sample_work(folder, the_set, names)
         if work:
             features[name] = _features(job, work, networks, the_set.hash, name)
     train = _train_pictures(job, networks) if job.train and "details" in settings.protocol else None
@@ -226,5 +233,5 @@ def _exhibits(job: _Job, outcome: Outcome) -> list[Grid | Gallery]:
     found: list[Grid | Gallery] = []
     for model in (m for m in job.models if m.name in last):
         for name in outcome.sets:
-            found += grids(outcome, model.name, name, model.hash, job.samples_of(model, name))
+            found += grids(outcome, model.name, name, model.hash, model.samples_in(job.out, name))
     return found

@@ -139,10 +139,10 @@ def evaluate_samples(
             encodings=encodings,
             sources=sources,
             notes=notes,
-            perceptual_name=weights.perceptual_name,
+            perceptual_net=weights.perceptual_net,
         )
-        write_atomically(stage.folder / "report.html", render(report).encode())
         write_atomically(stage.folder / "report.json", json.dumps(to_json(report), indent=1).encode())
+        write_atomically(stage.folder / "report.html", render(report).encode())
         counts = {"num_pictures": sum(s["num_pictures"] for _, s in stage.receipts())}
         manifest = stage.finish(counts, {}, ["report.html", "report.json"])
         for name in ("report.html", "report.json"):

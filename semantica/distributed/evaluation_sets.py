@@ -31,7 +31,6 @@ from semantica.storage import Location, location
 from semantica.tracking import Run
 from semantica.training.checkpoint import Checkpoint
 
-_PREFIX = "num_quarantined_"
 _ANY_ASPECT = 1e9  # ingest's bounds choose what is worth training on; a user has chosen this set
 _ANY_NUMBER = 2**31
 
@@ -106,8 +105,9 @@ def prepare_set(
     found = look(name, root)
     trained_with = dict(checkpoint.provenance.encoder["identity"])
     if found.kind == "encodings":
-        check_same_encoder(trained_with, read_manifest(root, "encodings"))
-        return open_set(name, root)
+        given = read_manifest(root, "encodings")
+        check_same_encoder(trained_with, given)
+        return open_set(name, root, quarantined=_not_used(given))
     episodes, empty = root, _without_pictures(root, found.labels)
     if found.source is not None:
         episodes = out / "data" / name / "episodes"
@@ -118,10 +118,8 @@ def prepare_set(
     settings = EncodeConfig(encoder=from_dict(EncoderConfig, values), store_tokens=False, batch_size=batch_size, rows_per_group=1)
     encodings = out / "data" / name / f"encodings-{content_hash(trained_with)[:8]}"
     made = encode(settings, episodes=episodes, out=encodings, runtime=runtime, parent=parent)
-    # Of a folder of weights its owner chooses the name.
-    expected = trained_with | ({"name": made.facts["encoder"]["name"]} if encoder else {})
-    check_same_encoder(expected, made)
-    return open_set(name, location(encodings), quarantined=_reasons(read_manifest(episodes, "episodes")), all_labels=found.labels)
+    check_same_encoder(trained_with, made)
+    return open_set(name, location(encodings), quarantined=_not_used(made), all_labels=found.labels)
 
 
 def _without_pictures(root: Location, labels: Sequence[str]) -> list[str]:
@@ -129,5 +127,5 @@ def _without_pictures(root: Location, labels: Sequence[str]) -> list[str]:
     return [label for label in labels if tree is not None and not pictures_below(tree, label)]
 
 
-def _reasons(episodes: Manifest) -> dict[str, int]:
-    return {name.removeprefix(_PREFIX): n for name, n in episodes.counts.items() if name.startswith(_PREFIX) and n}
+def _not_used(encodings: Manifest) -> dict[str, int]:
+    return dict(encodings.facts.get("quarantined", {}))  # encodings made before they said it say nothing

@@ -13,6 +13,7 @@ from semantica.config import to_dict
 from semantica.datasets import Manifest, StageOutput, read_manifest
 from semantica.distributed.session import stage_session
 from semantica.distributed.shards import in_actors, with_meter
+from semantica.encoders.encoder import EncoderIdentity
 from semantica.encoders.on_the_fly import tokens_on_the_fly
 from semantica.errors import ConfigError, DataError
 from semantica.generation.conditions import Conditions, Place, held_out_candidates
@@ -116,9 +117,8 @@ def generate(
 def check_same_encoder(trained_with: dict[str, Any], encodings: Manifest) -> None:
     """Raise DataError unless the encodings were made by the encoder that the checkpoint was trained with."""
     found = encodings.facts["encoder"]
-    for field, expected in trained_with.items():
-        if found[field] != expected:
-            raise DataError(
-                f"generate: the checkpoint was trained with {trained_with['name']} ({field} {expected}), but the encodings were "
-                f"made by {found['name']} ({field} {found[field]}); encode the pictures with the checkpoint's encoder"
-            )
+    for field in EncoderIdentity.from_dict(trained_with).differing(EncoderIdentity.from_dict(found)):
+        raise DataError(
+            f"generate: the checkpoint was trained with {trained_with['name']} ({field} {trained_with[field]}), but the encodings "
+            f"were made by {found['name']} ({field} {found[field]}); encode the pictures with the checkpoint's encoder"
+        )

@@ -18,7 +18,7 @@ from semantica.config import from_dict
 from semantica.datasets import FileEntry, StageOutput, read_manifest, read_shard
 from semantica.distributed.session import stage_session
 from semantica.distributed.shards import in_actors, with_meter
-from semantica.encoders.encoder import EncoderConfig, load_encoder
+from semantica.encoders.encoder import EncoderConfig, EncoderIdentity, load_encoder
 from semantica.errors import DataError
 from semantica.evaluation.measuring import Measured, distance_rows, feature_rows
 from semantica.evaluation.networks import ENCODER, Networks
@@ -137,9 +137,9 @@ class _MeasureShard:
         if name != ENCODER:
             return load_features(self.networks.found[name], self.device, self.batch_size)
         encoder = load_encoder(from_dict(EncoderConfig, dict(self.networks.encoder)), self.device)
-        if encoder.identity.to_dict() != self.networks.encoder_identity:
-            called = self.networks.encoder_identity["name"]
-            raise DataError(f"evaluate: the weights of {called} are no longer those that made the encodings; encode again")
+        expected = EncoderIdentity.from_dict(dict(self.networks.encoder_identity))
+        if expected.differing(encoder.identity):
+            raise DataError(f"evaluate: the weights of {expected.name} are no longer those that made the encodings; encode again")
         return encoder_features(encoder, self.batch_size)
 
 

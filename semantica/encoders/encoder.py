@@ -72,6 +72,11 @@ class EncoderIdentity:
         """Plain values for a manifest."""
         return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
 
+    def differing(self, other: EncoderIdentity) -> list[str]:
+        """The fields in which the two encode differently. Not the name: the owner of a folder of weights chooses it."""
+        found, expected = other.to_dict(), self.to_dict()
+        return [name for name in expected if name != "name" and found[name] != expected[name]]
+
     @property
     def preprocessing(self) -> Preprocessing:
         """What is done to a picture before the model sees it."""

@@ -10,6 +10,7 @@ On another kind of device sums are ordered differently, and then the modes agree
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -24,10 +25,15 @@ from semantica.errors import DataError
 
 
 class TokensOnTheFly:
-    """`tokens(pictures)`: (M, N, D) float32 for M stored pictures. The encoder is loaded when it is first asked."""
+    """`tokens(pictures)`: (M, N, D) float32 for M stored pictures. The encoder is loaded when it is first asked.
 
-    def __init__(self, encodings: Manifest, device: str = "cpu") -> None:
+    weights: where it is, when no longer where the encodings were made with it.
+    """
+
+    def __init__(self, encodings: Manifest, device: str = "cpu", weights: str = "") -> None:
         self.settings = from_dict(EncodeConfig, dict(encodings.config))
+        if weights:
+            self.settings = replace(self.settings, encoder=replace(self.settings.encoder, weights=weights))
         self.identity = EncoderIdentity.from_dict(encodings.facts["encoder"])
         self.device = device
         self._encoder: Encoder | None = None
@@ -43,9 +49,7 @@ class TokensOnTheFly:
     def _load(self) -> Encoder:
         encoder = load_encoder(self.settings.encoder, self.device)
         found, expected = encoder.identity.to_dict(), self.identity.to_dict()
-        differing = [name for name in expected if found[name] != expected[name]]
-        if differing:
-            name = differing[0]
+        for name in self.identity.differing(encoder.identity):
             raise DataError(
                 f"encoder: {self.settings.encoder.weights!r} is no longer what made the encodings: {name} was "
                 f"{expected[name]}, now {found[name]}; encode again, or put the old weights back"
@@ -53,6 +57,6 @@ class TokensOnTheFly:
         return encoder
 
 
-def tokens_on_the_fly(encodings: Manifest, device: str = "cpu") -> TokensOnTheFly | None:
+def tokens_on_the_fly(encodings: Manifest, device: str = "cpu", weights: str = "") -> TokensOnTheFly | None:
     """What computes the tokens of these encodings, or None when they are stored."""
-    return None if encodings.config["store_tokens"] else TokensOnTheFly(encodings, device)
+    return None if encodings.config["store_tokens"] else TokensOnTheFly(encodings, device, weights)

@@ -23,6 +23,8 @@ _COUNTS = (
     "num_damaged_shards", "num_damaged_images",
 )  # fmt: skip
 
+_QUARANTINED = "num_quarantined_"  # how ingest's counts of reasons begin
+
 
 def counts_of(stats: Mapping[str, Any]) -> Counter[str]:
     """The counts of one receipt, which may be added."""
@@ -99,8 +101,21 @@ def finish_encodings(stage: StageOutput, episodes: Manifest, most: float) -> Man
     assert num_pictures(counts) == total, (dict(counts), total)
     check_damage(counts, total, most, _example(damaged))
     mean = np.asarray(pooled_sum) / max(1, counts["num_train_images"])
-    facts = {"pictures": episodes.facts["pictures"], "encoder": identity, "corpus_mean": mean.tolist(), "damaged": damaged}
+    facts = {
+        "pictures": episodes.facts["pictures"],
+        "encoder": identity,
+        "corpus_mean": mean.tolist(),
+        "damaged": damaged,
+        "quarantined": _quarantined(episodes, counts),
+    }
     return stage.finish(counts, facts)
+
+
+def _quarantined(episodes: Manifest, counts: Mapping[str, int]) -> dict[str, int]:
+    """Reason -> how many pictures ingest refused, and then this stage lost for it."""
+    found = {name.removeprefix(_QUARANTINED): n for name, n in episodes.counts.items() if name.startswith(_QUARANTINED)}
+    lost = {"undecodable_when_encoded": counts["num_undecodable_images"], "in_damaged_files": counts["num_damaged_images"]}
+    return {reason: n for reason, n in {**found, **lost}.items() if n}
 
 
 def damage_notes(encodings: Manifest) -> list[str]:

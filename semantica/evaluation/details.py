@@ -16,10 +16,12 @@ from semantica.evaluation.features import Features
 from semantica.evaluation.figures import SIMILARITY, Measurer
 from semantica.evaluation.outcome import Metric, Outcome
 from semantica.evaluation.requests import Cell, Request
+from semantica.evaluation.sets import some_of
 from semantica.metrics.diversity import diversity
 from semantica.metrics.kernel import kernel_distance
 from semantica.metrics.manifold import manifold
 from semantica.metrics.nearest import nearest_training
+from semantica.metrics.protocol import Protocol
 from semantica.metrics.report import Figure
 
 _SUBSET, _MANY_SUBSETS = 1000, 100  # of the kernel distance, as torch-fidelity
@@ -43,18 +45,19 @@ def details(
 ) -> Iterator[Figure]:
     """The figures of a cell. grid: several samples of some conditions, for the diversity. Needs two samples, as every cell does."""
     settings, features = measurer.settings, measurer.features[cell.data]
-    data = measurer.sets[cell.data]
     names = [request.name for request in requests][: settings.num_details]
-    reference = measurer.reference(data, [r.image_id for r in requests])
-    reference = [n for n in data.reference((), settings.num_details, settings.seed) if n in set(reference)]
+    reference = measurer.reference(measurer.sets[cell.data], [r.image_id for r in requests])
+    reference = some_of(reference, settings.num_details, f"details/{settings.seed}")
     where = f"details/{cell.model}/{cell.data}/w{cell.guidance:g}"
+    alone = replace(outcome, results={cell: outcome.results[cell]})  # one seed and one conditioning set, whatever others repeat
     for metric in (m for m in outcome.metrics(cell) if m.is_distance):
         real, drawn = features.matrix(metric.network, reference), features.matrix(metric.network, names)
-        protocol = replace(outcome.protocol(cell, metric), num_samples=len(drawn), num_reference=len(real), error_of="")
+        protocol = alone.protocol(cell, replace(metric, is_distance=False))  # the bias of a Fréchet distance is not theirs
+        protocol = replace(protocol, num_samples=len(drawn), num_reference=len(real))
         yield from _kernel(where, metric, real, drawn, settings.seed, protocol)
         if min(len(real), len(drawn)) > settings.neighbours:
             found = manifold(real, drawn, settings.neighbours)
-            stated = replace(protocol, more=f"k = {found.k}")
+            stated = replace(protocol, more=f"{protocol.more}; k = {found.k}")
             for name in ("precision", "recall", "density", "coverage"):
                 title = f"{name.capitalize()} of the samples' manifold in {metric.network} features."
                 yield Figure(
@@ -67,11 +70,11 @@ def details(
 
 
 def _kernel(
-    where: str, metric: Metric, real: Float32[np.ndarray, "n d"], drawn: Float32[np.ndarray, "m d"], seed: int, protocol: object
+    where: str, metric: Metric, real: Float32[np.ndarray, "n d"], drawn: Float32[np.ndarray, "m d"], seed: int, protocol: Protocol
 ) -> Iterator[Figure]:
     size = min(_SUBSET, len(real), len(drawn))
     found = kernel_distance(real, drawn, subset_size=size, num_subsets=_MANY_SUBSETS, seed=seed)
-    stated = f"{protocol.sentence}; {_MANY_SUBSETS} subsets of {size}"  # type: ignore[attr-defined]
+    stated = replace(protocol, more=f"{protocol.more}; {_MANY_SUBSETS} subsets of {size}")
     name = "kid" if metric.network == "inception" else f"kd-{metric.network}"
     title = f"Kernel distance (KID, cubic kernel) in {metric.network} features, unbiased in n."
     yield Figure(name=f"{where}/{name}", value=found.mean, explanation=title, protocol=stated)

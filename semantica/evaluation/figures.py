@@ -111,14 +111,13 @@ class Measurer:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure: the mean over sampling seeds on the first set of conditioning images, and two standard errors of a mean.
-
-    over_seeds: of that mean, over sampling seeds; over_conditions: over sets of conditioning images at the first seed. None where
-    there was one only.
+    """A figure: the mean over sampling seeds on the first set of conditioning images, with its standard error over_seeds; and the
+    mean over sets of conditioning images at the first seed, with its own. Standard errors are None where there was one only.
     """
 
     value: float
     over_seeds: float | None
+    mean_over_conditions: float
     over_conditions: float | None
     num_seeds: int
     num_condition_sets: int
@@ -131,7 +130,9 @@ def estimate(
     found = {c: read(results[c]) for c in repeated(cell, settings) if c in results}
     seeds = [value for c, value in found.items() if c.conditions == 0]
     conditions = [value for c, value in found.items() if c.seed == 0]
-    return Estimate(float(np.mean(seeds)), _error(seeds), _error(conditions), len(seeds), len(conditions))
+    return Estimate(
+        float(np.mean(seeds)), _error(seeds), float(np.mean(conditions)), _error(conditions), len(seeds), len(conditions)
+    )
 
 
 def _error(values: Sequence[float]) -> float | None:

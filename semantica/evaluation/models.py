@@ -30,6 +30,10 @@ class EvaluatedModel:
         """12 hex digits of the checkpoint's hash, which samples carry in their names."""
         return self.checkpoint.hash[:12]
 
+    def samples_in(self, out: Path, data: str) -> Path:
+        """Where its samples for the pictures of a set lie: by its hash alone, because its name changes with what else is asked."""
+        return out / "samples" / self.hash / data
+
 
 def named(texts: Sequence[str], what: str) -> dict[str, str]:
     """name -> path, from texts NAME=PATH or PATH, whose name is then the last part of the path that says something.
@@ -84,6 +88,16 @@ def check_one_resolution(models: Sequence[EvaluatedModel]) -> None:
     if len(set(sides.values())) > 1:
         shown = ", ".join(f"{name} {side} px" for name, side in sides.items())
         raise DataError(f"evaluate: the checkpoints draw at different resolutions ({shown}); evaluate them apart")
+
+
+def check_similarity(models: Sequence[EvaluatedModel], similarity: float | None) -> None:
+    """Raise ConfigError when a similarity is asked for of a denoiser that takes none."""
+    without = [model.name for model in models if not model.checkpoint.config.denoiser.similarity]
+    if similarity is not None and without:
+        raise ConfigError(
+            f"evaluation.similarity: the denoiser of {', '.join(without)} takes none; train one with train.denoiser.similarity, or "
+            "leave it out"
+        )
 
 
 def _folders(folder: Path, *, every_step: bool) -> list[Path]:

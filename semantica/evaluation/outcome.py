@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from semantica.evaluation.figures import SIMILARITY, CellFigures, Estimate, estimate
@@ -58,12 +58,28 @@ class Outcome:
 
     def protocol(self, cell: Cell, metric: Metric) -> Protocol:
         """Everything that the figure depends on."""
+        value, stated = self.value(cell, metric), self._protocol(cell, metric)
+        if value.over_conditions is None:
+            return stated
+        over = f"{value.mean_over_conditions:.4g} ± {value.over_conditions:.2g} over {value.num_condition_sets} conditioning sets"
+        return replace(stated, more=f"{stated.more}; {over}")
+
+    def protocol_over_conditions(self, cell: Cell, metric: Metric) -> Protocol:
+        """Everything that the mean over conditioning sets depends on."""
+        sets = f"{self.value(cell, metric).num_condition_sets} conditioning sets"
+        return replace(self._protocol(cell, metric), seeds=[self.settings.seed], error_of=sets)
+
+    def protocol_of_all(self, cells: Sequence[Cell], metric: Metric) -> Protocol:
+        """What the figures of these cells have in common: no w where they have several."""
+        weights = {cell.guidance for cell in cells if cell.kind != "copy"}
+        stated = self._protocol(cells[-1], metric)
+        return replace(stated, guidance=stated.guidance if len(weights) == 1 else None)
+
+    def _protocol(self, cell: Cell, metric: Metric) -> Protocol:
         found, settings, value = self.results[cell], self.settings, self.value(cell, metric)
         is_copy = cell.kind == "copy"
         dim = self.networks.identities[metric.network].dim
         more = [f"{found.num_conditions} conditioning images" if cell.kind == "pictures" else "one conditioning image a class"]
-        if value.over_conditions is not None:
-            more.append(f"± {value.over_conditions:.2g} over {value.num_condition_sets} conditioning sets")
         if metric.is_distance and min(found.num_samples, found.num_reference) < dim:
             more.append(f"n is below the {dim} dimensions, so the distance is biased upwards")
         if settings.similarity is not None and not is_copy:

@@ -9,14 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from semantica.evaluation.figures import SIMILARITY
 from semantica.evaluation.models import last_of_runs
 from semantica.evaluation.outcome import PAPER_SETS, Metric, Outcome
 from semantica.evaluation.requests import Cell, Kind
+from semantica.evaluation.settings import EvaluationConfig
 from semantica.metrics.paper import PAPER, PaperRow, PaperTable
 from semantica.metrics.paper_charts import StepPoint, TradeOffPoint, frechet_by_step, trade_off
 from semantica.metrics.report import Curve, Figure, Table
 
 _PAPER_MODELS = ("semantica", "label_grouped")
+_APPENDIX_B = "one_shot.semantica.imagenet.w0.5"  # whose standard errors are given there
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,8 @@ def _over_w(
     part = Part()
     for data in outcome.sets:
         cells = [Cell(model, data, kind, w) for model in models for w in weights]
+        if cells[0] not in outcome.results:  # a set without classes
+            continue
         copy = [Cell("", data, "copy")] if protocol == "one-shot" else []
         for cell in (*copy, *cells):
             part.figures.extend(_figures(protocol, cell, outcome))
@@ -80,7 +85,7 @@ def _training(outcome: Outcome) -> Part:
                 value = outcome.value(cells[model.name], metric)
                 point = StepPoint(step=model.checkpoint.step, frechet=value.value, error=value.over_seeds)
                 series.setdefault(model.run, []).append(point)
-            stated = outcome.protocol(first, metric)
+            stated = outcome.protocol_of_all(list(cells.values()), metric)
             title = f"{metric.title} against training steps, {data}"
             part.curves.append(
                 frechet_by_step(series, frechet_name=metric.title, error_of=stated.error_of, protocol=stated, title=title)
@@ -101,27 +106,30 @@ def _figures(protocol: str, cell: Cell, outcome: Outcome) -> Iterator[Figure]:
         )
         if value.over_conditions is not None:
             yield Figure(
-                name=f"{where}/{metric.key}/error-over-conditions",
-                value=value.over_conditions,
-                explanation=f"Standard error of the mean over {value.num_condition_sets} conditioning sets, one seed.",
+                name=f"{where}/{metric.key}/over-conditions",
+                value=value.mean_over_conditions,
+                standard_error=value.over_conditions,
+                explanation=f"The same, mean over {value.num_condition_sets} conditioning sets, one seed.",
+                protocol=outcome.protocol_over_conditions(cell, metric),
             )
 
 
 def _table(protocol: str, data: str, cells: Sequence[Cell], outcome: Outcome) -> Table:
-    """A row a cell; every distance with its error over seeds, and, where there are several, over conditioning sets in a column."""
+    """A row a cell: every figure as mean over seeds, and, where there are several, over conditioning sets in another column."""
     shown = [cell for cell in cells if cell in outcome.results]
     metrics = list(outcome.metrics(next((c for c in shown if c.kind != "copy"), shown[0])))
     columns = ["model", "w", "n", *(m.title for m in metrics)]
     by_conditions = outcome.settings.num_condition_sets > 1
-    columns += [f"± over conditioning sets, {m.title}" for m in metrics if by_conditions]
+    columns += [f"{m.title}, over conditioning sets" for m in metrics if by_conditions]
     rows, errors = [], []
     for cell in shown:
         there = {m.key for m in outcome.metrics(cell)}
         values = [outcome.value(cell, m) if m.key in there else None for m in metrics]
         head = [cell.model or "Copy", None if cell.kind == "copy" else cell.guidance, outcome.results[cell].num_samples]
-        over = [v.over_conditions if v else None for v in values] if by_conditions else []
-        rows.append([*head, *(v.value if v else None for v in values), *over])
-        errors.append([None, None, None, *(v.over_seeds if v else None for v in values), *(None for _ in over)])
+        several = [v if v and v.over_conditions is not None else None for v in values] if by_conditions else []
+        rows.append([*head, *(v.value if v else None for v in values), *(v.mean_over_conditions if v else None for v in several)])
+        of_several = [v.over_conditions if v else None for v in several]
+        errors.append([None, None, None, *(v.over_seeds if v else None for v in values), *of_several])
     titles = {
         "curve": "Over w", "one-shot": "One shot", "grouping": "Models beside each other", "training": "Over training steps"
     }  # fmt: skip
@@ -130,18 +138,24 @@ def _table(protocol: str, data: str, cells: Sequence[Cell], outcome: Outcome) ->
         columns=columns,
         rows=rows,
         errors=errors,
-        protocol=outcome.protocol(shown[-1], metrics[0]),
-        caption="± is the standard error over sampling seeds." if outcome.settings.num_seeds > 1 else "",
+        protocol=outcome.protocol_of_all(shown, metrics[0]),
+        caption=_caption(outcome.settings),
         missing="not measured of copies",
     )
 
 
+def _caption(settings: EvaluationConfig) -> str:
+    seeds = "± is the standard error of the mean over sampling seeds." if settings.num_seeds > 1 else ""
+    sets = "Over conditioning sets: the mean at the first seed ± its standard error." if settings.num_condition_sets > 1 else ""
+    return f"{seeds} {sets}".strip()
+
+
 def _trade_offs(data: str, models: Sequence[str], weights: Sequence[float], outcome: Outcome) -> Iterator[Curve]:
-    first = Cell(models[0], data, "pictures", weights[0])
-    metrics = list(outcome.metrics(first))
+    cells = [Cell(model, data, "pictures", w) for model in models for w in weights]
+    metrics = list(outcome.metrics(cells[0]))
     for distance in (m for m in metrics if m.is_distance):
         for net in (m for m in metrics if m.network in outcome.networks.perceptual):
-            stated = outcome.protocol(first, distance)
+            stated = outcome.protocol_of_all(cells, distance)
             yield trade_off(
                 {model: [_point(Cell(model, data, "pictures", w), distance, net, outcome) for w in weights] for model in models},
                 frechet_name=distance.title,
@@ -172,7 +186,7 @@ def _paper_rows(protocol: str, cell: Cell, outcome: Outcome, models: Sequence[st
         model = "semantica" if len(models) == 1 else ""
     w = "" if cell.kind == "copy" else f".w{cell.guidance:g}"
     for metric in outcome.metrics(cell):
-        if metric.is_distance and metric.network == "encoder":
+        if metric.network == SIMILARITY:  # the paper has neither a distance nor a cosine in the encoder's features
             continue
         kind = "one_shot" if protocol == "one-shot" else ("fid" if metric.is_distance else "lpips")
         key = f"{kind}.{model}.{cell.data}{w}"
@@ -181,3 +195,17 @@ def _paper_rows(protocol: str, cell: Cell, outcome: Outcome, models: Sequence[st
             value = outcome.value(cell, metric)
             stated = outcome.protocol(cell, metric)
             yield PaperRow(paper=key, value=value.value, standard_error=value.over_seeds, protocol=stated)
+            if key == _APPENDIX_B:
+                yield from _errors(cell, metric, outcome)
+
+
+def _errors(cell: Cell, metric: Metric, outcome: Outcome) -> Iterator[PaperRow]:
+    """The two means with their standard errors, as in Appendix B, where there were several seeds, or conditioning sets."""
+    value, of_sets = outcome.value(cell, metric), outcome.protocol_over_conditions(cell, metric)
+    means = (
+        ("seeds", value.value, value.over_seeds, outcome.protocol(cell, metric)),
+        ("conditions", value.mean_over_conditions, value.over_conditions, of_sets),
+    )
+    for over, mean, error, stated in means:
+        if error is not None:
+            yield PaperRow(paper=f"standard_error.{over}", value=mean, standard_error=error, protocol=stated)

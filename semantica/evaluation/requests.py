@@ -1,8 +1,9 @@
 """Requests: the samples that an evaluation wants, by name, and the batches that they are drawn in.
 
-A sample's name says everything that it depends on besides the settings of the drawing: model, conditioning image, index, w and
-seed. Its noise is keyed by seed, image and index (`generation.generate.SampleNoise`), so that over w, and over models, one z is
-seen again. Protocols that want the same sample want the same name: it is drawn once and counted once, whoever draws it.
+A sample's name says everything that it depends on: model, settings of the drawing, conditioning image, index, w and seed, so that
+features that are kept by name are never those of another drawing. Its noise is keyed by seed, image and index
+(`generation.generate.SampleNoise`), so that over w, and over models, one z is seen again. Protocols that want the same sample want
+the same name: it is drawn once and counted once, whoever draws it.
 """
 
 from __future__ import annotations
@@ -13,17 +14,23 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from semantica.config import to_dict
 from semantica.evaluation.sets import EvaluationSet
 from semantica.evaluation.settings import EvaluationConfig
+from semantica.generation.generate import GenerateConfig
 
 Kind = Literal["pictures", "classes", "copy", "grid"]
+_BY_SAMPLE = ("guidance", "num_conditions", "samples_per_condition", "seed")  # of GenerateConfig: a sample's name says its own
 
 
 @dataclass(frozen=True)
 class Request:
-    """One sample: the hash of its model, its conditioning image, which of the image's samples it is, w, and the sampling seed."""
+    """One sample: the hashes of its model and of the settings of its drawing, its conditioning image, which of the image's samples
+    it is, w, and the sampling seed.
+    """
 
     model: str
+    drawing: str
     image_id: str
     index: int
     guidance: float
@@ -36,7 +43,7 @@ class Request:
 
     @property
     def name(self) -> str:
-        return f"{self.model}/{self.image_id}/{self.index}/{self.guidance:g}/{self.seed}"
+        return f"{self.model}-{self.drawing}/{self.image_id}/{self.index}/{self.guidance:g}/{self.seed}"
 
 
 @dataclass(frozen=True)
@@ -74,7 +81,13 @@ def requests_of(cell: Cell, model_hash: str, data: EvaluationSet, settings: Eval
         return []
     seed = settings.seed + cell.seed
     wanted = wanted_pictures(cell, data, settings)
-    return [Request(model_hash, image_id, index, cell.guidance, seed) for image_id, index in wanted]
+    drawing = content_hash(drawing_of(settings.draws()))[:8]
+    return [Request(model_hash, drawing, image_id, index, cell.guidance, seed) for image_id, index in wanted]
+
+
+def drawing_of(settings: GenerateConfig) -> dict[str, Any]:
+    """The settings that all samples of one folder share, as plain values."""
+    return {name: value for name, value in to_dict(settings).items() if name not in _BY_SAMPLE}
 
 
 @dataclass(frozen=True)
@@ -92,14 +105,14 @@ class Batch:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that travels to a worker."""
-        wanted = [[r.model, r.image_id, r.index] for r in self.requests]
+        wanted = [[r.model, r.drawing, r.image_id, r.index] for r in self.requests]
         return {"name": self.name, "guidance": self.guidance, "seed": self.seed, "requests": wanted}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Batch:
         """The batch that `to_dict` gave."""
         w, seed = values["guidance"], values["seed"]
-        requests = tuple(Request(model, image_id, index, w, seed) for model, image_id, index in values["requests"])
+        requests = tuple(Request(model, how, image_id, index, w, seed) for model, how, image_id, index in values["requests"])
         return cls(w, seed, requests)
 
 
@@ -119,14 +132,25 @@ def batches(requests: Iterable[Request], size: int, drawn: Collection[str] = ())
                 yield Batch(guidance, seed, tuple(left))
 
 
-def cells_of(settings: EvaluationConfig, models: Sequence[str], last: Sequence[str], data: Sequence[str]) -> list[Cell]:
-    """Every cell that the protocols ask for, each once, in a fixed order. last: of each run the last model; training is of all."""
+def cells_of(
+    settings: EvaluationConfig, models: Sequence[str], last: Sequence[str], data: Sequence[str], passed_over: Collection[str] = ()
+) -> list[Cell]:
+    """Every cell that the protocols ask for, each once, in a fixed order. last: of each run the last model; training is of all.
+
+    passed_over: sets of which one-shot is not made.
+    """
     found: dict[Cell, None] = {}
     for protocol in settings.protocol:
         for model in models if protocol == "training" else last:
-            for name in data:
+            for name in (n for n in data if protocol != "one-shot" or n not in passed_over):
                 found.update(dict.fromkeys(_cells(protocol, Cell(model, name, "pictures"), settings)))
     return list(found)
+
+
+def without_classes(settings: EvaluationConfig, data: Iterable[EvaluationSet]) -> list[str]:
+    """The names of sets of one label, where one-shot is asked for and other sets have classes (ImageNet beside LSUN's)."""
+    several = {one.name: len(one.labels) > 1 for one in data}
+    return [name for name in several if not several[name]] if "one-shot" in settings.protocol and any(several.values()) else []
 
 
 def _cells(protocol: str, base: Cell, settings: EvaluationConfig) -> Iterator[Cell]:

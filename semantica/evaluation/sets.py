@@ -7,7 +7,8 @@ of conditioning images that depend on seeds and ids alone. A picture that stands
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,12 +24,13 @@ from semantica.storage import Location
 
 @dataclass(frozen=True)
 class SetPicture:
-    """One picture: its id (hash of its bytes), its episode and label (a class, or the URL of a page), and where it lies."""
+    """One picture: id (hash of its bytes), episode and label (a class, or the URL of a page), where it lies, its stored side."""
 
     image_id: str
     episode_id: str
     label: str
     place: Place
+    side_px: int
 
     @property
     def candidate(self) -> Candidate:
@@ -61,6 +63,15 @@ class EvaluationSet:
         """Every label once, sorted."""
         return tuple(sorted({picture.label for picture in self.pictures.values()}))
 
+    def check_side(self, resolution_px: int) -> None:
+        """Raise DataError when pictures are stored smaller than samples are drawn: they would be enlarged before measuring."""
+        side = min(picture.side_px for picture in self.pictures.values())
+        if side < resolution_px:
+            raise DataError(
+                f"evaluate: the pictures of {self.name} are stored with {side} px, and samples have {resolution_px} px; ingest "
+                f"them with --image.image-px {resolution_px} or more and encode again, or give the pictures themselves as --data"
+            )
+
     def conditions(self, num: int, seed: int) -> list[tuple[SetPicture, int]]:
         """(conditioning image, sample index) of `num` samples: an image each, drawn without repetition; beyond all, again from the
         first, with the next index.
@@ -90,18 +101,26 @@ class EvaluationSet:
         return [(p, i) for group in by_label.values() for p in self._chosen(group, 1, seed) for i in range(num_copies)]
 
     def reference(self, without: Sequence[str], num: int | None, seed: int) -> list[str]:
-        """The ids of the pictures that samples are compared with, sorted: all but `without`, at most `num` of them."""
+        """The ids of the pictures that samples are compared with, sorted: all but `without`, at most `num` of them.
+
+        Which of them has nothing to do with the choice of conditioning images of the same seed.
+        """
         left = set(without)
-        names = [p for name, p in self.pictures.items() if name not in left]
+        names = [name for name in self.pictures if name not in left]
         if len(names) < 2:
             raise DataError(
                 f"evaluate: {self.name} has {len(names)} pictures that are no conditioning images, at least 2 are needed; "
                 "ask for fewer with --num, or compare with all: --reference all"
             )
-        return sorted(p.image_id for p in (names if num is None else self._chosen(names, num, seed)))
+        return sorted(names) if num is None else some_of(names, num, f"reference/{seed}")
 
     def _chosen(self, pictures: Sequence[SetPicture], num: int, seed: int) -> list[SetPicture]:
         return [self.pictures[c.image_id] for c in choose_conditions([p.candidate for p in pictures], num, seed)]
+
+
+def some_of(names: Collection[str], num: int, key: str) -> list[str]:
+    """At most `num` of the names, sorted: a random choice that depends on `key` and the names alone."""
+    return sorted(sorted(names, key=lambda name: hashlib.sha256(f"{key}/{name}".encode()).hexdigest())[:num])
 
 
 def open_set(
@@ -122,13 +141,16 @@ def pictures_in(encodings: Location, prefix: str) -> tuple[dict[str, SetPicture]
     found: dict[str, SetPicture] = {}
     num = 0
     for file, entry in enumerate(read_manifest(encodings, "encodings").shards(prefix)):
-        table = read_shard(encodings, entry, ["episode_id", "page_url", "images.list.element.image_id"])
+        table = read_shard(
+            encodings, entry, ["episode_id", "page_url", "images.list.element.image_id", "images.list.element.width"]
+        )
         groups = np.repeat(np.arange(len(entry.row_group_rows)), entry.row_group_rows).tolist()
         columns = (groups, *(table[column].to_pylist() for column in ("episode_id", "page_url", "images")))
         for group, episode_id, label, images in zip(*columns, strict=True):
             for image in images:
                 num += 1
-                found.setdefault(image["image_id"], SetPicture(image["image_id"], episode_id, label, Place(file, group)))
+                picture = SetPicture(image["image_id"], episode_id, label, Place(file, group), image["width"])
+                found.setdefault(picture.image_id, picture)
     return found, num
 
 

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from semantica.config import to_yaml
 from semantica.evaluation.outcome import Outcome
 from semantica.evaluation.protocols import paper_table, parts
+from semantica.evaluation.requests import without_classes
 from semantica.metrics.report import Figure, Gallery, Grid, Report, Table, Value
 from semantica.tracking import git_commit
 
@@ -48,9 +49,10 @@ def _sentences(outcome: Outcome) -> list[str]:
             kind = {"pictures": "", "classes": " (one image a class)", "copy": " (one image a class)"}[cell.kind]
             values = ", ".join(f"{m.title} {outcome.value(cell, m).value:.3g}" for m in outcome.metrics(cell) if m.is_distance)
             found.append(f"{what}{kind} on {cell.data}: {values}; n = {figures.num_samples} against {figures.num_reference}.")
-    smallest = min((min(f.num_samples, f.num_reference) for f in outcome.results.values()), default=0)
+    counts = [min(f.num_samples, f.num_reference) for f in outcome.results.values()]
+    smallest = min(counts, default=0)
     dims = {i.title: i.dim for i in outcome.networks.identities.values() if i.dim > smallest}
-    if dims:
+    if counts and dims:
         names = ", ".join(f"{title} ({dim})" for title, dim in dims.items())
         found.append(
             f"Small n: {smallest} pictures are fewer than the dimensions of {names}. A Fréchet distance is then biased upwards, by "
@@ -60,6 +62,8 @@ def _sentences(outcome: Outcome) -> list[str]:
         if data.quarantined:
             reasons = ", ".join(f"{n} {reason.replace('_', ' ')}" for reason, n in sorted(data.quarantined.items()))
             found.append(f"{data.name}: not used, each with a row in the quarantine: {reasons}.")
+    for name in without_classes(outcome.settings, outcome.sets.values()):
+        found.append(f"{name}: left out of one-shot, because its pictures have one label; the other sets have classes.")
     if outcome.settings.num_condition_sets > 1:
         for data in outcome.sets.values():
             if outcome.settings.num >= len(data.pictures) and set(outcome.settings.protocol) - {"one-shot"}:

@@ -1,7 +1,7 @@
 """Pictures of the report, each sample beside the conditioning image that it was drawn for: grids as in the paper, and a gallery.
 
 In come uint8 arrays (H, W, 3) with words for them; out come encoded pictures that a page can hold: small ones exactly as they were
-drawn, larger ones as WebP, as large as a budget of bytes allows. What was done to them is said in words.
+drawn where they fit, others as WebP, as large as a budget of bytes allows. What was done to them is said in words.
 """
 
 from __future__ import annotations
@@ -22,9 +22,12 @@ from semantica.metrics.written import Value, megabytes, plain
 
 Picture = UInt8[np.ndarray, "_ _ 3"]
 
-EXACT_PX = 64  # up to this side pictures stay as they were drawn, pixel by pixel
-# Tried in turn until the pictures fit their share of the page: longest side in px, WebP quality.
-_RUNGS = ((256, 90), (256, 75), (192, 75), (128, 75), (96, 70), (64, 60))
+EXACT_PX = 64  # up to this side pictures stay as they were drawn, pixel by pixel, where all of them fit
+# Tried in turn until the pictures fit their share of the page: longest side in px, WebP quality, up to which side they stay exact.
+_RUNGS = (
+    (256, 90, EXACT_PX), (256, 75, EXACT_PX), (192, 75, EXACT_PX), (128, 75, EXACT_PX), (96, 70, EXACT_PX), (64, 60, EXACT_PX),
+    (64, 90, 0), (64, 60, 0), (64, 30, 0), (32, 30, 0),
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,14 +135,16 @@ class Fitted:
 
 def fitted(pictures: Sequence[Picture], max_bytes: int) -> Fitted:
     """The pictures encoded for a page, together at most `max_bytes` as data URIs. Raises DataError when none of the sizes fits."""
-    for side, quality in _RUNGS:
-        shown = [_shown(picture, side, quality) for picture in pictures]
+    exact = [_exact(picture) if max(picture.shape[:2]) <= EXACT_PX else None for picture in pictures]
+    for side, quality, exact_px in _RUNGS:
+        shown = [(e if exact_px else None) or _webp_shown(p, side, quality) for p, e in zip(pictures, exact, strict=True)]
         num_bytes = sum(len(picture.uri) for picture in shown)
         if num_bytes <= max_bytes:
             count = f"{len(shown)} picture{'' if len(shown) == 1 else 's'}, {megabytes(num_bytes)}"
             if all(picture.exact for picture in shown):
                 return Fitted(shown, f"{count}, every pixel as it was drawn.")
-            return Fitted(shown, f"{count}; those above {EXACT_PX} px as WebP of quality {quality}, at most {side} px.")
+            which = f"those above {exact_px} px" if exact_px else "all"
+            return Fitted(shown, f"{count}; {which} as WebP of quality {quality}, at most {side} px.")
     raise DataError(
         f"report: expected pictures that fit {megabytes(max_bytes)} of the page, got {len(pictures)} with {megabytes(num_bytes)} "
         f"even at {_RUNGS[-1][0]} px; show fewer examples"
@@ -163,14 +168,17 @@ def png_shown(png: bytes, max_bytes: int) -> Shown:
     )
 
 
-def _shown(picture: Picture, side: int, quality: int) -> Shown:
+def _exact(picture: Picture) -> Shown:
+    height, width = picture.shape[:2]
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG", optimize=True)
+    return Shown(_uri(buffer.getvalue(), "png"), width, height, True)
+
+
+def _webp_shown(picture: Picture, side: int, quality: int) -> Shown:
     height, width = picture.shape[:2]
     longest = max(height, width)
     image = Image.fromarray(picture)
-    if longest <= EXACT_PX:
-        buffer = io.BytesIO()
-        image.save(buffer, "PNG", optimize=True)
-        return Shown(_uri(buffer.getvalue(), "png"), width, height, True)
     if longest > side:
         size = (max(1, round(width * side / longest)), max(1, round(height * side / longest)))
         image = image.resize(size, Image.Resampling.LANCZOS)

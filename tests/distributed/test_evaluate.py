@@ -48,9 +48,11 @@ def trained(local_ray: None, make: Any, tmp_path_factory: pytest.TempPathFactory
     return make_trained(make, tmp_path_factory.mktemp("trained"))
 
 
-def run(trained: Trained, out: Path, settings: EvaluationConfig = SETTINGS, *, workers: int = 1, **data: str) -> None:
+def run(
+    trained: Trained, out: Path, settings: EvaluationConfig = SETTINGS, *, workers: int = 1, fresh: bool = False, **data: str
+) -> None:
     cluster = ClusterConfig(num_actors=workers, min_actors=workers, cpus_per_actor=0.5)
-    runtime = Runtime(cluster=cluster, tracking=TrackingConfig(uri="off"))
+    runtime = Runtime(cluster=cluster, tracking=TrackingConfig(uri="off"), fresh=fresh)
     checkpoints = {"model": str(trained.checkpoint)}
     evaluate(settings, checkpoints=checkpoints, data=data or {"colours": str(trained.encodings)}, out=out, runtime=runtime)
 
@@ -139,6 +141,16 @@ def test_asking_for_more_draws_and_measures_only_what_is_missing(trained: Traine
     assert before.items() <= drawn(out).items()
     assert drawn(out) == drawn(one_worker)
     assert figures(out) == figures(one_worker)
+
+
+def test_samples_that_are_drawn_anew_otherwise_are_measured_anew(trained: Trained, tmp_path: Path) -> None:
+    few = override(SETTINGS, {"protocol": ["curve"], "num_seeds": 1, "num_condition_sets": 1})
+    other = override(few, {"sampler.num_steps": 3})
+    run(trained, tmp_path / "both", few)
+    before = figures(tmp_path / "both")
+    run(trained, tmp_path / "both", other, fresh=True)
+    run(trained, tmp_path / "other", other)
+    assert figures(tmp_path / "both") == figures(tmp_path / "other") != before
 
 
 def test_held_out_pictures_of_encodings_and_parquet_are_sets_too(trained: Trained, tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,3 +110,11 @@ def test_features_do_not_depend_on_who_measured_what_and_twice_is_once(case: dic
     first = measured(tmp_path / "first", work).matrix("encoder", names)
     assert first.shape == (len(names), 16)
     assert np.array_equal(measured(tmp_path / "second", work[::-1], again=3).matrix("encoder", names), first)
+
+
+def test_the_encoder_may_be_measured_with_from_a_folder_of_another_name(case: dict[str, Any], tmp_path: Path) -> None:
+    networks = case["networks"]
+    moved = shutil.copytree(networks.encoder["weights"], tmp_path / "moved")
+    again = replace(networks, encoder={**networks.encoder, "weights": str(moved)})
+    extractor = _MeasureShard(again, 16, 4, StageOutput(tmp_path / "features", "features", {}))._network("encoder")
+    assert extractor.identity.weights_sha256 == networks.encoder_identity["weights_sha256"]

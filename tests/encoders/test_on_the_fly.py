@@ -14,7 +14,7 @@ from semantica.encoders.encoder import EncoderConfig, load_encoder
 from semantica.encoders.on_the_fly import TokensOnTheFly, tokens_on_the_fly
 from semantica.encoders.shard import encode_shard
 from semantica.encoders.totals import finish_encodings, shards_of
-from semantica.errors import DataError
+from semantica.errors import DataError, WeightsError
 from semantica.generation.conditions import Conditions, held_out_candidates
 from semantica.pairs.loader import PairLoader
 
@@ -112,6 +112,19 @@ def test_an_encoder_that_is_no_longer_the_one_of_the_manifest_is_refused(vision,
         shutil.copy(vision.edited(weights, tmp_path / "odd", {"size": {"shortest_edge": 80}}) / changed, weights / changed)
     with pytest.raises(DataError, match=f"no longer what made the encodings: {field} was"):
         TokensOnTheFly(read_manifest(folder, "encodings"))([make.picture(0)])
+
+
+def test_the_same_encoder_may_lie_in_a_folder_of_another_name(make, checkpoints, tmp_path):
+    weights = shutil.copytree(checkpoints["dinov2"], tmp_path / "weights")
+    folder = encodings(make, tmp_path / "lean", weights, "float32", store_tokens=False) / "encodings"
+    manifest, picture = read_manifest(folder, "encodings"), make.picture(0)
+    expected = TokensOnTheFly(manifest)([picture])
+    moved = weights.rename(tmp_path / "elsewhere")
+    tokens_of = tokens_on_the_fly(manifest, weights=str(moved))
+    assert torch.equal(tokens_of([picture]), expected)
+    assert manifest.facts["encoder"]["name"] != load_encoder(tokens_of.settings.encoder).identity.name
+    with pytest.raises(WeightsError):
+        TokensOnTheFly(manifest)([picture])
 
 
 def test_stored_tokens_need_no_encoder(make, checkpoints, tmp_path):

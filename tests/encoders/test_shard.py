@@ -48,7 +48,7 @@ def write_episodes(make, folder):
         stage.write_shard(name, tables, stats, rows_per_group=2)
         counts = {key: counts[key] + stats[key] for key in counts}
         first += 100
-    stage.finish(counts, {"pictures": []})
+    stage.finish(counts | {"num_quarantined_blank": 4, "num_quarantined_furniture": 0}, {"pictures": []})
     return folder
 
 
@@ -88,6 +88,7 @@ def test_the_files_hold_what_the_pure_function_makes_of_each_table(episodes, tmp
     mean = pooled.reshape(-1, 16).astype(np.float64).mean(0)
     np.testing.assert_allclose(manifest.facts["corpus_mean"], mean, rtol=1e-12)
     assert damage_notes(manifest) == []
+    assert manifest.facts["quarantined"] == {"blank": 4}  # by ingest
 
 
 def truncate(path):
@@ -121,6 +122,7 @@ def test_a_damaged_shard_is_left_out_whole_and_its_pictures_are_counted(episodes
     assert num_pictures(manifest.counts) == TOTAL
     (damaged,) = manifest.facts["damaged"]
     assert (damaged["path"], damaged["num_images"]) == ("part-00001.parquet", 6)
+    assert manifest.facts["quarantined"] == {"blank": 4, "in_damaged_files": 6}
     assert re.search(DAMAGE[damage], damaged["reason"])
     assert rows(tmp_path / "out", manifest, "quarantine").to_pylist() == [
         {"page_url": "part-00001.parquet", "url": "", "reason": "damaged_file", "detail": damaged["reason"]}

@@ -1,5 +1,7 @@
 """The protocol `details`: each figure is that of its metric on the features that the names stand for."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -10,7 +12,7 @@ from semantica.evaluation.features import Features
 from semantica.evaluation.figures import Measurer
 from semantica.evaluation.networks import Networks
 from semantica.evaluation.outcome import Outcome
-from semantica.evaluation.requests import Cell, requests_of
+from semantica.evaluation.requests import Cell, repeated, requests_of
 from semantica.evaluation.settings import EvaluationConfig
 from semantica.metrics.diversity import diversity
 from semantica.metrics.extractors import ExtractorIdentity
@@ -26,9 +28,14 @@ SETTINGS = EvaluationConfig(num=10, protocol=("details",), extractor=("encoder",
 
 @pytest.fixture
 def made(a_set, tmp_path):
+    return make_details(a_set, tmp_path, SETTINGS)
+
+
+def make_details(a_set, tmp_path, settings):
+    """(figures by name, then the features of samples, pictures, the grid's samples, training pictures)."""
     data = a_set({"cats": 8, "dogs": 8})
-    requests = requests_of(CELL, "abc", data, SETTINGS)
-    grid = requests_of(Cell("m", "set", "grid", 0.5), "abc", data, SETTINGS)
+    requests = requests_of(CELL, "abc", data, settings)
+    grid = requests_of(Cell("m", "set", "grid", 0.5), "abc", data, settings)
     generator = np.random.default_rng(0)
     train = [f"train{i}" for i in range(20)]
     names = [*data.pictures, *dict.fromkeys(r.name for r in [*requests, *grid]), *train]
@@ -40,12 +47,13 @@ def made(a_set, tmp_path):
     stage.write_shard("all", {"column": pa.Table.from_pylist(rows, schema=FEATURES)}, {})
     stage.finish({}, {})
     features = Features(tmp_path / "features", {"encoder": "column"})
-    identity = {"encoder": ExtractorIdentity("encoder", "numbers", "FD (encoder)", "0" * 64, "none", DIM)}
-    measurer = Measurer(SETTINGS, {"set": features}, {"set": data}, None, tmp_path / "references", identity)
-    outcome = Outcome(SETTINGS, (), {"set": data}, Networks({}, (), {}, {}, identity), 24, {CELL: measurer.measure(CELL, requests)})
+    identity = {"encoder": ExtractorIdentity("encoder", "numbers", "FD (encoder)", "0" * 64, "none", 20)}
+    measurer = Measurer(settings, {"set": features}, {"set": data}, None, tmp_path / "references", identity)
+    results = {cell: measurer.measure(cell, requests) for cell in repeated(CELL, settings)}
+    outcome = Outcome(settings, (), {"set": data}, Networks({}, (), {}, {}, identity), 24, results)
     found = {f.name: f for f in details(CELL, requests, grid, measurer, outcome, TrainPictures(features, train))}
     drawn = np.stack([vectors[r.name] for r in requests])
-    real = np.stack([vectors[name] for name in data.reference((), None, 0)])
+    real = np.stack([vectors[name] for name in measurer.reference(data, [r.image_id for r in requests])])
     return found, drawn, real, np.stack([vectors[r.name] for r in grid]), np.stack([vectors[name] for name in train])
 
 
@@ -65,13 +73,29 @@ def test_each_figure_is_that_of_its_metric(made):
     assert len(found) == 8
 
 
+def test_fewer_pictures_are_drawn_out_of_those_that_are_no_conditioning_images(a_set, tmp_path):
+    settings = replace(SETTINGS, reference="others", num_details=5)
+    found, _, real, *_ = make_details(a_set, tmp_path, settings)
+    assert len(real) == 6
+    assert "n = 5 against 5" in found["details/m/set/w0.5/kd-encoder"].protocol.sentence
+
+
 def test_what_stands_beside_a_figure_says_how_many_pictures_and_how(made):
     found = made[0]
-    stated = found["details/m/set/w0.5/kd-encoder"].protocol
+    stated = found["details/m/set/w0.5/kd-encoder"].protocol.sentence
     for part in ("n = 10 against 16", "encoder", "w = 0.5", "100 subsets of 10"):
         assert part in stated
     assert "k = 3" in found["details/m/set/w0.5/recall-encoder"].protocol.sentence
     assert "10 samples, 20 training pictures, 16 held-out ones" in found["details/m/set/w0.5/share-of-copies"].protocol
+
+
+def test_what_is_measured_of_one_seed_says_so_whatever_other_protocols_repeat(a_set, tmp_path):
+    found, *_ = make_details(a_set, tmp_path, replace(SETTINGS, num_seeds=3, num_condition_sets=2))
+    for name in ("kd-encoder", "precision-encoder"):
+        stated = found[f"details/m/set/w0.5/{name}"].protocol.sentence
+        assert "seed 0;" in stated
+        for other in ("seeds", "±", "biased"):
+            assert other not in stated
 
 
 def test_the_statistics_of_the_reference_are_kept_for_the_next_evaluation(made, tmp_path):

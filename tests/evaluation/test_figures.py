@@ -115,11 +115,12 @@ def test_what_was_not_measured_is_named(measured):
 def test_standard_errors_are_over_seeds_and_over_conditioning_sets():
     chosen = settings(num_seeds=3, num_condition_sets=2)
     cell = Cell("m", "set", "pictures", 0.5)
-    values = dict(zip(repeated(cell, chosen), (1.0, 2.0, 6.0, 5.0), strict=True))
+    values = dict(zip(repeated(cell, chosen), (1.0, 2.0, 9.0, 5.0), strict=True))
     results = {c: CellFigures(9, 9, 9, {"encoder": v}, {}, None) for c, v in values.items()}
     found = estimate(cell, results, chosen, lambda figures: figures.frechet["encoder"])
-    assert found.value == 3.0  # of the three seeds on one set
-    assert found.over_seeds == pytest.approx(np.std([1, 2, 6], ddof=1) / np.sqrt(3))
+    assert found.value == 4.0  # of the three seeds on one set
+    assert found.over_seeds == pytest.approx(np.std([1, 2, 9], ddof=1) / np.sqrt(3))
+    assert found.mean_over_conditions == 3.0  # of 1 and 5: the two sets at the first seed
     assert found.over_conditions == pytest.approx(np.std([1, 5], ddof=1) / np.sqrt(2))
     assert (found.num_seeds, found.num_condition_sets) == (3, 2)
     alone = estimate(cell, {cell: results[cell]}, settings(), lambda figures: figures.frechet["encoder"])

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from semantica.diffusion.samplers import SamplerConfig
 from semantica.errors import ConfigError
 from semantica.evaluation.requests import Batch, Cell, Request, batches, cells_of, repeated, requests_of
 from semantica.evaluation.settings import EvaluationConfig
@@ -61,13 +62,25 @@ def test_seeds_change_the_noise_and_condition_sets_the_pictures(a_set):
 
 
 def test_the_noise_of_a_sample_is_that_of_jobs_generate_and_the_same_over_w_and_models():
-    request = Request("abc", "picture", 2, 0.5, 3)
+    request = Request("abc", "def", "picture", 2, 0.5, 3)
     assert request.noise_name == "picture/2"  # as jobs.generate names it
     same = [replace(request, guidance=1.5).noise_name, replace(request, model="other").noise_name]
     assert same == [request.noise_name] * 2
     assert slot_seed("sample", 3, request.noise_name) != slot_seed("sample", 4, request.noise_name)
     names = {request.name, replace(request, guidance=1.5).name, replace(request, model="o").name, replace(request, seed=4).name}
     assert len(names) == 4
+
+
+def test_a_sample_that_is_drawn_otherwise_has_another_name(a_set):
+    """Features are kept by name: those of 2 steps are never read as those of 3."""
+    data, cell = a_set(SIZES), Cell("m", "set", "pictures")
+    names = [
+        {r.name for r in requests_of(cell, "abc", data, settings(**how))}
+        for how in ({}, {"sampler": SamplerConfig(num_steps=3)}, {"similarity": 0.5}, {"use_ema": False})
+    ]
+    assert len(set.union(*names)) == 4 * 6
+    more = settings(num=12, guidance=(0.0, 2.0), num_seeds=2)  # what else is asked for changes no name
+    assert names[0] < {r.name for r in requests_of(cell, "abc", data, more)}
 
 
 def test_protocols_that_want_the_same_sample_ask_for_it_once(a_set):
@@ -82,7 +95,7 @@ def test_protocols_that_want_the_same_sample_ask_for_it_once(a_set):
 @given(workers=st.integers(1, 3), size=st.integers(1, 9), done=st.sets(st.integers(0, 29)))
 def test_any_number_of_workers_draws_the_same_batches(workers, size, done):
     """The list of batches is cut before anybody takes one, and what is there already moves no cut."""
-    asked = [Request("m", f"{i:03d}", i % 2, w, 0) for w in (0.0, 0.5) for i in range(15)]
+    asked = [Request("m", "d", f"{i:03d}", i % 2, w, 0) for w in (0.0, 0.5) for i in range(15)]
     whole = list(batches(asked, size))
     assert [r for batch in whole for r in batch.requests] == asked
     assert all(len(batch.requests) <= size and {r.guidance for r in batch.requests} == {batch.guidance} for batch in whole)
@@ -96,7 +109,7 @@ def test_any_number_of_workers_draws_the_same_batches(workers, size, done):
 
 
 def test_a_batch_survives_the_way_to_a_worker():
-    batch = Batch(0.5, 3, (Request("m", "a", 0, 0.5, 3), Request("m", "b", 1, 0.5, 3)))
+    batch = Batch(0.5, 3, (Request("m", "d", "a", 0, 0.5, 3), Request("m", "d", "b", 1, 0.5, 3)))
     assert Batch.from_dict(json.loads(json.dumps(batch.to_dict()))) == batch
     assert batch.name == Batch.from_dict(batch.to_dict()).name
 

@@ -53,6 +53,20 @@ def test_the_reference_is_all_or_the_others_or_a_random_choice(a_set):
         data.reference(everything[:-1], None, 0)
 
 
+def test_a_random_choice_of_the_reference_is_not_the_conditioning_images(a_set):
+    data = a_set({"cats": 100, "dogs": 100})
+    chosen = {picture.image_id for picture, _ in data.conditions(100, 0)}
+    both = len(chosen & set(data.reference((), 100, 0)))
+    assert 35 < both < 65  # of two independent choices of half: 50 ± 3.5
+
+
+def test_pictures_that_are_stored_smaller_than_samples_are_drawn_are_refused(a_set):
+    data = a_set(SIZES)
+    data.check_side(24)
+    with pytest.raises(DataError, match=r"the pictures of set are stored with 24 px, and samples have 32 px; ingest them with"):
+        data.check_side(32)
+
+
 @pytest.mark.parametrize("sizes", [{}, {"cats": 1}])
 def test_fewer_than_two_pictures_are_refused(a_set, sizes):
     with pytest.raises(DataError, match=rf"set has {len(sizes)} usable pictures, at least 2 are needed"):

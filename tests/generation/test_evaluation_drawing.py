@@ -30,7 +30,7 @@ def cond(numbers, model):
 
 
 def batch(numbers, guidance=0.5, seed=3):
-    return Batch(guidance, seed, tuple(Request("m", f"picture{n}", n % 2, guidance, seed) for n in numbers))
+    return Batch(guidance, seed, tuple(Request("m", "d", f"picture{n}", n % 2, guidance, seed) for n in numbers))
 
 
 @pytest.mark.parametrize("guidance", [0.0, 0.5])
@@ -56,6 +56,6 @@ def test_rows_carry_the_name_and_what_it_says(model):
     drawn = batch([0, 3])
     table = sample_rows(drawn, {"picture0": "e", "picture3": "f"}, draw(model, cond([0, 3], model), drawn, SETTINGS))
     assert table.schema == SAMPLES
-    assert table["sample_id"].to_pylist() == ["m/picture0/0/0.5/3", "m/picture3/1/0.5/3"]
+    assert table["sample_id"].to_pylist() == ["m-d/picture0/0/0.5/3", "m-d/picture3/1/0.5/3"]
     assert table["episode_id"].to_pylist() == ["e", "f"]
     assert table["sample_index"].to_pylist() == [0, 1]

@@ -35,6 +35,17 @@ def test_small_pictures_are_kept_to_the_pixel_and_large_ones_are_reduced_in_shap
     assert not shown.pictures[1].exact
 
 
+def test_many_small_pictures_are_reduced_too_before_they_are_refused():
+    pictures = [noise(64) for _ in range(10)]
+    size = sum(len(picture.uri) for picture in fitted(pictures, 10**6).pictures)
+    shown = fitted(pictures, size // 3)
+    assert sum(len(picture.uri) for picture in shown.pictures) <= size // 3
+    assert not any(picture.exact for picture in shown.pictures)
+    assert "all as WebP of quality" in shown.note
+    with pytest.raises(DataError, match="show fewer examples"):
+        fitted(pictures, 1000)
+
+
 def test_a_smooth_picture_looks_the_same_after_webp():
     y, x = np.mgrid[0:256, 0:256]
     smooth = np.stack([x, y, (x + y) // 2], axis=-1).astype(np.uint8)

@@ -138,6 +138,6 @@ def test_pictures_take_no_more_than_their_share_of_the_page():
 
 
 def test_pictures_that_fit_at_no_size_are_refused():
-    noise = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
-    with pytest.raises(DataError, match=r"expected pictures that fit 2 kB of the page, got 2 with .* show fewer examples"):
-        fitted(list(noise), 2000)
+    noise = np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3), dtype=np.uint8)
+    with pytest.raises(DataError, match=r"expected pictures that fit 1 kB of the page, got 8 with .* show fewer examples"):
+        fitted(list(noise), 1000)
