@@ -23,6 +23,7 @@ from semantica.runtime import ClusterConfig, Runtime
 from semantica.sweeps.ranking import winner
 from semantica.sweeps.results import read_results
 from semantica.sweeps.settings import SweepConfig
+from semantica.training.checkpoint import open_checkpoint
 from semantica.tracking import TrackingConfig
 
 ROOT = Path(__file__).parents[2]
@@ -206,5 +207,6 @@ def test_every_command_of_the_guide_to_sweeps_does_what_it_says(
     assert len({result.settings["learning_rate"] for result in read_results(out / "searched")}) == 3
     best = winner(read_results(out / "sweep"))
     assert best is not None
-    trial = out / "sweep" / "trials" / best.name / "training"
-    assert (out / "best" / MODEL / "ema.safetensors").read_bytes() == (trial / MODEL / "ema.safetensors").read_bytes()
+    trained = open_checkpoint(out / "best" / MODEL)
+    assert trained.step == config.train.num_steps
+    assert trained.config.optimizer.learning_rate == best.settings["learning_rate"]

@@ -32,13 +32,15 @@ def other_encoder(small_run: SmallRun, base: Path) -> Path:
     return base
 
 
-def swept(small_run: SmallRun, places: dict[str, Path], changes: dict[str, object], out: Path) -> list[Result]:
+def swept(
+    small_run: SmallRun, places: dict[str, Path], changes: dict[str, object], out: Path, max_skipped: int = 10
+) -> list[Result]:
     plan = SweepPlan(
         encodings={name: str(place / "encodings") for name, place in places.items()},
         scores={name: str(place / "scores") for name, place in places.items()},
         sweep=override(SweepConfig(), {"space.patching": [], "stopping": "none"} | MEASURE | changes),
         band=small_run.config.band,
-        train=small_run.config.train,
+        train=override(small_run.config.train, {"max_skipped": max_skipped, "optimizer.warmup_steps": 0}),
     )
     runtime = override(small_run.runtime, {"tracking.uri": f"sqlite:///{out.parent}/mlflow.db"})
     sweep(plan, out=out, runtime=runtime)
@@ -74,7 +76,7 @@ def test_a_rate_that_diverges_before_it_is_measured_is_told_and_the_others_are_c
     small_run: SmallRun, tmp_path: Path
 ) -> None:
     changes = {"space.learning_rate": [1e-3, 1e30], "measure.num_points": 1}
-    good, bad = swept(small_run, {"small": small_run.out}, changes, tmp_path / "sweep")
+    good, bad = swept(small_run, {"small": small_run.out}, changes, tmp_path / "sweep", max_skipped=1)
     assert (good.status, bad.status, bad.figures) == ("finished", "diverged", ())
     page = (tmp_path / "sweep" / "sweep.html").read_text()
     assert "1 came to the end, 1 diverged" in page
