@@ -23,8 +23,8 @@ from semantica.runtime import ClusterConfig, Runtime
 from semantica.sweeps.ranking import winner
 from semantica.sweeps.results import read_results
 from semantica.sweeps.settings import SweepConfig
-from semantica.training.checkpoint import open_checkpoint
 from semantica.tracking import TrackingConfig
+from semantica.training.checkpoint import open_checkpoint
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
