@@ -31,11 +31,20 @@ def written(request, tmp_path_factory):
     folder, corpus = tmp_path_factory.mktemp("formats"), Drawn(NUM_PICTURES, SIDE, request.param)
     pixels = {to_unit(decode_at(corpus.picture(n), SIDE)).numpy().tobytes(): n for n in range(NUM_PICTURES)}
     assert len(pixels) == NUM_PICTURES
-    # A worker is a fork of this process. What other tests left, collected there in the middle of np.load's parsing of a header,
-    # may report itself with a traceback, which parses too: CPython before 3.11.8 then raises a SystemError.
+    return folder, corpus, pixels
+
+
+@pytest.fixture(autouse=True)
+def nothing_to_collect():
+    """No garbage in this process, of which a worker is a fork.
+
+    A DataLoader of the test before, collected in a worker, asserts that it is in its own process and is reported with a traceback.
+    That parses; in the middle of np.load's parsing of a header, CPython before 3.11.8 raises a SystemError.
+    """
+    _ready.clear()
     gc.collect()
     gc.freeze()
-    yield folder, corpus, pixels
+    yield
     gc.unfreeze()
 
 

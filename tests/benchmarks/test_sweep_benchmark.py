@@ -15,10 +15,10 @@ def result(index, curve):
                measuring_seconds=1.0)
         for p, value in enumerate(curve, 1)
     )  # fmt: skip
-    ended = "" if len(curve) == 4 else "stopped"
+    ended = None if len(curve) == 4 else "stopped"
     return Result(
         index=index, name=f"{index:03d}", drawn={}, settings={}, steps=STEPS, flops=1.0, figures=figures, ended=ended, reason="",
-        is_trained=not ended,
+        is_trained=ended is None,
     )  # fmt: skip
 
 
