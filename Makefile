@@ -25,7 +25,8 @@ demo-html: $(INSTALLED)
 	@$(BIN)/python -m jobs.quickstart --preset tiny-html --source html-docs --out runs/quickstart-html
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not ray and not slow" --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest -m "ray and not slow"
 
 test-tpu: $(TPU_INSTALLED)
 	PJRT_DEVICE=CPU $(VENV_TPU)/bin/python -m pytest tests/tpu

@@ -5,6 +5,10 @@ import os
 import subprocess
 import sys
 
+import pytest
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
 CHILD = """
 import json, sys
 from pathlib import Path
