@@ -3,12 +3,19 @@
 In `make.encodings` every picture has a number: its top left pixel holds it (R + 256 G), and so does the first value of its tokens.
 """
 
+import importlib.util
 import os
 import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+
+if importlib.util.find_spec("hypothesis"):  # not in the environment of the TPU path
+    import hypothesis
+
+    hypothesis.settings.register_profile("untimed", deadline=None)  # a test that waits for a core is not a slow one
+    hypothesis.settings.load_profile("untimed")
 
 NUM_TOKENS, DIM = 3, 8
 IDENTITY = {

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from semantica.config import to_dict
+from semantica.config import require, to_dict
 from semantica.datasets import read_manifest
 from semantica.distributed.draw import draw_samples
 from semantica.distributed.evaluation_sets import look, prepare_set
@@ -83,6 +83,8 @@ def evaluate(
     out = out.absolute()
     for name, where in data.items():
         look(name, location(where))  # before anything starts
+    unknown = sorted(set(settings.own_copies) - set(data))
+    require(not unknown, "evaluation.num_copies_of", f"names of --data ({', '.join(data)})", ", ".join(unknown))
     models = open_models(dict(checkpoints), every_step="training" in settings.protocol)
     check_similarity(models, settings.similarity)
     settings, left_out = chosen(settings)

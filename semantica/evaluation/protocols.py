@@ -7,7 +7,7 @@ other on the same sets. training: Fig. 2, Fréchet distance against training ste
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from semantica.evaluation.figures import SIMILARITY
 from semantica.evaluation.models import last_of_runs
@@ -16,6 +16,7 @@ from semantica.evaluation.requests import Cell, Kind
 from semantica.evaluation.settings import EvaluationConfig
 from semantica.metrics.paper import PAPER, PaperRow, PaperTable
 from semantica.metrics.paper_charts import StepPoint, TradeOffPoint, frechet_by_step, trade_off
+from semantica.metrics.protocol import Protocol
 from semantica.metrics.report import Curve, Figure, Table
 
 _PAPER_MODELS = ("semantica", "label_grouped")
@@ -138,10 +139,19 @@ def _table(protocol: str, data: str, cells: Sequence[Cell], outcome: Outcome) ->
         columns=columns,
         rows=rows,
         errors=errors,
-        protocol=outcome.protocol_of_all(shown, metrics[0]),
+        protocol=_of_all_networks(outcome.protocol_of_all(shown, metrics[0]), metrics, outcome),
         caption=_caption(outcome.settings),
         missing="not measured of copies",
     )
+
+
+def _of_all_networks(stated: Protocol, metrics: Sequence[Metric], outcome: Outcome) -> Protocol:
+    """The protocol of a table whose columns are of several networks: every network with its resize."""
+    if len({metric.network for metric in metrics}) == 1:
+        return stated
+    resizes = {metric.network: outcome.networks.identities[metric.network].resize for metric in metrics}
+    each = [f"{network} (resize {resize})" if resize else network for network, resize in resizes.items()]
+    return replace(stated, extractor=", ".join(each), resize="")
 
 
 def _caption(settings: EvaluationConfig) -> str:

@@ -71,7 +71,7 @@ def wanted_pictures(cell: Cell, data: EvaluationSet, settings: EvaluationConfig)
         shown = data.conditions(min(settings.num_grid_rows, len(data.pictures)), seed)
         chosen = [(picture, index) for picture, _ in shown for index in range(settings.num_grid_samples)]
     else:
-        chosen = data.one_a_class(settings.num_copies, seed)
+        chosen = data.one_a_class(settings.own_copies.get(cell.data, settings.num_copies), seed)
     return [(picture.image_id, index) for picture, index in chosen]
 
 

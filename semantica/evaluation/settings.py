@@ -5,6 +5,7 @@ Defaults are the paper's (method section 5) where it names them; the others are 
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 from semantica.config import config, require
@@ -31,7 +32,8 @@ class EvaluationConfig:
     guidance: tuple[float, ...] = (0.0, 0.1, 0.2, 0.5, 1.0, 1.5)
     table_guidance: tuple[float, ...] = (0.0, 0.5)  # of one-shot and grouping, the w of Table 1
     training_guidance: float = 0.0  # of Fig. 2
-    num_copies: int = 50  # samples a class of one-shot
+    num_copies: int = 50  # samples a class of one-shot, of the sets that num_copies_of does not name
+    num_copies_of: tuple[str, ...] = ()  # NAME=NUMBER: samples a class of one set, such as the paper's sun397=120
     num_seeds: int = 1
     num_condition_sets: int = 1
     details_guidance: float = 0.5
@@ -77,6 +79,11 @@ class EvaluationConfig:
         require(self.num >= 2, "evaluation.num", "2 or more: one sample has no covariance", self.num)
         for name in ("num_copies", "num_seeds", "num_condition_sets", "num_grid_rows", "num_grid_samples", "neighbours"):
             require(getattr(self, name) >= 1, f"evaluation.{name}", "1 or more", getattr(self, name))
+        for text in self.num_copies_of:
+            is_number = re.fullmatch(r"[\w.-]+=[1-9]\d*", text) is not None
+            require(is_number, "evaluation.num_copies_of", "NAME=NUMBER, 1 or more", text)
+        named = [text.split("=")[0] for text in self.num_copies_of]
+        require(len(set(named)) == len(named), "evaluation.num_copies_of", "one number a set", self.num_copies_of)
         for name in ("num_details", "num_train"):
             require(getattr(self, name) >= 2, f"evaluation.{name}", "2 or more", getattr(self, name))
         require(self.num_reference is None or self.num_reference >= 2, "evaluation.num_reference", "2 or more", self.num_reference)
@@ -85,6 +92,11 @@ class EvaluationConfig:
         for name in ("extractor", "perceptual"):
             names = getattr(self, name) or ()
             require(len(set(names)) == len(names), f"evaluation.{name}", "all different", names)
+
+    @property
+    def own_copies(self) -> dict[str, int]:
+        """Samples a class of the sets that num_copies_of names."""
+        return {name: int(number) for name, number in (text.split("=") for text in self.num_copies_of)}
 
     def draws(self) -> GenerateConfig:
         """How one sample is drawn: everything that its pixels depend on besides checkpoint, conditioning image, w, seed, index."""

@@ -51,6 +51,12 @@ def test_one_shot_asks_for_the_copies_of_one_image_a_class(a_set):
     assert requests_of(Cell("", "set", "copy"), "", data, chosen) == []
 
 
+def test_a_set_can_have_a_number_of_copies_of_its_own(a_set):
+    data, chosen = a_set(SIZES), settings(protocol=("one-shot",), num_copies_of=("sun397=5",))
+    numbers = {name: len(requests_of(Cell("m", name, "classes", 0.5), "abc", data, chosen)) for name in ("imagenet", "sun397")}
+    assert numbers == {"imagenet": 3 * 3, "sun397": 3 * 5}
+
+
 def test_seeds_change_the_noise_and_condition_sets_the_pictures(a_set):
     data, chosen = a_set(SIZES), settings(seed=7, num_seeds=3, num_condition_sets=2)
     first, *others = repeated(Cell("m", "set", "pictures", 0.5), chosen)
@@ -130,6 +136,8 @@ def test_training_asks_for_every_checkpoint_and_the_others_for_the_last_of_each_
         ({"table_guidance": (-0.5,)}, r"evaluation\.table_guidance must be weights of 0 or more"),
         ({"guidance": (0.5, 0.50000001)}, r"evaluation\.guidance must be all different"),
         ({"num_copies": 0}, r"evaluation\.num_copies must be 1 or more"),
+        ({"num_copies_of": ("sun397=0",)}, r"evaluation\.num_copies_of must be NAME=NUMBER, 1 or more"),
+        ({"num_copies_of": ("a=2", "a=3")}, r"evaluation\.num_copies_of must be one number a set"),
         ({"protocol": ()}, r"evaluation\.protocol must be one or several"),
         ({"extractor": ()}, r"evaluation\.extractor must be one or several"),
         ({"num_reference": 1}, r"evaluation\.num_reference must be 2 or more"),
