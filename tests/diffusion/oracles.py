@@ -3,6 +3,7 @@
 import torch
 
 from semantica.conditioning import Conditioning
+from semantica.diffusion.process import denoise_with
 from semantica.diffusion.schedule import ScheduleConfig, alpha_sigma
 
 SCHEDULE = ScheduleConfig(resolution_px=64)
@@ -77,3 +78,18 @@ class Preparing:
     def __call__(self, z, logsnr, strength):
         self.called.append(len(z))
         return respond(z, logsnr, strength)
+
+
+NETWORK = denoise_with(linear_network)
+LEVELS = levels([-2.0, 0.0, 2.0])
+
+
+class Counting:
+    """NETWORK; counts the rows of every call."""
+
+    def __init__(self):
+        self.batches = []
+
+    def __call__(self, z, logsnr, cond):
+        self.batches.append(len(z))
+        return NETWORK(z, logsnr, cond)

@@ -3,9 +3,7 @@
 import hashlib
 import io
 from collections import Counter
-from dataclasses import dataclass
 
-import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -13,83 +11,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from semantica.config import from_dict, to_dict
-from semantica.episodes.census import Census
 from semantica.episodes.clean import image_id
-from semantica.episodes.images import ImageConfig, normalise
-from semantica.episodes.ingest import IngestConfig, count_pictures, episode_id, ingest_pages, is_held_out, num_damaged
+from semantica.episodes.images import normalise
+from semantica.episodes.ingest import IngestConfig, count_pictures, episode_id, ingest_pages, num_damaged
 from semantica.episodes.pages import ImageRef, Page, ReadConfig
-from semantica.episodes.quarantine import MAX_TEXT, DamagedFile, Reason, quarantine_table
+from semantica.episodes.quarantine import MAX_TEXT, DamagedFile, Reason
 from semantica.episodes.sources import SOURCES
 from semantica.errors import ConfigError
 from semantica.schemas import EPISODES, QUARANTINE
-
-TINY = ImageConfig(image_px=16, min_side_px=8)
-
-
-@dataclass
-class Result:
-    """All pages of one call, as tables."""
-
-    train: pa.Table
-    held_out: pa.Table
-    quarantine: pa.Table
-    stats: Counter
-
-
-def ingest(pages, config, census=None):
-    ingested = list(ingest_pages(pages, census, config, lambda data: normalise(data, config.image)))
-    stats = sum((page.counts() for page in ingested), Counter())
-    tables = [
-        pa.Table.from_pylist([row for p in ingested if (row := getattr(p, side))], EPISODES) for side in ("train", "held_out")
-    ]
-    return Result(*tables, quarantine_table([row for p in ingested for row in p.refused]), stats)
-
-
-def census_of(*calls, config):
-    census = Census(1)
-    for pages in calls:
-        census.add(count_pictures(pages, config))
-    return census
-
-
-def settings_for(**changes):
-    return IngestConfig(**({"image": TINY, "held_out_share": 0.0} | changes))
-
-
-def noise(seed, side=24, format="PNG"):
-    values = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
-    stream = io.BytesIO()
-    Image.fromarray(values).resize((side, side), Image.Resampling.NEAREST).save(stream, format)
-    return stream.getvalue()
-
-
-@pytest.fixture(scope="module")
-def pool(tmp_path_factory):
-    """References to good files (some alike, some the same), to bad ones and to none."""
-    root = tmp_path_factory.mktemp("pool")
-    files = {f"good{i}": noise(i) for i in range(6)}
-    files |= {
-        "copy0": noise(0),
-        "near1": noise(1, side=48),
-        "small": noise(7, side=4),
-        "empty": b"",
-        "html": b"<html>",
-        "cut": noise(8)[:-40],
-    }
-    for name, data in files.items():
-        (root / name).write_bytes(data)
-    refs = {name: ImageRef(name, str(root / name)) for name in files}
-    refs["gone"] = ImageRef("gone", str(root / "gone"))
-    refs["remote"] = ImageRef("https://host/a.png", "", Reason.REMOTE_URL, "not fetched")
-    return refs
-
-
-def held(table):
-    return [image["image_id"] for row in table.to_pylist() for image in row["images"]]
-
-
-def reasons(result):
-    return Counter(result.quarantine.column("reason").to_pylist())
+from tests.episodes.ingesting import TINY, census_of, held, ingest, noise, reasons, settings_for
 
 
 def test_an_episode_holds_the_pages_pictures_in_order(pool):
@@ -145,15 +75,6 @@ def test_a_page_without_pictures_and_a_page_that_cannot_be_read_give_one_row_eac
     assert result.stats["num_images_in"] == result.stats["num_quarantined"] == 0
 
 
-def test_a_training_episode_that_gives_no_pair_is_quarantined_but_one_picture_can_be_held_out(pool):
-    page = Page("p", (pool["good0"], pool["empty"]))
-    result = ingest([page], settings_for())
-    assert result.train.num_rows == 0
-    assert reasons(result) == {"too_few_images": 1, "empty_file": 1}
-    held_out = ingest([page], settings_for(held_out_share=0.999999))
-    assert held(held_out.held_out) == [image_id(noise(0))]
-
-
 NAMES = ["good0", "good1", "good2", "good3", "copy0", "near1", "small", "empty", "html", "cut", "gone", "remote"]
 
 
@@ -188,35 +109,6 @@ def test_nothing_is_lost_and_no_picture_is_on_both_sides(pool, shown, split_by, 
     assert parts[0].stats + parts[1].stats == stats
 
 
-def test_the_split_depends_on_the_seed_and_the_id_alone_and_keeps_its_share():
-    for split_by in ("image", "page"):
-        sides = {}
-        for seed in (0, 1):
-            config = settings_for(split_by=split_by, held_out_share=0.15, seed=seed)
-            sides[seed] = [is_held_out(Page(f"p{i}", ()), f"{i:032x}", config) for i in range(4000)]
-            assert abs(np.mean(sides[seed]) - 0.15) < 0.02  # 3.5 standard deviations
-        assert sides[0] != sides[1]
-        larger = settings_for(split_by=split_by, held_out_share=0.3)
-        both = [is_held_out(Page(f"p{i}", ()), f"{i:032x}", larger) for i in range(4000)]
-        assert all(now for before, now in zip(sides[0], both, strict=True) if before)  # a larger share only adds
-
-
-def test_split_by_image_sends_a_picture_to_one_side_on_every_page():
-    config = settings_for(split_by="image", held_out_share=0.5)
-    name = image_id(noise(3))
-    assert len({is_held_out(Page(f"p{i}", ()), name, config) for i in range(50)}) == 1
-
-
-def test_a_held_out_page_does_not_show_what_a_training_page_shows(pool):
-    config = settings_for(held_out_share=0.5)
-    pages = [Page(f"p{i}", (pool["good0"], pool[f"good{i + 1}"])) for i in range(5)]
-    sides = [is_held_out(page, "", config) for page in pages]
-    assert len(set(sides)) == 2
-    result = ingest(pages, config, census_of(pages, config=config))
-    assert reasons(result) == {"in_training": sum(sides)}
-    assert held(result.held_out) == [image_id(noise(i + 1)) for i in range(5) if sides[i]]
-
-
 def test_quarantine_texts_are_cut_and_always_utf8():
     page = Page("p\udce9", (ImageRef("x" * 10_000, "", Reason.BAD_URL, "odd \ud800"),))
     (row,) = ingest([page], settings_for()).quarantine.to_pylist()
@@ -249,13 +141,6 @@ def test_of_a_page_over_the_cap_a_sample_is_kept_that_other_pages_do_not_change(
     assert [i["url"] for i in later["images"]] == kept
     others = [[i["url"] for i in r["images"]] for r in ingest([Page(f"p{n}", images) for n in range(9)], config).train.to_pylist()]
     assert len(set(map(tuple, others))) > 1  # another page, another sample
-
-
-def test_pieces_of_a_page_are_episodes_of_their_own_on_one_side():
-    config = settings_for(held_out_share=0.5)
-    for url in ("a", "b", "c", "d"):
-        assert len({is_held_out(Page(url, (), piece=piece), "", config) for piece in ("", "00001", "00002")}) == 1
-    assert len({episode_id("lsun", "church", piece) for piece in ("", "00000", "00001")}) == 3
 
 
 def test_pictures_of_a_page_that_opts_out_are_refused(pool):

@@ -3,6 +3,7 @@
 Modules are imported late: the shape checker's hook comes first.
 """
 
+import io
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +16,21 @@ def runs(make, tmp_path_factory):
     weights = random_encoder(base / "my-encoder")
     plain = train(make, base / "plain", weights)
     return SimpleNamespace(plain=plain, rich=train(make, base / "rich", weights, max_images=3, similarity=True), train=train)
+
+
+@pytest.fixture(scope="module")
+def model(runs):
+    import semantica
+
+    return semantica.load(runs.plain.checkpoint, "cpu", runs.plain.encoder)
+
+
+@pytest.fixture(scope="module")
+def pictures(runs):
+    """Stored pictures of the run, as PIL pictures."""
+    from PIL import Image
+
+    return [Image.open(io.BytesIO(data)) for data in runs.plain.pictures[:4]]
 
 
 def random_encoder(folder):

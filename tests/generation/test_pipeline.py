@@ -1,9 +1,6 @@
 """Pictures in, pictures out: what a user gets of a loaded model, and what it is told when it asks for something else."""
 
 import io
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +19,7 @@ from semantica.generation.conditioning_images import ConditioningImages, square_
 from semantica.generation.generate import GenerateConfig, sample_pictures
 from semantica.pairs.scores import pooled_rows
 from semantica.schemas import token_rows
-
-
-@pytest.fixture(scope="module")
-def model(runs):
-    return semantica.load(runs.plain.checkpoint, "cpu", runs.plain.encoder)
+from tests.generation.drawing import draw, pixels
 
 
 @pytest.fixture(scope="module")
@@ -34,23 +27,9 @@ def rich(runs):
     return semantica.load(runs.rich.checkpoint, "cpu", runs.rich.encoder)
 
 
-@pytest.fixture(scope="module")
-def pictures(runs):
-    """Stored pictures of the run, as PIL pictures."""
-    return [Image.open(io.BytesIO(data)) for data in runs.plain.pictures[:4]]
-
-
-def pixels(drawn):
-    return np.stack([np.asarray(picture) for picture in drawn]).astype(int)
-
-
 def nearly_equal(first, second):
     """Another batch size sums in another order; a value beside a rounding edge may become the next level."""
     return np.abs(first - second).max() <= 1 and (first != second).mean() < 0.01
-
-
-def draw(model, images, **asked):
-    return model(images, **({"num_steps": 6, "num_samples": 2} | asked))
 
 
 def test_one_picture_gives_a_list_and_a_list_gives_lists(model, pictures):
@@ -227,75 +206,6 @@ def test_the_size_of_stored_pictures_may_be_given(runs, pictures):
     assert (told.release.picture_px, told.conditioning.picture_px) == (40, 40)
 
 
-HUB_NAME = "someone/their-model"
-
-
-def test_a_hub_name_is_read_from_the_hubs_cache(runs, model, pictures, tmp_path):
-    """The layout that a download leaves; a process of its own, since the hub's client reads its settings when it is imported."""
-    repository = tmp_path / "hub" / "models--someone--their-model"
-    (repository / "refs").mkdir(parents=True)
-    (repository / "refs" / "main").write_text("0" * 40)
-    (repository / "snapshots").mkdir()
-    model.save_pretrained(repository / "snapshots" / ("0" * 40))
-    pictures[0].save(tmp_path / "picture.png")
-    code = (
-        "import sys, semantica, torch; torch.set_num_threads(1)\n"
-        f"model = semantica.load('{HUB_NAME}', 'cpu', {str(runs.plain.encoder)!r})\n"
-        "model('picture.png', num_samples=1, num_steps=6)[0].save('drawn.png')\n"
-        "try: semantica.load('someone/other', 'cpu')\n"
-        "except semantica.errors.WeightsError as error: print(error)\n"
-    )
-    environment = {"PATH": "", "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path.cwd())}
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    with Image.open(tmp_path / "drawn.png") as drawn:
-        assert np.array_equal(np.asarray(drawn).astype(int), pixels(draw(model, pictures[0], num_samples=1))[0])
-    [line] = done.stdout.splitlines()
-    assert line.startswith("load: no folder someone/other, and the hub's 'someone/other' cannot be had (")
-
-
 def test_what_is_neither_a_folder_nor_a_hub_name_is_refused():
     with pytest.raises(WeightsError, match="load: no folder /no/such/place; give a released model, a checkpoint"):
         semantica.load("/no/such/place")
-
-
-class LocalHub:
-    """What `push_to_hub` asks of huggingface_hub's HfApi, with a folder in place of the hub."""
-
-    folder: Path
-    made: dict
-
-    def create_repo(self, repo_id, *, private, exist_ok):
-        if repo_id == "nobody/nothing":
-            raise ConnectionError("401 Unauthorized\nmore lines")
-        type(self).made = {"repo_id": repo_id, "private": private, "exist_ok": exist_ok}
-        return f"https://hub/{repo_id}"
-
-    def upload_folder(self, *, folder_path, repo_id, allow_patterns, commit_message):
-        for path in Path(folder_path).rglob("*"):
-            if any(path.match(pattern) for pattern in allow_patterns):
-                shutil.copy(path, self.folder)
-
-
-def test_what_is_pushed_to_a_hub_is_the_released_folder_and_private(runs, model, pictures, tmp_path, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.HfApi", LocalHub)
-    LocalHub.folder = tmp_path / "there"
-    LocalHub.folder.mkdir()
-    assert model.push_to_hub(HUB_NAME) == f"https://hub/{HUB_NAME}"
-    assert LocalHub.made == {"repo_id": HUB_NAME, "private": True, "exist_ok": True}
-    model.save_pretrained(tmp_path / "here")
-    here, there = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("here", "there"))
-    assert here == there
-    back = semantica.load(LocalHub.folder, "cpu", runs.plain.encoder)
-    assert np.array_equal(pixels(draw(back, pictures[0])), pixels(draw(model, pictures[0])))
-    model.push_to_hub(HUB_NAME, private=False)
-    assert LocalHub.made["private"] is False
-
-
-def test_a_hub_that_refuses_is_told_in_one_sentence(model, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.HfApi", LocalHub)
-    with pytest.raises(WeightsError, match=r"cannot upload to 'nobody/nothing' \(401 Unauthorized\); log in by `hf auth login`"):
-        model.push_to_hub("nobody/nothing")
-    with pytest.raises(WeightsError, match="expected a name as ORG/NAME, got 'model'"):
-        model.push_to_hub("model")
