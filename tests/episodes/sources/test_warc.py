@@ -75,7 +75,7 @@ RAW_DEFLATE = zlib.compressobj(wbits=-15)
 @pytest.mark.parametrize(
     ("body", "headers"),
     [
-        (chunked(gzip.compress(HTML)), {"Transfer-Encoding": "chunked", "Content-Encoding": "gzip"}),
+        (chunked(gzip.compress(HTML, mtime=0)), {"Transfer-Encoding": "chunked", "Content-Encoding": "gzip"}),
         (chunked(HTML), {"Transfer-Encoding": "chunked"}),
         (HTML, {"Transfer-Encoding": "chunked"}),  # decoded by the crawler, under the server's headers
         (HTML, {"Content-Encoding": "gzip"}),
@@ -83,8 +83,8 @@ RAW_DEFLATE = zlib.compressobj(wbits=-15)
         (brotli.compress(HTML), {"Content-Encoding": "br"}),
         (zlib.compress(HTML), {"Content-Encoding": "deflate"}),
         (RAW_DEFLATE.compress(HTML) + RAW_DEFLATE.flush(), {"Content-Encoding": "deflate"}),
-        (gzip.compress(brotli.compress(HTML)), {"Content-Encoding": "br, gzip"}),
-        (gzip.compress(HTML + b" " * 5000)[:-12], {"Content-Encoding": "GZIP"}),
+        (gzip.compress(brotli.compress(HTML), mtime=0), {"Content-Encoding": "br, gzip"}),
+        (gzip.compress(HTML + b" " * 5000, mtime=0)[:-12], {"Content-Encoding": "GZIP"}),
         (HTML, {"Content-Encoding": "identity"}),
     ],
 )
