@@ -68,6 +68,7 @@ def test_samples_do_not_depend_on_how_they_are_batched(small_run: SmallRun, tmp_
         assert np.abs(pixels.astype(int) - second[name].astype(int)).max() <= 1
 
 
+@pytest.mark.slow
 def test_a_model_that_takes_several_images_and_a_similarity_is_trained_and_asked(small_run: SmallRun, tmp_path: Path) -> None:
     """bf16 and activation checkpointing go through the same door; a model that takes no similarity refuses one."""
     encodings, model = small_run.out / "encodings", tmp_path / "checkpoint" / MODEL
