@@ -1,9 +1,9 @@
 """python -m benchmarks.sweep [--run runs/quickstart]: do early figures rank the final ones, and what does stopping early save?
 
 On the encodings and scores of `make demo`: a full grid of 12 trials of a small denoiser (patching × learning rate × band), and the
-same grid under ASHA, both by `semantica.distributed.sweep`. Stopped, it goes on with the same command. Recorded: Spearman's
-correlation of the figures at each point with the final ones, and the share of the full grid's training FLOPs that ASHA spent, with
-the trial it found.
+same grid under ASHA, and by successive halving, all by `semantica.distributed.sweep`. Stopped, it goes on with the same command.
+Recorded: Spearman's correlation of the figures at each point with the final ones, and the share of the full grid's training FLOPs
+that each spent, with the trial it found.
 """
 
 from __future__ import annotations
@@ -66,13 +66,13 @@ def options(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--points", type=int, default=9, help="how often a training is measured, the end included")
     parser.add_argument("--num", type=int, default=96, help="conditioning images")
     parser.add_argument("--reduction-factor", type=float, default=3.0)
-    parser.add_argument("--max-concurrent", type=int, help="trials at once; of the grid alone: ASHA tries one after the other")
+    parser.add_argument("--max-concurrent", type=int, help="trials at once; ASHA tries one after the other")
     parser.add_argument("--no-record", action="store_true", help="print the table and leave benchmarks/results/ as it is")
     return parser.parse_args(argv)
 
 
 def plan_of(given: argparse.Namespace, stopping: str) -> SweepPlan:
-    """The 12 trials, all to the end ("none") or under ASHA ("asha")."""
+    """The 12 trials, all to the end ("none"), under ASHA ("asha"), or by successive halving ("halving")."""
     tiny = preset("tiny")
     settings = SweepConfig(
         space=SpaceConfig(learning_rate=RATES, band=((tiny.band.low, tiny.band.high), (-1.0, 1.0))),
@@ -91,13 +91,14 @@ def plan_of(given: argparse.Namespace, stopping: str) -> SweepPlan:
     )
 
 
-def measured_rows(grid: Sequence[Result], asha: Sequence[Result], given: argparse.Namespace) -> list[Measured]:
-    """The figures of two finished sweeps over the same trials."""
+def measured_rows(
+    grid: Sequence[Result], asha: Sequence[Result], halving: Sequence[Result], given: argparse.Namespace
+) -> list[Measured]:
+    """The figures of three finished sweeps over the same trials."""
     curves = {result.name: [figure.frechet for figure in result.figures] for result in grid}
     steps, flops = grid[0].steps, {result.name: result.flops for result in grid}
-    best, found = winner(grid), winner(asha)
+    best = winner(grid)
     assert best is not None
-    assert found is not None
     rows = [
         Measured(
             name=f"rank correlation of the figures after {steps[i] / steps[-1]:.0%} of training with the final ones",
@@ -106,24 +107,38 @@ def measured_rows(grid: Sequence[Result], asha: Sequence[Result], given: argpars
         )
         for i, rho in enumerate(rank_correlations(list(curves.values())))
     ]
-    share, same = share_of_grid(asha), found.name == best.name
     orders = [_in_another_order(curves, steps, flops, given, seed) for seed in range(NUM_ORDERS)]
     shares = [s for s, _ in orders]
     finals = sorted(result.final for result in grid if result.final is not None)
+    for name, results in (("successive halving", halving), ("ASHA", asha)):
+        found, share = winner(results), share_of_grid(results)
+        assert found is not None
+        same = found.name == best.name
+        rows += [
+            Measured(
+                name=f"training FLOPs that {name} spent to find the grid's best trial" + ("" if same else " (it found another)"),
+                figure=share,
+                unit="of the full grid's",
+                target=f"at most {TARGET}, the best found",
+                holds=share <= TARGET and same,
+                peer="the full grid",
+            ),
+            Measured(
+                name=f"rank in the grid of the trial that {name} found",
+                figure=finals.index(_final_in(grid, found)) + 1,
+                unit="1: best",
+            ),
+            Measured(
+                name=f"figures of {name} that differ from the grid's, of trial and point",
+                figure=float(_differing(grid, results)),
+                unit=f"of {sum(len(r.figures) for r in results)}",
+                target="0",
+                holds=_differing(grid, results) == 0,
+            ),
+        ]
     rows += [
         Measured(
-            name="training FLOPs that ASHA spent to find the grid's best trial" + ("" if same else " (it found another)"),
-            figure=share,
-            unit="of the full grid's",
-            target=f"at most {TARGET}, the best found",
-            holds=share <= TARGET and same,
-            peer="the full grid",
-        ),
-        Measured(
-            name="rank in the grid of the trial that ASHA found", figure=finals.index(_final_in(grid, found)) + 1, unit="1: best"
-        ),
-        Measured(
-            name=f"the same, simulated over the recorded grid in {NUM_ORDERS} random orders, median",
+            name=f"ASHA's share, simulated over the recorded grid in {NUM_ORDERS} random orders, median",
             figure=float(np.median(shares)),
             unit="of the full grid's",
             target=f"at most {TARGET}",
@@ -146,6 +161,12 @@ def _final_in(grid: Sequence[Result], found: Result) -> float:
     return value
 
 
+def _differing(grid: Sequence[Result], results: Sequence[Result]) -> int:
+    """How many figures are not the grid's to the last bit: a trial that paused, or ran beside others, is the same training."""
+    whole = {(result.name, figure.point): figure.frechet for result in grid for figure in result.figures}
+    return sum(figure.frechet != whole[result.name, figure.point] for result in results for figure in result.figures)
+
+
 def _protocol(result: Result) -> str:
     last = result.figures[-1]
     return f"{last.extractor}, n = {last.num_samples} against {last.num_reference}, step {last.step}, w = 0, EMA, one seed"
@@ -161,7 +182,7 @@ def _in_another_order(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run what is missing of the two sweeps, then write the table. Returns the exit code."""
+    """Run what is missing of the three sweeps, then write the table. Returns the exit code."""
     given = options(argv)
     out = given.out.absolute()
     runtime = Runtime(
@@ -171,12 +192,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         with shared_ray():
             sweep(plan_of(given, "none"), out=out / "grid", runtime=runtime, max_concurrent=given.max_concurrent)
             sweep(plan_of(given, "asha"), out=out / "asha", runtime=runtime, max_concurrent=1)
-        grid, asha = read_results(out / "grid"), read_results(out / "asha")
-        rows = measured_rows(grid, asha, given)
+            sweep(plan_of(given, "halving"), out=out / "halving", runtime=runtime, max_concurrent=given.max_concurrent)
+        grid, asha, halving = (read_results(out / name) for name in ("grid", "asha", "halving"))
+        rows = measured_rows(grid, asha, halving, given)
     except SemanticaError as error:
         print(f"error: {error}")
         return 1
-    curves = {result.name: [(figure.step, figure.frechet) for figure in result.figures] for result in (*grid, *asha)}
+    curves = {result.name: [(figure.step, figure.frechet) for figure in result.figures] for result in grid}
     write_atomically(out / "curves.json", json.dumps(curves, indent=1).encode())
     if not given.no_record:
         print(record("sweep", rows))

@@ -24,7 +24,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from semantica.config import from_dict, require, to_dict
 from semantica.datasets import Manifest, StageOutput, read_manifest
-from semantica.distributed.session import StageSession, check_resources, stage_session
+from semantica.distributed.session import StageSession, check_resources, say, stage_session
 from semantica.distributed.sweep_search import Progress, Search
 from semantica.distributed.sweep_trial import AGAIN, HELD_OUT_FILE, REFERENCES, Shared, band_view, check_lanes, run_trial
 from semantica.distributed.train import check_fits
@@ -32,11 +32,12 @@ from semantica.distributed.training_reports import FRECHET
 from semantica.errors import ConfigError, DataError, Stopped
 from semantica.runtime import ClusterConfig, Runtime
 from semantica.storage import Location, location, uri
+from semantica.sweeps.halving import next_round
 from semantica.sweeps.measuring import make_held_out
 from semantica.sweeps.plan import SweepPlan, keep
 from semantica.sweeps.ranking import winner
 from semantica.sweeps.report import BEST, PAGE, REPORT, write_report
-from semantica.sweeps.results import FIGURES, TRAINING, Result, read_results, trial_folder
+from semantica.sweeps.results import FIGURES, TRAINING, Result, end, read_results, trial_folder
 from semantica.sweeps.search import drawn, num_trials
 from semantica.sweeps.settings import MeasureConfig, SweepConfig
 from semantica.sweeps.space import Swept, configured, settings_of
@@ -94,7 +95,8 @@ def sweep(
         _hold_out(shared, plan.train.denoiser.resolution_px, cluster)
         room = concurrency(cluster, ray.cluster_resources())
         search = Search(config, swept, shared)
-        errors = _tune(config, search, shared, cluster, min(max_concurrent or room, room))
+        rounds = _halving if config.stopping == "halving" else _tune
+        errors = rounds(config, search, shared, cluster, min(max_concurrent or room, room))
         results = read_results(folder)
         _end_tracking(results, folder, runtime)
         _check_ended(results, errors, search.total)
@@ -134,11 +136,39 @@ def concurrency(cluster: ClusterConfig, resources: Mapping[str, float]) -> int:
     return max(1, min(room, default=1))
 
 
+def _halving(config: SweepConfig, search: Search, shared: Shared, cluster: ClusterConfig, max_concurrent: int) -> dict[str, str]:
+    """Run the trials round by round, each to its point; a round that is cut is the last. Returns what went wrong, by trial."""
+    out = Path(shared.out)
+    for index in range(search.total):
+        search.name(index)
+    while True:
+        measure = config.measure
+        now = next_round(
+            read_results(out),
+            num_points=measure.num_points,
+            grace_points=config.grace_points,
+            reduction_factor=config.reduction_factor,
+        )
+        for loser in now.losers:
+            end(trial_folder(out, loser.name), "stopped", loser.reason)
+        if not now.names:
+            return {}
+        say(f"sweep     {len(now.names)} trials to {'their end' if now.until is None else f'point {now.until}'}")
+        one = Search(config, search.swept, shared, only=now.names, until=now.until)
+        errors = _tune(config, one, shared, cluster, max_concurrent)
+        if any(_is_behind(result, now.until) for result in read_results(out) if result.name in now.names):
+            return errors
+
+
+def _is_behind(result: Result, until: int | None) -> bool:
+    return result.status == "unfinished" and (until is None or result.reached < until)
+
+
 def _tune(config: SweepConfig, search: Search, shared: Shared, cluster: ClusterConfig, max_concurrent: int) -> dict[str, str]:
     """Run the trials. Returns what went wrong, by trial. Raises Stopped when a signal asked for the end."""
     out = Path(shared.out)
     shutil.rmtree(out / _TUNE, ignore_errors=True)
-    progress = Progress(out, config.measure.num_points, search.total)
+    progress = Progress(out, config.measure.num_points, search.total, search.until)
     # A trial's process stays in the directory in which the sweep was started: relative places mean the same there.
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # no copies of the figures in formats nobody asked for
@@ -151,7 +181,7 @@ def _tune(config: SweepConfig, search: Search, shared: Shared, cluster: ClusterC
             mode="min",
             search_alg=search,
             scheduler=scheduler(config),
-            num_samples=search.total,
+            num_samples=search.total if search.only is None else len(search.only),
             max_concurrent_trials=max_concurrent,
             trial_dirname_creator=_trial_folder,
         ),
@@ -186,7 +216,7 @@ class _Asha(ASHAScheduler):  # type: ignore[misc]
 def scheduler(config: SweepConfig) -> TrialScheduler:
     """What stops trials early. ASHA decides at no point that is the last one: stopped there, a training would not be saved."""
     most = config.measure.num_points - 1 + 1e-6  # a rung that is not a whole number is looked at at the point after it
-    if config.stopping == "none" or config.grace_points > most:
+    if config.stopping != "asha" or config.grace_points > most:
         return FIFOScheduler()
     return _Asha(
         time_attr="point",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +24,40 @@ from semantica.sweeps.space import Swept, configured, settings_of, trial_name
 
 
 class Search(Searcher):  # type: ignore[misc]
-    """Gives Tune the trials: those that were begun by earlier starts first, in their order, then what the search chooses next."""
+    """Gives Tune the trials: those that were begun by earlier starts first, in their order, then what the search chooses next.
 
-    def __init__(self, config: SweepConfig, swept: Swept, shared: Shared) -> None:
+    only: of a round of successive halving, the trials that go on, and until: the point at which they pause.
+    """
+
+    def __init__(
+        self,
+        config: SweepConfig,
+        swept: Swept,
+        shared: Shared,
+        *,
+        only: Collection[str] | None = None,
+        until: int | None = None,
+    ) -> None:
         super().__init__(metric=FRECHET, mode="min")
-        self.config, self.swept, self.shared = config, swept, shared
+        self.config, self.swept, self.shared, self.only, self.until = config, swept, shared, only, until
         self.names = list(shared.encodings)
         self.total, self.given = num_trials(config, self.names), 0
         self.identities = {name: read_manifest(location(p), "encodings").facts["encoder"] for name, p in shared.encodings.items()}
 
     def suggest(self, trial_id: str) -> Any:
         """The next trial, whose settings are on the disk before it begins."""
-        if self.given == self.total:
-            return Searcher.FINISHED
-        index, before = self.given, read_results(Path(self.shared.out))
-        self.given += 1
+        while self.given < self.total:
+            name = self.name(self.given)
+            self.given += 1
+            if self.only is None or name in self.only:
+                return {"trial": name, "shared": self.shared, "until": self.until}
+        return Searcher.FINISHED
+
+    def name(self, index: int) -> str:
+        """The name of a trial, which is begun if it was not: its settings are on the disk then."""
+        before = read_results(Path(self.shared.out))
         known = [result.name for result in before if result.index == index]
-        return {"trial": known[0] if known else self._begun(index, before), "shared": self.shared}
+        return known[0] if known else self._begun(index, before)
 
     def _begun(self, index: int, before: list[Result]) -> str:
         choice = drawn(self.config, self.names, index, before)
@@ -62,8 +80,8 @@ class Search(Searcher):  # type: ignore[misc]
 class Progress(ray.tune.Callback):  # type: ignore[misc]
     """Says what happens, and writes down which trials the scheduler stopped."""
 
-    def __init__(self, out: Path, num_points: int, total: int) -> None:
-        self.out, self.num_points, self.total = out, num_points, total
+    def __init__(self, out: Path, num_points: int, total: int, until: int | None = None) -> None:
+        self.out, self.num_points, self.total, self.until = out, num_points, total, until
         self.errors: dict[str, str] = {}
         self._ended: set[str] = set()  # trials whose processes may still be ending
 
@@ -87,7 +105,8 @@ class Progress(ray.tune.Callback):  # type: ignore[misc]
         self.errors.pop(result.name, None)
         # Only the scheduler ends a trial that is not trained to its end; one that is killed or fails comes to no such end. It may
         # have been measured at later points, even the last, before it heard of it.
-        if result.status == "unfinished" and result.reached:
+        is_paused = self.until is not None and result.reached >= self.until
+        if result.status == "unfinished" and result.reached and not is_paused:
             heard = min(result.reached, int((trial.last_result or {}).get("point", result.reached)))
             last = next(figure for figure in result.figures if figure.point == heard)
             end(folder, "stopped", f"FD {last.frechet:.4g} at point {last.point} is not among the best so far")

@@ -21,7 +21,7 @@ from semantica.config import from_dict
 from semantica.datasets import read_manifest
 from semantica.distributed.train import train
 from semantica.distributed.training_figures import PLACEMENT, Trial, Watch, reported
-from semantica.errors import ConfigError, DataError
+from semantica.errors import ConfigError, DataError, Stopped
 from semantica.pairs.draw import deal_lanes
 from semantica.pairs.selection import BandConfig, EmptyBandError, RowGroup, select, selection_stage
 from semantica.runtime import Runtime
@@ -74,7 +74,10 @@ def check_lanes(selection: Location, train: TrainConfig) -> None:
 
 
 def run_trial(config: dict[str, Any]) -> None:
-    """What Ray Tune runs: config holds the trial's name, and `Shared`. A trial that cannot be trained with its settings ends so."""
+    """What Ray Tune runs: config holds the trial's name, `Shared`, and the point to pause at, if any.
+
+    A trial that cannot be trained with its settings ends so.
+    """
     shared: Shared = config["shared"]
     folder = trial_folder(Path(shared.out), config["trial"])
     result = read_result(folder)
@@ -85,14 +88,17 @@ def run_trial(config: dict[str, Any]) -> None:
     _wait_for_orphans(folder / TRAINING)
     free_workers(folder)
     try:
-        _train(shared, folder, result.settings)
+        _train(shared, folder, result.settings, config["until"])
+    except Stopped:
+        if config["until"] is None:  # nobody else asks a trial to stop
+            raise
     except NonFiniteError as error:
         end(folder, "diverged", str(error))
     except UntrainableBandError as error:
         end(folder, "failed", str(error))
 
 
-def _train(shared: Shared, folder: Path, settings: dict[str, Setting]) -> None:
+def _train(shared: Shared, folder: Path, settings: dict[str, Setting], until: int | None) -> None:
     encoder = str(settings["encoder"])
     encodings, first = location(shared.encodings[encoder]), next(iter(shared.encodings.values()))
     identity = read_manifest(encodings, "encodings").facts["encoder"]
@@ -103,13 +109,15 @@ def _train(shared: Shared, folder: Path, settings: dict[str, Setting]) -> None:
     except (EmptyBandError, ConfigError) as error:
         raise UntrainableBandError(str(error)) from None
     out, measure = Path(shared.out), from_dict(MeasureConfig, shared.measure)
+    steps = read_result(folder).steps
     watch = Watch(
         folder=str(folder),
-        steps=read_result(folder).steps,
+        steps=steps,
         settings=measure,
         held_out=str(out / HELD_OUT_FILE),
         references=str(out / REFERENCES),
         measured_by=first,
+        pause=None if until is None else steps[until - 1],
     )
     train(
         chosen.train,

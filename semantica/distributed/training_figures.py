@@ -33,7 +33,8 @@ PLACEMENT = ".placement"  # in a trial's folder: the placement group of its work
 class Watch:
     """What workers need to measure: the folder of the trial, the steps of its points, and the sweep's fixed conditions.
 
-    measured_by: the encodings whose encoder measures. All places are URIs.
+    measured_by: the encodings whose encoder measures. All places are URIs. pause: the step of a point, after which the training is
+    saved and ends, to go on another time.
     """
 
     folder: str
@@ -42,6 +43,7 @@ class Watch:
     held_out: str
     references: str
     measured_by: str
+    pause: int | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ class Points:
         self.watch, self.config, self.encodings, self.tokens_of = watch, config, encodings, tokens_of
         self.device, self.reporter, self.rank = device, reporter, rank
         self.steps = frozenset(watch.steps if watch else ())
+        self.pause = watch.pause if watch else None
         self._measurer: TrialMeasurer | None = None
         # When the point before was done, or the training began; None where that was in another process.
         self._since = time.monotonic() if is_new else None

@@ -145,7 +145,7 @@ def _fit(config: TrainConfig, job: dict[str, Any], keeper: Keeper, start: Checkp
             config,
             loader,
             Provenance(**job["provenance"]),
-            Hooks(on_report, on_checkpoint, on_samples, total, orders, points.measure, points.steps),
+            Hooks(on_report, on_checkpoint, on_samples, total, orders, points.measure, points.steps, points.pause),
             start=start,
             wrap=lambda network: wrapped(network, config.compute, device),
             device=device,

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 
 from semantica.config import to_yaml
 from semantica.evaluation.outcome import Outcome
 from semantica.evaluation.protocols import paper_table, parts
-from semantica.evaluation.requests import without_classes
+from semantica.evaluation.requests import Cell, without_classes
 from semantica.metrics.report import Figure, Gallery, Grid, Report, Table, Value
 from semantica.tracking import git_commit
+
+MAX_SENTENCES = 12  # that say one figure each; of more, the lowest of each set
+_OF = {"pictures": "", "classes": " (one image a class)", "copy": " (one image a class)"}
 
 
 def build_report(
@@ -42,13 +45,10 @@ def build_report(
 
 def _sentences(outcome: Outcome) -> list[str]:
     """What was measured in a line each, then what a reader must know before comparing anything."""
-    found = []
-    for cell, figures in outcome.results.items():
-        if (cell.seed, cell.conditions) == (0, 0) and cell.kind != "grid":
-            what = "Copy" if cell.kind == "copy" else f"{cell.model} at w = {cell.guidance:g}"
-            kind = {"pictures": "", "classes": " (one image a class)", "copy": " (one image a class)"}[cell.kind]
-            values = ", ".join(f"{m.title} {outcome.value(cell, m).value:.3g}" for m in outcome.metrics(cell) if m.is_distance)
-            found.append(f"{what}{kind} on {cell.data}: {values}; n = {figures.num_samples} against {figures.num_reference}.")
+    shown = [cell for cell in outcome.results if (cell.seed, cell.conditions) == (0, 0) and cell.kind != "grid"]
+    found = [_in_words(cell, outcome) for cell in shown]
+    if len(found) > MAX_SENTENCES:
+        found = list(_best_of_each(shown, outcome))
     counts = [min(f.num_samples, f.num_reference) for f in outcome.results.values()]
     smallest = min(counts, default=0)
     dims = {i.title: i.dim for i in outcome.networks.identities.values() if i.dim > smallest}
@@ -69,6 +69,33 @@ def _sentences(outcome: Outcome) -> list[str]:
             if outcome.settings.num >= len(data.pictures) and set(outcome.settings.protocol) - {"one-shot"}:
                 found.append(f"{data.name}: the conditioning images are all {len(data.pictures)} pictures, the same in every set.")
     return found
+
+
+def _in_words(cell: Cell, outcome: Outcome) -> str:
+    figures = outcome.results[cell]
+    values = ", ".join(f"{m.title} {outcome.value(cell, m).value:.3g}" for m in outcome.metrics(cell) if m.is_distance)
+    return f"{_named(cell)}{_OF[cell.kind]} on {cell.data}: {values}; n = {figures.num_samples} against {figures.num_reference}."
+
+
+def _best_of_each(cells: Sequence[Cell], outcome: Outcome) -> Iterator[str]:
+    """A line for each set and kind of samples: how many cells the tables show, and the lowest of each distance."""
+    groups: dict[tuple[str, str], list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault((cell.data, cell.kind), []).append(cell)
+    for (data, _), group in groups.items():
+        if len(group) == 1:
+            yield _in_words(group[0], outcome)
+            continue
+        lowest = []
+        for metric in (m for m in outcome.metrics(group[0]) if m.is_distance):
+            best = min(group, key=lambda cell: outcome.value(cell, metric).value)
+            lowest.append(f"{metric.title} {outcome.value(best, metric).value:.3g} ({_named(best)})")
+        kind = _OF[group[0].kind]
+        yield f"{data}{kind}: the lowest of {len(group)} in the tables below: {', '.join(lowest)}."
+
+
+def _named(cell: Cell) -> str:
+    return "Copy" if cell.kind == "copy" else f"{cell.model} at w = {cell.guidance:g}"
 
 
 def _sets_table(outcome: Outcome) -> Table:

@@ -42,6 +42,7 @@ __all__ = [
 ]
 
 MAX_PICTURE_BYTES = 6_000_000  # of the page, all grids and galleries together
+MAX_OPEN_FIGURES = 40  # of more, which stand in tables and charts as well, the list is folded away at the end
 _LISTED_POINTS = 60  # a chart with at most this many points lists its numbers below itself
 _RESERVED = (
     "title",
@@ -150,8 +151,12 @@ def render(report: Report) -> str:
     protocols: list[str | Protocol] = [figure.protocol for figure in report.figures]
     protocols += [exhibit.protocol for exhibit in exhibits]
     protocols += [curve.protocol for curve in report.curves] + [table.protocol for table in report.tables]
+    is_long = len(report.figures) > MAX_OPEN_FIGURES and len(report.tables) > 0  # then the tables come first
+    first = "figures" if not is_long else "paper" if report.papers else "charts" if report.curves else "tables"
     page = environment.get_template("report.html").render(
         report=report,
+        is_long=is_long,
+        first=first,
         # Our own drawing, escaped there.
         curves=[(curve, Markup(curve_svg(curve)), _points(curve)) for curve in report.curves],
         histograms=[(histogram, Markup(histogram_svg(histogram))) for histogram in report.histograms],

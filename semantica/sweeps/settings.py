@@ -52,13 +52,14 @@ class SweepConfig:
     """grid tries every combination; random and optuna (TPE) try num_trials of them, and take ranges.
 
     asha: a trial that is worse than all but one in reduction_factor of those that were at the same point before it is stopped, at
-    the points grace_points, grace_points · reduction_factor, and so on.
+    the points grace_points, grace_points · reduction_factor, and so on. halving: at these points all trials wait for each other,
+    and the best go on; it needs less of the grid where few run at once, and a search that does not wait for figures.
     """
 
     space: SpaceConfig = SpaceConfig()
     search: Literal["grid", "random", "optuna"] = "grid"
     num_trials: int = 12
-    stopping: Literal["asha", "none"] = "asha"
+    stopping: Literal["asha", "halving", "none"] = "asha"
     grace_points: int = 1
     reduction_factor: float = 3.0
     measure: MeasureConfig = MeasureConfig()
@@ -69,4 +70,6 @@ class SweepConfig:
         require(self.reduction_factor > 1, "reduction_factor", "above 1", self.reduction_factor)
         most = self.measure.num_points
         require(1 <= self.grace_points <= most, "grace_points", f"in 1..measure.num_points = {most}", self.grace_points)
+        waits = self.search == "optuna" and self.stopping == "halving"
+        require(not waits, "stopping", "asha or none with optuna, which chooses by the figures of whole trials", self.stopping)
         require(0 <= self.seed < 2**31, "seed", "in [0, 2^31)", self.seed)

@@ -41,7 +41,7 @@ class Hooks:
 
     The state lives: what is to be kept of it is copied before on_checkpoint comes back (`Saver.save` does). on_samples leaves the
     network as it is. total adds a vector of figures up over the workers, in place or not. order is asked after every step and says
-    the same on every worker.
+    the same on every worker. last: a step after which the training is saved and left, as if order had said STOP.
     """
 
     on_report: Callable[[StepReport], None]
@@ -51,6 +51,7 @@ class Hooks:
     order: Callable[[], Order] = lambda: Order.GO_ON
     on_point: Callable[[int, UViT, Ema], None] = lambda step, network, ema: None
     points: frozenset[int] = frozenset()
+    last: int | None = None
 
 
 def initial_network(config: TrainConfig) -> UViT:
@@ -71,7 +72,7 @@ def fit(
     device: torch.device | str = "cpu",
     xla: XlaMesh | None = None,
 ) -> UViT:
-    """The trained network (raw weights), after steps [start.step or 0, num_steps), or fewer when hooks.order says STOP.
+    """The trained network (raw weights), after steps [start.step or 0, num_steps), or fewer when hooks say so.
 
     xla: the chips to train on, in place of wrap and device.
     Raises NonFiniteError after max_skipped steps in a row whose loss or gradients are not finite; fewer are skipped and counted.
@@ -103,7 +104,7 @@ def fit(
                 ema.update()
                 watch.add(losses, noise.t, norm)
             done = step + 1
-            order = hooks.order()
+            order = Order.STOP if done == hooks.last else hooks.order()
             saves = order is not Order.GO_ON or config.is_due(config.checkpoint_every, done)
             if config.is_due(config.log_every, done):
                 hooks.on_report(watch.report(done, rate, hooks.total))

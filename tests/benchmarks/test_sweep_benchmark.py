@@ -25,6 +25,7 @@ def result(index, curve):
 def test_the_grid_has_twelve_trials_and_asha_the_same():
     given = options([])
     full, asha = plan_of(given, "none"), plan_of(given, "asha")
+    assert plan_of(given, "halving").sweep.stopping == "halving"
     assert len(grid(full.sweep.space, ["run"])) == 12
     assert (full.train, full.band, full.sweep.space, full.sweep.measure) == (
         asha.train,
@@ -38,11 +39,14 @@ def test_the_grid_has_twelve_trials_and_asha_the_same():
 def test_the_target_holds_when_asha_spent_little_and_found_the_best(found, holds):
     full = [result(index, [40.0 + index, 30.0 + index, 20.0 + index, 10.0 + index]) for index in range(12)]
     asha = [result(index, [f.frechet for f in r.figures][: 4 if index == found else 1]) for index, r in enumerate(full)]
-    rows = {row.name: row for row in measured_rows(full, asha, options([]))}
+    halved = [result(index, [f.frechet for f in r.figures][: 4 if index == found else 1]) for index, r in enumerate(full)]
+    rows = {row.name: row for row in measured_rows(full, asha, halved, options([]))}
     ranks = [row.figure for name, row in rows.items() if name.startswith("rank correlation")]
     assert ranks == pytest.approx([1.0, 1.0, 1.0])
-    (share,) = [row for name, row in rows.items() if name.startswith("training FLOPs")]
-    assert share.figure == pytest.approx((1 + 11 / 4) / 12)
-    assert share.holds is holds
-    assert rows["rank in the grid of the trial that ASHA found"].figure == found + 1
+    for name in ("ASHA", "successive halving"):
+        (share,) = [row for what, row in rows.items() if what.startswith(f"training FLOPs that {name} spent")]
+        assert share.figure == pytest.approx((1 + 11 / 4) / 12)
+        assert share.holds is holds
+        assert rows[f"rank in the grid of the trial that {name} found"].figure == found + 1
+        assert rows[f"figures of {name} that differ from the grid's, of trial and point"].figure == 0
     assert rows["orders in which ASHA finds the grid's best trial"].figure == 1.0  # the ranking never changes
