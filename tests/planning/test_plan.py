@@ -44,7 +44,7 @@ def test_a_stage_takes_as_long_as_the_slowest_of_machines_network_and_driver():
     many = override(config, {"ingest.read.pages_per_part": 1})
     driven = _stage(make_plan(many, PlanConfig(num_devices=64)), "encode")
     assert driven.limit == "driver"
-    assert driven.hours * 3600 == pytest.approx(10**9 / 8 * 0.02, rel=0.01)
+    assert driven.hours * 3600 == pytest.approx(10**9 / 8 * PlanConfig().driver_ms / 1000, rel=0.01)
     assert driven.waits > 0.9
 
 
