@@ -72,6 +72,24 @@ def test_a_random_search_draws_what_its_seed_says(small_run: SmallRun, tmp_path:
     assert [result.final for result in again] == pytest.approx([result.final for result in first], rel=1e-3)
 
 
+def test_successive_halving_goes_on_with_the_best_after_a_pause_and_changes_no_figure(small_run: SmallRun, tmp_path: Path) -> None:
+    rates = {"space.learning_rate": [1e-4, 1e-3, 1e-2], "measure.num_points": 3}
+    grid, halved = (
+        swept(small_run, {"small": small_run.out}, rates | {"stopping": stopping}, tmp_path / stopping / "sweep")
+        for stopping in ("none", "halving")
+    )
+    at_first = {result.name: result.figures[0].frechet for result in grid}
+    best = min(at_first, key=lambda name: at_first[name])
+    assert {result.name: result.status for result in halved} == {
+        name: "finished" if name == best else "stopped" for name in at_first
+    }
+    for whole, half in zip(grid, halved, strict=True):
+        assert len(half.figures) == (3 if half.name == best else 1)
+        assert [f.frechet for f in half.figures] == [f.frechet for f in whole.figures][: len(half.figures)]
+    loser = next(result for result in halved if result.name != best)
+    assert loser.reason.endswith("at point 1 is not among the best 1 of 3")
+
+
 def test_a_rate_that_diverges_before_it_is_measured_is_told_and_the_others_are_compared(
     small_run: SmallRun, tmp_path: Path
 ) -> None:
