@@ -9,7 +9,7 @@ from selectolax.lexbor import LexborHTMLParser
 
 from semantica.errors import DataError
 from semantica.metrics.gallery import Example, Gallery, fitted
-from semantica.metrics.report import MAX_PICTURE_BYTES, Figure, Report, Table, render, to_json
+from semantica.metrics.report import MAX_OPEN_FIGURES, MAX_PICTURE_BYTES, Figure, Report, Table, render, to_json
 from semantica.metrics.written import number, uncertain
 
 EVIL = "<img src=x onerror=alert(1)>\"'&</style></svg>{{ 7 * 7 }}"
@@ -123,6 +123,20 @@ def test_small_n_is_marked_where_it_stands_and_explained_once(paper_report):
     )
     assert sum("Small n" in note.text() for note in tree.css(".note")) == 1
     assert "Small n" not in render(Report(title="", summary=[], figures=[Figure(name="a", value=1, protocol="n = 5")]))
+
+
+def test_a_long_list_of_figures_is_folded_behind_the_tables_which_are_skipped_to():
+    table = Table(title="t", columns=["a"], rows=[[1]])
+    figures = [Figure(name=f"figure {i}", value=i) for i in range(MAX_OPEN_FIGURES + 1)]
+    short = LexborHTMLParser(render(Report(title="", summary=[], figures=figures[1:], tables=[table])))
+    long = LexborHTMLParser(render(Report(title="", summary=[], figures=figures, tables=[table])))
+    assert [h.text() for h in short.css("h2")] == ["Figures", "Tables", "Protocol"]
+    assert [h.text() for h in long.css("h2")] == ["Tables", "Figures", "Protocol"]
+    assert (len(short.css("details .figures")), len(long.css("details .figures"))) == (0, 1)
+    assert len(long.css("table.figures tbody tr")) == len(figures)
+    assert [tree.css_first("body > a").attributes["href"] for tree in (short, long)] == ["#figures", "#tables"]
+    bare = LexborHTMLParser(render(Report(title="", summary=[], figures=figures)))  # nothing else says them
+    assert not bare.css("details .figures")
 
 
 def test_pictures_take_no_more_than_their_share_of_the_page():

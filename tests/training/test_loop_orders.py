@@ -13,7 +13,7 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
-def trained(tiny, config, folder, orders=(), start=None):
+def trained(tiny, config, folder, orders=(), start=None, **points):
     """The weights, and the steps that were saved, of a training that is given `orders` after its first steps."""
     folder.mkdir(exist_ok=True)
     asked, saved = iter(orders), []
@@ -22,7 +22,7 @@ def trained(tiny, config, folder, orders=(), start=None):
         saved.append(state.step)
         write_checkpoint(folder / str(state.step), state.snapshot())
 
-    hooks = Hooks(lambda report: None, on_checkpoint, order=lambda: next(asked, Order.GO_ON))
+    hooks = Hooks(lambda report: None, on_checkpoint, order=lambda: next(asked, Order.GO_ON), **points)
     network = fit(config, tiny.loader(config), tiny.provenance, hooks, start=start)
     return dict(network.named_parameters()), saved
 
@@ -34,6 +34,17 @@ def test_a_training_that_is_stopped_is_saved_at_that_step_and_goes_on_to_the_sam
     assert saved == [2]
     ended, saved = trained(tiny, config, tmp_path / "again", start=open_checkpoint(tmp_path / "stopped" / "2"))
     assert saved == [config.num_steps]
+    assert all(torch.equal(value, whole[name]) for name, value in ended.items())
+
+
+def test_a_training_that_pauses_at_a_point_is_saved_there_with_the_point_done(tiny, tmp_path):
+    config, done = tiny.config(checkpoint_every=100), []
+    whole, _ = trained(tiny, config, tmp_path / "whole")
+    points = {"points": frozenset({2, 3}), "on_point": lambda step, network, ema: done.append(step)}
+    _, saved = trained(tiny, config, tmp_path / "paused", last=2, **points)
+    assert (saved, done) == ([2], [2])
+    ended, saved = trained(tiny, config, tmp_path / "again", start=open_checkpoint(tmp_path / "paused" / "2"), **points)
+    assert (saved, done) == ([config.num_steps], [2, 3])
     assert all(torch.equal(value, whole[name]) for name, value in ended.items())
 
 
