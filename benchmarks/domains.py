@@ -19,13 +19,13 @@ import torch
 from jaxtyping import Float16
 
 from semantica.conditioning import Conditioning
-from semantica.datasets import StageOutput, read_manifest, read_shard
+from semantica.data.dataset import StageOutput, read_manifest, read_shard
+from semantica.data.schemas import token_rows
 from semantica.errors import DataError
 from semantica.generation.conditions import HELD_OUT
 from semantica.generation.generate import Candidate, choose_conditions
 from semantica.pairs.scores import pooled_rows
 from semantica.pairs.selection import BandConfig, select, selection_stage
-from semantica.schemas import token_rows
 
 EVERYTHING = -1.0, 1.0
 UNSEEN_SHARE = 1 / 3  # of the pages beside the labelled ones, by pictures

@@ -45,7 +45,7 @@ from benchmarks.readers import BATCH, READERS, own_loader
 from benchmarks.record import Measured, record
 from benchmarks.training_feed import training_share
 from semantica.config import config, require, to_dict
-from semantica.datasets import read_manifest
+from semantica.data.dataset import read_manifest
 from semantica.encoders.encode import EncodeConfig
 from semantica.encoders.encoder import EncoderConfig, load_encoder
 from semantica.encoders.on_the_fly import tokens_on_the_fly

@@ -25,7 +25,8 @@ from benchmarks.measure import in_a_process, peak_growth_mib
 from benchmarks.record import Measured, record
 from semantica.conditioning import Conditioning
 from semantica.config import override
-from semantica.datasets import Manifest, StageOutput, read_manifest
+from semantica.data.dataset import Manifest, StageOutput, read_manifest
+from semantica.data.schemas import EPISODES, encodings_schema
 from semantica.encoders.encode import EncodeConfig
 from semantica.encoders.encoder import EncoderConfig
 from semantica.pairs.loader import Batch
@@ -36,7 +37,6 @@ from semantica.planning.model import denoiser_costs, encoder_shape
 from semantica.planning.pairs import MIN_PAGES, PageCounts, expected_pairs, page_counts
 from semantica.planning.storage import checkpoint_bytes, dataset_bytes, extrapolated
 from semantica.presets import preset
-from semantica.schemas import EPISODES, encodings_schema
 from semantica.training.checkpoint import Provenance, save_checkpoint
 from semantica.training.ema import Ema
 from semantica.training.loop import initial_network

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from semantica.conditioning import Conditioning
-from semantica.datasets import read_manifest, read_shard
+from semantica.data.dataset import read_manifest, read_shard
+from semantica.data.schemas import token_rows
 from semantica.diffusion.guidance import GuidanceConfig
 from semantica.diffusion.samplers import SamplerConfig
 from semantica.encoders.encode import encode_pictures
@@ -24,12 +25,11 @@ from semantica.encoders.encoder import Encoder, EncoderConfig, load_encoder
 from semantica.generation.conditions import HELD_OUT
 from semantica.generation.generate import GenerateConfig, png_bytes, sample_pictures
 from semantica.generation.model import Model
-from semantica.metrics.frechet import FeatureStatistics, frechet_distance
+from semantica.measure.frechet import FeatureStatistics, frechet_distance
 from semantica.pairs.draw import generator
 from semantica.pairs.loader import decode_at
 from semantica.pairs.scores import pooled_rows
 from semantica.pairs.selection import BandConfig, select, selection_stage
-from semantica.schemas import token_rows
 from semantica.training.checkpoint import Checkpoint, TrainState, open_checkpoint
 from semantica.training.loader import training_loader
 from semantica.training.loop import Hooks, fit

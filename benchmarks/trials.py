@@ -24,8 +24,8 @@ from semantica.denoiser.sizes import num_parameters, training_flops
 from semantica.denoiser.uvit import UViT
 from semantica.generation.generate import GenerateConfig, sample_pictures
 from semantica.generation.model import Model
-from semantica.metrics.extractors import FeatureExtractor, PerceptualNet
-from semantica.metrics.frechet import FeatureStatistics, Reference, frechet_distance
+from semantica.measure.frechet import FeatureStatistics, Reference, frechet_distance
+from semantica.measure.networks.extractors import FeatureExtractor, PerceptualNet
 from semantica.pairs.loader import decode_at
 from semantica.training.checkpoint import Provenance
 from semantica.training.ema import Ema

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from semantica.datasets import Manifest, StageOutput
+from semantica.data.dataset import Manifest, StageOutput
 
 STORE_MB = 80
 

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from semantica.config import from_dict, to_dict
-from semantica.datasets import Manifest, StageOutput, read_manifest
+from semantica.data.dataset import Manifest, StageOutput, read_manifest
+from semantica.data.location import Location, location
 from semantica.distributed.session import stage_session
 from semantica.distributed.shards import in_actors, with_meter
 from semantica.encoders.on_the_fly import tokens_on_the_fly
@@ -25,7 +26,6 @@ from semantica.generation.conditions import Conditions, Place
 from semantica.generation.generate import Candidate, GenerateConfig
 from semantica.generation.model import Model
 from semantica.runtime import Runtime
-from semantica.storage import Location, location
 from semantica.tracking import Run
 from semantica.training.checkpoint import open_checkpoint
 

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from semantica.config import to_dict
-from semantica.datasets import FileEntry, Manifest, StageOutput, read_manifest
+from semantica.data.dataset import FileEntry, Manifest, StageOutput, read_manifest
+from semantica.data.location import Location, location
 from semantica.distributed.session import stage_session
 from semantica.distributed.shards import in_actors, with_meter
 from semantica.encoders.encode import EncodeConfig
@@ -29,7 +30,6 @@ from semantica.encoders.totals import (
     shards_of,
 )
 from semantica.runtime import Runtime
-from semantica.storage import Location, location
 from semantica.tracking import Run
 
 HELD_OUT = "held_out"

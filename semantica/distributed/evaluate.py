@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from semantica.config import require, to_dict
-from semantica.datasets import read_manifest
+from semantica.data.dataset import read_manifest
+from semantica.data.location import location, write_atomically
 from semantica.distributed.draw import draw_samples
 from semantica.distributed.evaluation_sets import look, prepare_set
 from semantica.distributed.measure import Work, measure, picture_work, sample_work
@@ -33,9 +34,8 @@ from semantica.evaluation.sets import EvaluationSet, pictures_in
 from semantica.evaluation.settings import EvaluationConfig
 from semantica.evaluation.summary import build_report
 from semantica.generation.generate import choose_conditions
-from semantica.metrics.report import Figure, Gallery, Grid, Report, render, to_json
+from semantica.report.page import Figure, Gallery, Grid, Report, render, to_json
 from semantica.runtime import Runtime
-from semantica.storage import location, write_atomically
 from semantica.tracking import Run
 
 

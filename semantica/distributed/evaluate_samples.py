@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 import torch
 
 from semantica.config import from_dict, to_dict
-from semantica.datasets import FileEntry, Manifest, StageOutput, read_manifest, read_shard
+from semantica.data.dataset import FileEntry, Manifest, StageOutput, read_manifest, read_shard
+from semantica.data.location import Location, Where, location, write_atomically
 from semantica.distributed.encode import HELD_OUT
 from semantica.distributed.session import stage_session
 from semantica.distributed.shards import in_actors, with_meter
@@ -26,12 +27,11 @@ from semantica.encoders.encoder import EncoderConfig, load_encoder
 from semantica.errors import DataError
 from semantica.metrics.evaluate import EvaluateConfig, compute_figures, noise_picture
 from semantica.metrics.feature_rows import Extractors, MetricWeights, Picture, find_weights
-from semantica.metrics.report import render, to_json
 from semantica.metrics.summary import NO_SOURCES, Sources, build_report
 from semantica.pairs.draw import generator
 from semantica.pairs.loader import decode_at
+from semantica.report.page import render, to_json
 from semantica.runtime import Runtime
-from semantica.storage import Location, Where, location, write_atomically
 from semantica.tracking import Run
 from semantica.training.checkpoint import Checkpoint, open_checkpoint
 

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from semantica.config import from_dict
-from semantica.datasets import MANIFEST, Manifest, read_manifest
+from semantica.data.dataset import MANIFEST, Manifest, read_manifest
+from semantica.data.location import Location, location
 from semantica.distributed.encode import encode
 from semantica.distributed.generate import check_same_encoder
 from semantica.distributed.ingest import ingest
@@ -27,7 +28,6 @@ from semantica.errors import DataError
 from semantica.evaluation.requests import content_hash
 from semantica.evaluation.sets import EvaluationSet, open_set
 from semantica.runtime import Runtime
-from semantica.storage import Location, location
 from semantica.tracking import Run
 from semantica.training.checkpoint import Checkpoint
 

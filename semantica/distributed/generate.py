@@ -10,7 +10,9 @@ import pyarrow as pa
 import torch
 
 from semantica.config import to_dict
-from semantica.datasets import Manifest, StageOutput, read_manifest
+from semantica.data.dataset import Manifest, StageOutput, read_manifest
+from semantica.data.location import Location, location, write_atomically
+from semantica.data.schemas import SAMPLES
 from semantica.distributed.session import stage_session
 from semantica.distributed.shards import in_actors, with_meter
 from semantica.encoders.encoder import EncoderIdentity
@@ -21,8 +23,6 @@ from semantica.generation.generate import Candidate, GenerateConfig, choose_cond
 from semantica.generation.model import Model
 from semantica.metrics.exhibits import grids
 from semantica.runtime import Runtime
-from semantica.schemas import SAMPLES
-from semantica.storage import Location, location, write_atomically
 from semantica.tracking import Run
 from semantica.training.checkpoint import open_checkpoint
 

@@ -16,7 +16,9 @@ from typing import Any
 import pyarrow as pa
 
 from semantica.config import to_dict
-from semantica.datasets import Manifest, ShardWriter, StageOutput
+from semantica.data.dataset import Manifest, ShardWriter, StageOutput
+from semantica.data.location import Location, Where, file_sha256, location, remove_tree, write_atomically
+from semantica.data.schemas import EPISODES
 from semantica.distributed.encode import HELD_OUT
 from semantica.distributed.session import StageSession, say, stage_session
 from semantica.distributed.shards import in_tasks, with_meter
@@ -32,8 +34,6 @@ from semantica.episodes.quarantine import DamagedFile, QuarantineRow, Reason, qu
 from semantica.episodes.sources import LABEL_SOURCES, SOURCES
 from semantica.errors import DataError
 from semantica.runtime import Runtime
-from semantica.schemas import EPISODES
-from semantica.storage import Location, Where, file_sha256, location, remove_tree, write_atomically
 from semantica.tracking import Run
 
 QUARANTINE_FOLDER = "quarantine"

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from semantica.config import from_dict
-from semantica.datasets import FileEntry, StageOutput, read_manifest, read_shard
+from semantica.data.dataset import FileEntry, StageOutput, read_manifest, read_shard
+from semantica.data.location import Location, location
 from semantica.distributed.session import stage_session
 from semantica.distributed.shards import in_actors, with_meter
 from semantica.encoders.encoder import EncoderConfig, EncoderIdentity, load_encoder
@@ -25,7 +26,7 @@ from semantica.evaluation.networks import ENCODER, Networks
 from semantica.evaluation.requests import content_hash
 from semantica.evaluation.sets import EvaluationSet, StoredPictures
 from semantica.generation.conditions import Place
-from semantica.metrics.extractors import (
+from semantica.measure.networks.extractors import (
     FeatureExtractor,
     PerceptualNet,
     encoder_features,
@@ -34,7 +35,6 @@ from semantica.metrics.extractors import (
 )
 from semantica.pairs.loader import decode_at
 from semantica.runtime import Runtime
-from semantica.storage import Location, location
 from semantica.tracking import Run
 
 _PICTURES_A_SHARD = 128

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from semantica.datasets import FileEntry, Manifest, StageOutput, read_manifest
+from semantica.data.dataset import FileEntry, Manifest, StageOutput, read_manifest
+from semantica.data.location import Location, location, write_atomically
 from semantica.distributed.session import StageSession, stage_session
 from semantica.distributed.shards import in_tasks, with_meter
 from semantica.errors import DataError
@@ -14,7 +15,6 @@ from semantica.pairs.examples import Reservoir, example_pngs
 from semantica.pairs.scores import damage_note, finish_scores, score_shard, unscored
 from semantica.pairs.selection import BandConfig, select, selection_stage, shares
 from semantica.runtime import Runtime
-from semantica.storage import Location, location, write_atomically
 from semantica.tracking import Run
 
 EXAMPLES = "examples"  # folder of the pictures of pairs, beside the manifest of the selection and not in it: they depend on fonts

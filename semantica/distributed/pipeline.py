@@ -11,7 +11,8 @@ from pathlib import Path
 from textwrap import indent
 
 from semantica.config import config_hash, override, to_dict, to_yaml
-from semantica.datasets import MANIFEST, Manifest
+from semantica.data.dataset import MANIFEST, Manifest
+from semantica.data.location import Location, Where, location
 from semantica.distributed.encode import encode
 from semantica.distributed.evaluate_samples import evaluate_samples
 from semantica.distributed.generate import generate
@@ -23,7 +24,6 @@ from semantica.errors import DataError
 from semantica.metrics.summary import Sources
 from semantica.presets import PipelineConfig
 from semantica.runtime import Runtime
-from semantica.storage import Location, Where, location
 from semantica.tracking import Run
 
 Provenance = Sequence[tuple[str, str, str]]

@@ -19,10 +19,10 @@ import ray
 from ray.exceptions import RayError
 
 from semantica.config import config_hash, to_dict
-from semantica.datasets import TIMING, Manifest, StageOutput
+from semantica.data.dataset import TIMING, Manifest, StageOutput
+from semantica.data.location import Location, write_atomically
 from semantica.errors import ConfigError, DataError, SemanticaError
 from semantica.runtime import ClusterConfig, Runtime
-from semantica.storage import Location, write_atomically
 from semantica.tracking import Place, Run, resolve_uri, send_what_is_left, start_run
 
 RUN = "_run.json"  # in an output: which run made it, so that the next start goes on in it

@@ -23,7 +23,8 @@ import torch
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from semantica.config import from_dict, require, to_dict
-from semantica.datasets import Manifest, StageOutput, read_manifest
+from semantica.data.dataset import Manifest, StageOutput, read_manifest
+from semantica.data.location import Location, location, uri
 from semantica.distributed.session import StageSession, check_resources, say, stage_session
 from semantica.distributed.sweep_search import Progress, Search
 from semantica.distributed.sweep_trial import AGAIN, HELD_OUT_FILE, REFERENCES, Shared, band_view, check_lanes, run_trial
@@ -31,7 +32,6 @@ from semantica.distributed.train import check_fits
 from semantica.distributed.training_reports import FRECHET
 from semantica.errors import ConfigError, DataError, Stopped
 from semantica.runtime import ClusterConfig, Runtime
-from semantica.storage import Location, location, uri
 from semantica.sweeps.halving import next_round
 from semantica.sweeps.measuring import make_held_out
 from semantica.sweeps.plan import SweepPlan, keep

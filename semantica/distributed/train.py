@@ -16,7 +16,8 @@ from ray.train.v2.api.callback import UserCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from semantica.config import to_dict
-from semantica.datasets import Manifest, StageOutput, read_manifest
+from semantica.data.dataset import Manifest, StageOutput, read_manifest
+from semantica.data.location import Location, location, uri
 from semantica.distributed.session import check_resources, stage_session
 from semantica.distributed.training_control import Control
 from semantica.distributed.training_elastic import ElasticTrainer
@@ -30,7 +31,6 @@ from semantica.encoders.on_the_fly import tokens_on_the_fly
 from semantica.errors import ConfigError, DataError, Stopped
 from semantica.generation.conditions import HELD_OUT
 from semantica.runtime import ClusterConfig, Runtime
-from semantica.storage import Location, location, uri
 from semantica.tracking import Run
 from semantica.training.checkpoint import Provenance, open_checkpoint
 from semantica.training.keeper import Keeper

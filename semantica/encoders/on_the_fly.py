@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from semantica.config import from_dict
-from semantica.datasets import Manifest
+from semantica.data.dataset import Manifest
 from semantica.encoders.encode import EncodeConfig, encode_pictures
 from semantica.encoders.encoder import Encoder, EncoderIdentity, load_encoder
 from semantica.errors import DataError

@@ -19,11 +19,11 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from semantica.data.location import Location, atomic_file
 from semantica.episodes.fetch import Fetched, Fetcher
 from semantica.episodes.fetch_http import OPT_OUT
 from semantica.episodes.pages import ImageRef, Page
 from semantica.episodes.quarantine import Reason, utf8
-from semantica.storage import Location, atomic_file
 
 log = logging.getLogger(__name__)
 

@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from semantica.config import config, require
+from semantica.data.location import is_local, location, read_range
 from semantica.episodes.census import Census, PageIds
 from semantica.episodes.clean import NearDuplicates, image_id, signature
 from semantica.episodes.fetch_config import FetchConfig
 from semantica.episodes.images import ImageConfig, NormalisedImage
 from semantica.episodes.pages import ImageRef, Page, ReadConfig
 from semantica.episodes.quarantine import DAMAGE, PAGE_REASONS, DamagedFile, QuarantineRow, Reason, Refused
-from semantica.storage import is_local, location, read_range
 
 SourceName = Literal[
     "folder", "html", "warc", "obelics", "mmc4", "omnicorpus", "wit", "webdataset",

@@ -6,15 +6,15 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from semantica.datasets import StageOutput, read_manifest, read_shard
+from semantica.data.dataset import StageOutput, read_manifest, read_shard
+from semantica.data.location import Location
 from semantica.evaluation.outcome import Outcome
 from semantica.evaluation.requests import Cell, requests_of, wanted_pictures
 from semantica.evaluation.sets import EvaluationSet, StoredPictures
-from semantica.metrics.gallery import Example, Gallery, Grid
-from semantica.metrics.paper_charts import guidance_grid, samples_grid
-from semantica.metrics.protocol import Protocol
 from semantica.pairs.loader import decode_at
-from semantica.storage import Location
+from semantica.report.gallery import Example, Gallery, Grid
+from semantica.report.paper_charts import guidance_grid, samples_grid
+from semantica.report.protocol import Protocol
 
 Pixels = np.ndarray
 

@@ -15,11 +15,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from semantica.datasets import read_manifest, read_shard
+from semantica.data.dataset import read_manifest, read_shard
+from semantica.data.location import Location
 from semantica.errors import DataError
 from semantica.generation.conditions import HELD_OUT, Place
 from semantica.generation.generate import Candidate, choose_conditions
-from semantica.storage import Location
 
 
 @dataclass(frozen=True)

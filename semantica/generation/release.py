@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from semantica.config import config, from_dict, to_dict
-from semantica.datasets import Manifest, read_manifest, read_shard
+from semantica.data.dataset import Manifest, read_manifest, read_shard
+from semantica.data.location import Location, atomic_file, file_sha256, write_atomically
 from semantica.denoiser.uvit import DenoiserConfig, UViT
 from semantica.diffusion.process import Prediction
 from semantica.diffusion.samplers import SamplerConfig
@@ -26,7 +27,6 @@ from semantica.diffusion.schedule import ScheduleConfig
 from semantica.encoders.encoder import Encoder, EncoderConfig, EncoderIdentity, load_encoder
 from semantica.errors import ConfigError, DataError, WeightsError
 from semantica.pairs.selection import BandConfig
-from semantica.storage import Location, atomic_file, file_sha256, write_atomically
 from semantica.training.checkpoint import Checkpoint
 
 FORMAT = 1

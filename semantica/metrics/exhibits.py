@@ -7,14 +7,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from semantica.datasets import Manifest, read_shard
-from semantica.metrics.charts import Curve
+from semantica.data.dataset import Manifest, read_shard
+from semantica.data.location import Location
 from semantica.metrics.evaluate import Figures
-from semantica.metrics.gallery import Example, Gallery, Grid
-from semantica.metrics.grids import sheet_png
-from semantica.metrics.paper_charts import guidance_grid
 from semantica.pairs.loader import decode_at
-from semantica.storage import Location
+from semantica.report.charts import Curve
+from semantica.report.gallery import Example, Gallery, Grid
+from semantica.report.grids import sheet_png
+from semantica.report.paper_charts import guidance_grid
 from semantica.training.checkpoint import Checkpoint
 
 _GRID_ROWS = 10

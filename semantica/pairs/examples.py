@@ -17,11 +17,11 @@ from jaxtyping import UInt64
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
-from semantica.datasets import Manifest
+from semantica.data.dataset import Manifest
+from semantica.data.location import Location
 from semantica.errors import DataError
 from semantica.pairs.row_groups import RowGroupReader
 from semantica.pairs.selection import BandConfig, ScoredPairs
-from semantica.storage import Location
 
 TOO_FAR, KEPT, TOO_NEAR = "too-far", "kept", "too-near"
 

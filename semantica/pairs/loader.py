@@ -24,14 +24,14 @@ from torch import Tensor
 
 from semantica.conditioning import Conditioning
 from semantica.config import to_dict
-from semantica.datasets import Manifest, read_manifest
+from semantica.data.dataset import Manifest, read_manifest
+from semantica.data.location import Location
 from semantica.errors import DataError
 from semantica.pairs.batch_memory import BatchMemory
 from semantica.pairs.draw import Draw, PairStream
 from semantica.pairs.open_group import OpenGroup, decode_at, to_unit
 from semantica.pairs.row_groups import RowGroupReader
 from semantica.pairs.selection import BandConfig, RowGroup, Selection, read_selection
-from semantica.storage import Location
 
 logger = logging.getLogger(__name__)
 __all__ = ["Batch", "PairLoader", "TokensOf", "decode_at", "stream_key", "to_unit"]

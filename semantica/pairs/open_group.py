@@ -16,10 +16,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
+from semantica.data.schemas import token_rows
 from semantica.errors import DataError
 from semantica.pairs.scores import pooled_rows, square
 from semantica.pairs.selection import Selection, score_rows
-from semantica.schemas import token_rows
 
 
 def to_unit(pixels: UInt8[Tensor, "... 3 h w"], out: Float[Tensor, "... 3 h w"] | None = None) -> Float[Tensor, "... 3 h w"]:

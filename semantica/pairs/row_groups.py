@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from semantica.datasets import FileEntry
+from semantica.data.dataset import FileEntry
+from semantica.data.location import Location, is_local
 from semantica.errors import DataError
-from semantica.storage import Location, is_local
 
 # Of one read of a local file: a group's pages then pass through memory that is used again. Of a store, all pages come at once.
 _BUFFER_BYTES = 2**20

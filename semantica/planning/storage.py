@@ -12,13 +12,13 @@ from dataclasses import dataclass
 
 import torch
 
-from semantica.datasets import Manifest
+from semantica.data.dataset import Manifest
+from semantica.data.shard_writer import MAX_GROUP_BYTES
 from semantica.denoiser.uvit import UViT
 from semantica.encoders.encode import EncodeConfig
 from semantica.episodes.ingest import IngestConfig
 from semantica.errors import ConfigError
 from semantica.planning.model import encoder_shape
-from semantica.shard_writer import MAX_GROUP_BYTES
 from semantica.training.recipe import TrainConfig
 from semantica.training.retention import kept
 

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from semantica.config import from_dict
-from semantica.datasets import read_manifest
+from semantica.data.dataset import read_manifest
+from semantica.data.location import Location, write_atomically
 from semantica.encoders.encode import EncodeConfig
 from semantica.encoders.encoder import load_encoder
 from semantica.errors import DataError
@@ -26,12 +27,11 @@ from semantica.evaluation.sets import SetPicture, StoredPictures, pictures_in
 from semantica.generation.conditions import HELD_OUT, Conditions, TokensOf
 from semantica.generation.generate import choose_conditions, sample_pictures
 from semantica.generation.model import Model, SpeedConfig
-from semantica.metrics.extractors import FeatureExtractor, encoder_features, load_features, resolve
-from semantica.metrics.frechet import FeatureStatistics, Reference, frechet_distance
-from semantica.metrics.grids import grid_png
-from semantica.metrics.reference import cached_reference, read_reference, reference_key
+from semantica.measure.frechet import FeatureStatistics, Reference, frechet_distance
+from semantica.measure.networks.extractors import FeatureExtractor, encoder_features, load_features, resolve
+from semantica.measure.reference import cached_reference, read_reference, reference_key
 from semantica.pairs.loader import decode_at
-from semantica.storage import Location, write_atomically
+from semantica.report.grids import grid_png
 from semantica.sweeps.settings import MeasureConfig
 from semantica.training.loop import initial_network
 from semantica.training.recipe import TrainConfig

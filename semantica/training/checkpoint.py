@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from semantica.config import from_dict, to_dict
+from semantica.data.location import file_sha256
 from semantica.denoiser.uvit import UViT
 from semantica.errors import ConfigError, WeightsError
-from semantica.storage import file_sha256
 from semantica.training.ema import Ema
 from semantica.training.manifest import CONFIG, MANIFEST, FileEntry, checked_files
 from semantica.training.recipe import TrainConfig

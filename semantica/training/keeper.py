@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from semantica.data.durable import remove_abandoned, remove_folder, sync_folder
 from semantica.errors import WeightsError
 from semantica.training.checkpoint import Checkpoint, open_checkpoint
-from semantica.training.durable import remove_abandoned, remove_folder, sync_folder
 from semantica.training.manifest import CONFIG, DamagedCheckpoint
 from semantica.training.retention import KeepConfig, kept
 

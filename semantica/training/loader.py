@@ -5,8 +5,8 @@ In: the recipe, encodings, a selection of their pairs, and which worker of how m
 
 from __future__ import annotations
 
+from semantica.data.location import Location
 from semantica.pairs.loader import PairLoader, TokensOf
-from semantica.storage import Location
 from semantica.training.recipe import TrainConfig
 
 

@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from semantica.data.durable import write_file
+from semantica.data.location import file_sha256
 from semantica.errors import WeightsError
-from semantica.storage import file_sha256
-from semantica.training.durable import write_file
 
 FORMAT = 2
 MANIFEST, CONFIG = "manifest.json", "config.json"

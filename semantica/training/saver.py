@@ -14,8 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 
+from semantica.data.location import explained
 from semantica.errors import WeightsError
-from semantica.storage import explained
 from semantica.training.checkpoint import TrainState
 from semantica.training.keeper import Keeper
 from semantica.training.snapshot import HostMemory, Snapshot

@@ -18,8 +18,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from semantica.data.durable import Written, write_file
 from semantica.errors import WeightsError
-from semantica.training.durable import Written, write_file
 from semantica.training.sharded import local, place
 
 _ROWS = "rows"

@@ -14,8 +14,8 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
+from semantica.data.durable import appearing, marked, new_attempt, partial_of, write_file
 from semantica.errors import WeightsError
-from semantica.training.durable import appearing, marked, new_attempt, partial_of, write_file
 from semantica.training.manifest import CONFIG, FileEntry, tensor_file, write_manifest
 from semantica.training.snapshot import Snapshot
 from semantica.training.tensor_files import write_pieces

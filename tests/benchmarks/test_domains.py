@@ -14,7 +14,7 @@ from semantica.denoiser import configs
 from semantica.diffusion.samplers import SamplerConfig
 from semantica.errors import DataError
 from semantica.generation.generate import GenerateConfig
-from semantica.metrics.extractors import ExtractorIdentity, FeatureExtractor
+from semantica.measure.networks.extractors import ExtractorIdentity, FeatureExtractor
 from semantica.pairs.loader import PairLoader
 from semantica.pairs.selection import BandConfig
 from semantica.presets import preset

@@ -17,7 +17,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from semantica.config import from_dict
-from semantica.datasets import Manifest
+from semantica.data.dataset import Manifest
 from semantica.distributed.encode import encode
 from semantica.distributed.ingest import ingest
 from semantica.distributed.pairs import score

@@ -14,7 +14,7 @@ import pytest
 from evaluation_case import SETTINGS, Trained, make_trained
 
 from semantica.config import to_dict
-from semantica.datasets import StageOutput
+from semantica.data.dataset import StageOutput
 from semantica.distributed.draw import _DrawBatch, _lies
 from semantica.distributed.measure import Work, _MeasureShard, _shards, picture_work, sample_work
 from semantica.evaluation.features import Features

@@ -18,7 +18,8 @@ import pytest
 from crawls import CLASSES, CRAWLS, GOOD, PAGES, Found, imagenet_val, png
 
 from semantica.config import to_dict
-from semantica.datasets import StageOutput
+from semantica.data.dataset import StageOutput
+from semantica.data.location import file_sha256
 from semantica.distributed import ingest as stage_code
 from semantica.episodes.census import Census, PageIds
 from semantica.episodes.clean import image_id
@@ -28,7 +29,6 @@ from semantica.episodes.images import ImageConfig
 from semantica.episodes.ingest import IngestConfig, is_held_out
 from semantica.episodes.pages import Page, ReadConfig
 from semantica.episodes.sources import LABEL_SOURCES, SOURCES
-from semantica.storage import file_sha256
 
 
 @contextmanager

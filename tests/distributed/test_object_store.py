@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from small import SmallRun
 
-from semantica.datasets import read_manifest
+from semantica.data.dataset import read_manifest
+from semantica.data.location import file_sha256, location
 from semantica.distributed.encode import encode
 from semantica.distributed.ingest import ingest
 from semantica.distributed.pairs import pairs
 from semantica.distributed.train import MODEL, train
 from semantica.errors import DataError
-from semantica.storage import file_sha256, location
 from semantica.tracking import TrackingConfig
 
 pytestmark = pytest.mark.ray
@@ -48,7 +48,7 @@ def test_every_stage_of_the_data_plane_makes_the_same_dataset_on_s3(small_run: S
 
 
 def test_an_output_that_is_being_written_on_s3_is_refused(small_run: SmallRun, s3: str) -> None:
-    from semantica.lease import held
+    from semantica.data.lease import held
 
     out = location(f"{s3}/held/episodes")
     with held(out, "episodes"), pytest.raises(DataError, match="is being written by process"):

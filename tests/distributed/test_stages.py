@@ -15,7 +15,7 @@ from PIL import Image
 from small import NUM_PAGES, NUM_PICTURES, SmallRun, run_stages
 
 from semantica.config import override
-from semantica.datasets import MANIFEST, read_manifest, read_shard
+from semantica.data.dataset import MANIFEST, read_manifest, read_shard
 from semantica.distributed.encode import encode
 from semantica.distributed.generate import check_same_encoder, generate
 from semantica.distributed.ingest import ingest

@@ -14,7 +14,7 @@ from PIL import Image
 from small import SmallRun
 
 from semantica.config import override
-from semantica.datasets import MANIFEST
+from semantica.data.dataset import MANIFEST
 from semantica.distributed.train import MODEL, train
 from semantica.errors import ConfigError
 from semantica.pairs.loader import PairLoader

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from semantica.config import to_dict
-from semantica.datasets import StageOutput, read_manifest
+from semantica.data.dataset import StageOutput, read_manifest
 from semantica.encoders.encode import EncodeConfig, encode_pictures
 from semantica.encoders.encoder import EncoderConfig, load_encoder
 from semantica.encoders.on_the_fly import TokensOnTheFly, tokens_on_the_fly

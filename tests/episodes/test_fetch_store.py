@@ -11,12 +11,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pyarrow.parquet as pq
 import pytest
 
+from semantica.data.location import location
 from semantica.episodes import fetch_store
 from semantica.episodes.fetch import FetchConfig, Fetcher
 from semantica.episodes.fetch_store import FetchedPictures, fetch_into, fetchable, resolve
 from semantica.episodes.pages import ImageRef, Page
 from semantica.episodes.quarantine import Reason
-from semantica.storage import location
 
 
 @contextmanager

@@ -71,7 +71,7 @@ def train(make, folder, weights, image_px=56, **denoiser):
 
 def _train(make, folder, weights, image_px, **denoiser):
     from semantica.config import to_dict
-    from semantica.datasets import StageOutput, read_manifest
+    from semantica.data.dataset import StageOutput, read_manifest
     from semantica.denoiser.uvit import DenoiserConfig, StageConfig
     from semantica.diffusion.schedule import ScheduleConfig
     from semantica.encoders.encode import EncodeConfig

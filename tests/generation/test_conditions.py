@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from semantica.datasets import StageOutput, read_manifest
+from semantica.data.dataset import StageOutput, read_manifest
 from semantica.errors import DataError
 from semantica.generation.conditions import Conditions, Place, held_out_candidates
 from semantica.generation.generate import Candidate

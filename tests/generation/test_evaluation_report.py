@@ -19,9 +19,9 @@ from semantica.evaluation.sets import EvaluationSet, SetPicture
 from semantica.evaluation.settings import EvaluationConfig
 from semantica.evaluation.summary import build_report
 from semantica.generation.conditions import Place
-from semantica.metrics.extractors import ExtractorIdentity
-from semantica.metrics.report import render, to_json
-from semantica.metrics.similarity import own_and_other
+from semantica.measure.networks.extractors import ExtractorIdentity
+from semantica.measure.similarity import own_and_other
+from semantica.report.page import render, to_json
 from semantica.training.checkpoint import open_checkpoint
 from semantica.training.keeper import Keeper
 from semantica.training.retention import KeepConfig

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from semantica.datasets import read_manifest, read_shard
+from semantica.data.dataset import read_manifest, read_shard
 from semantica.pairs.loader import PairLoader, decode_at
 
 STEPS = 12

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from semantica.config import override, to_dict
+from semantica.data.location import file_sha256
 from semantica.errors import WeightsError
-from semantica.storage import file_sha256
 from semantica.training.checkpoint import open_checkpoint, save_checkpoint
 from semantica.training.ema import Ema
 from semantica.training.loop import initial_network

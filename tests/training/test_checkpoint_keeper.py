@@ -10,9 +10,9 @@ from dataclasses import replace
 
 import pytest
 
+from semantica.data.durable import marked, new_attempt, partial_of
 from semantica.errors import ConfigError, WeightsError
 from semantica.training.checkpoint import open_checkpoint
-from semantica.training.durable import marked, new_attempt, partial_of
 from semantica.training.keeper import Keeper
 from semantica.training.retention import KeepConfig, kept
 from semantica.training.writing import write_checkpoint

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from semantica.config import to_dict
+from semantica.data.durable import new_attempt
 from semantica.errors import WeightsError
 from semantica.training.checkpoint import open_checkpoint
-from semantica.training.durable import new_attempt
 from semantica.training.keeper import Keeper
 from semantica.training.retention import KeepConfig
 from semantica.training.saver import Saver

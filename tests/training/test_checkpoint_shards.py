@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
+from semantica.data.durable import new_attempt, partial_of
 from semantica.errors import WeightsError
 from semantica.training.checkpoint import open_checkpoint
-from semantica.training.durable import new_attempt, partial_of
 from semantica.training.manifest import DamagedCheckpoint
 from semantica.training.tensor_files import Piece, read_pieces, row_range, share, write_pieces
 from semantica.training.writing import write_checkpoint

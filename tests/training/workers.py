@@ -18,9 +18,9 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 
 from semantica.config import from_dict
+from semantica.data.durable import new_attempt
 from semantica.pairs.loader import PairLoader
 from semantica.training.checkpoint import Provenance, TrainState, open_checkpoint
-from semantica.training.durable import new_attempt
 from semantica.training.ema import Ema
 from semantica.training.keeper import Keeper
 from semantica.training.loop import Hooks, fit, initial_network

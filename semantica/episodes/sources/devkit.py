@@ -13,9 +13,9 @@ import zlib
 import numpy as np
 from scipy.io import loadmat
 
+from semantica.data.location import location
 from semantica.episodes.sources.tree import Tree
 from semantica.errors import DataError
-from semantica.storage import location
 
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 META = "data/meta.mat"  # ID -> WordNet ID

@@ -22,10 +22,10 @@ from typing import Any, cast
 
 import pyarrow as pa
 
+from semantica.data.location import Location
 from semantica.episodes.pages import Page, Part
 from semantica.episodes.quarantine import DamagedFile, Reason, utf8
 from semantica.errors import DataError
-from semantica.storage import Location
 
 log = logging.getLogger(__name__)
 

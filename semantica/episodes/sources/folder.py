@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from semantica.data.location import Location
 from semantica.episodes.pages import Page, Part, ReadConfig
 from semantica.episodes.quarantine import utf8
 from semantica.episodes.sources.tree import PICTURES, fingerprint, is_picture, join, open_tree
 from semantica.errors import DataError
-from semantica.storage import Location
 
 
 class FolderSource:

@@ -16,13 +16,13 @@ from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
 
 from selectolax.lexbor import LexborHTMLParser, LexborNode
 
+from semantica.data.location import Location, location
 from semantica.episodes.pages import ImageRef, Page, Part, ReadConfig
 from semantica.episodes.quarantine import Reason, utf8
 from semantica.episodes.sources.charset import page_text
 from semantica.episodes.sources.srcset import Candidate, parse_srcset
 from semantica.episodes.sources.tree import Tree, fingerprint, join, open_tree
 from semantica.errors import DataError
-from semantica.storage import Location, location
 
 EXTENSIONS = frozenset({".html", ".htm", ".xhtml"})
 MAX_PAGE_BYTES = 64 << 20  # a page larger than this is a dump, not a page; the parser needs several times its size

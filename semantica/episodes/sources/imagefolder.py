@@ -8,11 +8,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 
+from semantica.data.location import Location
 from semantica.episodes.pages import Page, Part, ReadConfig
 from semantica.episodes.sources.labels import folder_class, folder_parts, label_pages, pictures_below
 from semantica.episodes.sources.tree import Tree, is_picture, join, open_tree, what_is_there
 from semantica.errors import DataError
-from semantica.storage import Location
 
 log = logging.getLogger(__name__)
 

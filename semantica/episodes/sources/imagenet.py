@@ -17,6 +17,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Literal
 
+from semantica.data.location import Location
 from semantica.episodes.pages import Page, Part, ReadConfig
 from semantica.episodes.quarantine import DamagedFile, utf8
 from semantica.episodes.sources.devkit import DEVKIT, validation_labels
@@ -33,7 +34,6 @@ from semantica.episodes.sources.labels import (
 from semantica.episodes.sources.tar import open_tar, tar_image, tar_members, tar_pictures
 from semantica.episodes.sources.tree import Tree, fingerprint, join, open_tree, what_is_there
 from semantica.errors import DataError
-from semantica.storage import Location
 
 TRAIN_TAR = "ILSVRC2012_img_train.tar"
 VAL_TAR = "ILSVRC2012_img_val.tar"

@@ -18,12 +18,12 @@ from pathlib import Path
 
 import lmdb
 
+from semantica.data.location import Location
 from semantica.episodes.pages import ImageRef, Page, Part, ReadConfig
 from semantica.episodes.quarantine import DamagedFile, Reason, utf8
 from semantica.episodes.sources.labels import num_label_pages, slices
 from semantica.episodes.sources.tree import LocalTree, join, what_is_there
 from semantica.errors import DataError
-from semantica.storage import Location
 
 DATA = "data.mdb"
 MIN_BYTES = 8192  # two meta pages of 4096 bytes

@@ -10,12 +10,12 @@ import logging
 import re
 from collections.abc import Iterator
 
+from semantica.data.location import Location, location
 from semantica.episodes.pages import Page, Part, ReadConfig
 from semantica.episodes.quarantine import utf8
 from semantica.episodes.sources.labels import folder_class, folder_parts, label_pages, pictures_in
 from semantica.episodes.sources.tree import Tree, is_picture, join, open_tree, what_is_there
 from semantica.errors import DataError
-from semantica.storage import Location, location
 
 log = logging.getLogger(__name__)
 

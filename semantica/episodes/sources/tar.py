@@ -11,12 +11,12 @@ import tarfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from semantica.data.location import location
 from semantica.episodes.pages import ImageRef
 from semantica.episodes.quarantine import DamagedFile, Reason, utf8
 from semantica.episodes.sources.files import permitted
 from semantica.episodes.sources.tree import Tree, is_picture
 from semantica.errors import DataError
-from semantica.storage import location
 
 BLOCK_BYTES = 1 << 18  # of a remote tar, read ahead while only headers are wanted; the libraries' default is megabytes
 

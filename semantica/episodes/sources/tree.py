@@ -16,10 +16,10 @@ from typing import TypeAlias
 
 from upath import UPath
 
+from semantica.data.location import Location, uri
 from semantica.episodes.pages import ImageRef
 from semantica.episodes.quarantine import Reason, utf8
 from semantica.errors import DataError
-from semantica.storage import Location, uri
 
 log = logging.getLogger(__name__)
 

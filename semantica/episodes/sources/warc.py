@@ -15,6 +15,7 @@ from urllib.parse import urldefrag, urljoin
 
 from fastwarc.warc import ArchiveIterator, WarcRecord, WarcRecordType
 
+from semantica.data.location import Location
 from semantica.episodes.pages import ImageRef, Page, Part, ReadConfig
 from semantica.episodes.quarantine import DamagedFile, Reason, utf8
 from semantica.episodes.sources.files import decompressed, label_of, list_parts, opened
@@ -30,7 +31,6 @@ from semantica.episodes.sources.http_answer import (
 )
 from semantica.episodes.sources.join import Join, Picture, WaitingPage, url_key
 from semantica.episodes.sources.remote import remote_image
-from semantica.storage import Location
 
 log = logging.getLogger(__name__)
 

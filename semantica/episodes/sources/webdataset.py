@@ -18,13 +18,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from semantica.data.location import Location, uri
 from semantica.episodes.pages import ImageRef, Page, Part, ReadConfig
 from semantica.episodes.quarantine import DamagedFile, Reason, utf8
 from semantica.episodes.sources.files import decompressed, label_of, list_parts, location_of, opened, unreadable
 from semantica.episodes.sources.gather import Gatherer
 from semantica.episodes.sources.remote import page_name, remote_image
 from semantica.episodes.sources.tree import is_picture
-from semantica.storage import Location, uri
 
 log = logging.getLogger(__name__)
 
