@@ -27,6 +27,7 @@ import numpy as np
 from semantica.data.location import Location, location
 from semantica.episodes.pages import Page, Part, ReadConfig
 from semantica.episodes.quarantine import DamagedFile, utf8
+from semantica.episodes.sources import source
 from semantica.episodes.sources.labels import (
     LabelClass,
     class_folders,
