@@ -32,8 +32,6 @@ from semantica.encoders.totals import (
 from semantica.runtime import Runtime
 from semantica.tracking import Run
 
-HELD_OUT = "held_out"
-
 
 class _EncodeShard:
     """One actor: the encoder, and the shards it is given."""

@@ -18,8 +18,7 @@ import pyarrow as pa
 from semantica.config import to_dict
 from semantica.data.dataset import Manifest, ShardWriter, StageOutput
 from semantica.data.location import Location, Where, file_sha256, location, remove_tree, write_atomically
-from semantica.data.schemas import EPISODES
-from semantica.distributed.encode import HELD_OUT
+from semantica.data.schemas import EPISODES, HELD_OUT
 from semantica.distributed.session import StageSession, say, stage_session
 from semantica.distributed.shards import in_tasks, with_meter
 from semantica.episodes.census import Census, PageIds
