@@ -24,15 +24,12 @@ from semantica.distributed.training_history import Journal
 from semantica.distributed.training_pictures import TrainingSamples
 from semantica.distributed.training_reports import Reporter
 from semantica.encoders.on_the_fly import tokens_on_the_fly
-from semantica.training.checkpoint import Checkpoint, Provenance, TrainState, open_checkpoint
+from semantica.training.checkpoint import Checkpoint, Keeper, Provenance, SaveFailure, Saver, TrainState
 from semantica.training.ema import Ema
-from semantica.training.keeper import Keeper
 from semantica.training.loader import training_loader
 from semantica.training.loop import Hooks, fit
-from semantica.training.parallel import Sharing, sharing, wrapped
+from semantica.training.parallel import Sharing, sharing, whole, wrap
 from semantica.training.recipe import TrainConfig
-from semantica.training.saver import SaveFailure, Saver
-from semantica.training.sharded import whole
 from semantica.training.watch import NonFiniteError, StepReport
 from semantica.training.xla import XlaMesh
 
@@ -74,7 +71,7 @@ def _newest(keeper: Keeper) -> Checkpoint | None:
     rank = ray.train.get_context().get_world_rank()
     newest = keeper.resume() if rank == 0 else None
     step = broadcast_from_rank_zero(newest.step if newest else 0)
-    return open_checkpoint(keeper.folder_of(step)) if rank > 0 and step else newest
+    return keeper.at(step) if rank > 0 and step else newest
 
 
 def _fit(config: TrainConfig, job: dict[str, Any], keeper: Keeper, start: Checkpoint | None, pulse: Pulse) -> int:
@@ -147,7 +144,7 @@ def _fit(config: TrainConfig, job: dict[str, Any], keeper: Keeper, start: Checkp
             Provenance(**job["provenance"]),
             Hooks(on_report, on_checkpoint, on_samples, total, orders, points.measure, points.steps, points.pause),
             start=start,
-            wrap=lambda network: wrapped(network, config.compute, device),
+            wrap=lambda network: wrap(network, config.compute, device),
             device=device,
             xla=mesh,
         )

@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from semantica.training.checkpoint import open_checkpoint
+from semantica.training.checkpoint import open_checkpoint, write_checkpoint
 from semantica.training.loop import Hooks, Order, fit
-from semantica.training.writing import write_checkpoint
 
 
 @pytest.fixture(autouse=True)
