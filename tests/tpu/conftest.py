@@ -64,9 +64,9 @@ def trained(tiny, meshes):
             config,
             Varied(tiny.loader(config), skipped, lambda: graphs.append(compiled().num_graphs)),
             tiny.provenance,
-            Hooks(reports.append, saved, total=xla.total if xla else lambda figures: figures),
+            Hooks(reports.append, saved),
             start=start,
-            xla=xla,
+            backend=xla,
         )
         return SimpleNamespace(folder=folder, network=network, reports=reports, graphs=[*graphs, compiled().num_graphs])
 

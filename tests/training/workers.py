@@ -104,14 +104,9 @@ def work(job, run, rank):
                 world=world,
             )
 
-            def total(figures):
-                if world > 1:
-                    dist.all_reduce(figures)
-                return figures
-
-            hooks = Hooks(lambda r: found["reports"].append([r.loss, r.grad_norm, r.num_skipped]), on_checkpoint, total=total)
+            hooks = Hooks(lambda r: found["reports"].append([r.loss, r.grad_norm, r.num_skipped]), on_checkpoint)
             loader = Damaged(loader, run["damaged_step"])
-            fit(config, loader, PROVENANCE, hooks, start=start, wrap=lambda network: wrap(network, config.compute, "cpu"))
+            fit(config, loader, PROVENANCE, hooks, start=start)
     (folder / f"{rank}.json").write_text(json.dumps(found))
     if world > 1:
         dist.destroy_process_group()
