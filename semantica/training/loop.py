@@ -92,6 +92,7 @@ def fit(
                 norm = update(network, optimizer, config.optimizer, rate)
                 ema.update()
                 sums.add(losses, noise.t, norm)
+            batch.recycle()
             done = step + 1
             order = hooks.order(done)
             saves = order is not Order.GO_ON or config.is_due(config.checkpoint_every, done)
