@@ -1,4 +1,4 @@
-"""Local folders and object stores behind one interface: files appear whole, one of two creators wins."""
+"""Local folders and object stores behind one interface: names, ranges, relative paths, datasets."""
 
 from pathlib import Path
 
