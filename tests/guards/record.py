@@ -9,8 +9,6 @@ run (of every stage), html, one-worker, trainings/NAME/STEP, release, protocols.
 on one machine with one version of torch; the folder may not be moved, since configurations name the encoder in it.
 """
 
-# ruff: noqa: E402 - the environment is set before torch is imported
-
 from __future__ import annotations
 
 import argparse
