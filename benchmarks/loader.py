@@ -46,9 +46,9 @@ from benchmarks.record import Measured, record
 from benchmarks.training_feed import training_share
 from semantica.config import config, require, to_dict
 from semantica.data.dataset import read_manifest
-from semantica.encoders.encode import EncodeConfig
-from semantica.encoders.encoder import EncoderConfig, load_encoder
+from semantica.encoders.encoder import load_encoder
 from semantica.encoders.on_the_fly import tokens_on_the_fly
+from semantica.encoders.settings import EncodeConfig, EncoderConfig
 from semantica.pairs.loader import TokensOf
 
 OURS = "semantica"

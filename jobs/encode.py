@@ -11,7 +11,7 @@ import tyro
 from jobs.command import run
 from semantica.config import config
 from semantica.distributed.encode import encode
-from semantica.encoders.encode import EncodeConfig
+from semantica.encoders.settings import EncodeConfig
 from semantica.runtime import Runtime
 
 

@@ -15,8 +15,8 @@ from semantica.data.dataset import FileEntry, Manifest, StageOutput, read_manife
 from semantica.data.location import Location, location
 from semantica.distributed.session import stage_session
 from semantica.distributed.shards import in_actors, with_meter
-from semantica.encoders.encode import EncodeConfig
 from semantica.encoders.encoder import load_encoder
+from semantica.encoders.settings import EncodeConfig
 from semantica.encoders.shard import EpisodesShard, encode_shard
 from semantica.encoders.totals import (
     check_damage,

@@ -19,7 +19,8 @@ from semantica.data.dataset import FileEntry, StageOutput, read_manifest, read_s
 from semantica.data.location import Location, location
 from semantica.distributed.session import stage_session
 from semantica.distributed.shards import in_actors, with_meter
-from semantica.encoders.encoder import EncoderConfig, EncoderIdentity, load_encoder
+from semantica.encoders.encoder import EncoderIdentity, load_encoder
+from semantica.encoders.settings import EncoderConfig
 from semantica.errors import DataError
 from semantica.evaluation.measuring import Measured, distance_rows, feature_rows
 from semantica.evaluation.networks import ENCODER, Networks

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from semantica.data.dataset import read_manifest
 from semantica.data.location import Location
-from semantica.diffusion.samplers import SamplerConfig
+from semantica.diffusion.settings import SamplerConfig
 from semantica.generation.conditions import HELD_OUT, Conditions, TokensOf, held_out_candidates
-from semantica.generation.generate import GenerateConfig, choose_conditions, sample_pictures
-from semantica.generation.model import Model, SpeedConfig
+from semantica.generation.generate import choose_conditions, sample_pictures
+from semantica.generation.model import Model
+from semantica.generation.settings import GenerateConfig, SpeedConfig
 from semantica.pairs.loader import decode_at
 from semantica.pairs.row_groups import RowGroupReader
 from semantica.report.charts import Curve, curve_svg

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from semantica.diffusion.process import LogSNR
-from semantica.diffusion.schedule import ScheduleConfig
+from semantica.diffusion.settings import ScheduleConfig
 
 WIDTH = 2  # of a bin, in logsnr [C]
 

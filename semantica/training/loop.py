@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from semantica.denoiser.uvit import UViT
 from semantica.training.checkpoint import Checkpoint, Provenance, TrainState
+from semantica.training.compute import prepare
 from semantica.training.ema import Ema
 from semantica.training.feed import Loader, feed
 from semantica.training.recipe import TrainConfig
@@ -80,7 +81,7 @@ def fit(
     if xla is not None:
         xla.prepare(config)
         device = xla.device
-    network = config.compute.prepare(initial_network(config).to(device).train())
+    network = prepare(initial_network(config).to(device).train(), config.compute)
     wrapped: nn.Module = network if xla else wrap(network)  # first: sharded weights are other parameters than whole ones
     ema = (xla.average if xla else Ema)(network, config.ema)
     optimizer = (xla.optimizer if xla else make_optimizer)(network, config.optimizer)

@@ -16,8 +16,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from semantica.denoiser.uvit import DenoiserConfig, UViT
-from semantica.training.compute import ComputeConfig, shard_units
+from semantica.denoiser.configs import DenoiserConfig
+from semantica.denoiser.uvit import UViT
+from semantica.training.compute import shard_units
+from semantica.training.recipe import ComputeConfig
 from semantica.training.tensor_files import row_range
 
 _FLOAT = 4  # bytes

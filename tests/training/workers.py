@@ -21,6 +21,7 @@ from semantica.config import from_dict
 from semantica.data.durable import new_attempt
 from semantica.pairs.loader import PairLoader
 from semantica.training.checkpoint import Provenance, TrainState, open_checkpoint
+from semantica.training.compute import prepare
 from semantica.training.ema import Ema
 from semantica.training.keeper import Keeper
 from semantica.training.loop import Hooks, fit, initial_network
@@ -90,7 +91,7 @@ def work(job, run, rank):
                 save_file(contiguous, folder / f"whole-{state.step}.safetensors")
 
         if run["resave"]:
-            network = config.compute.prepare(initial_network(config).train())
+            network = prepare(initial_network(config).train(), config.compute)
             wrapped(network, config.compute, "cpu")
             ema = Ema(network, config.ema)
             optimizer = make_optimizer(network, config.optimizer)
