@@ -12,7 +12,7 @@ from jobs.command import run
 from semantica.config import config
 from semantica.data.location import location
 from semantica.distributed.encode import encode
-from semantica.encoders.encode import EncodeConfig
+from semantica.encoders.settings import EncodeConfig
 from semantica.runtime import Runtime
 
 

@@ -25,10 +25,12 @@ from semantica.data.pictures import decode
 from semantica.data.schemas import HELD_OUT
 from semantica.distributed.shards import in_actors, with_meter
 from semantica.distributed.stage import stage_session
-from semantica.encoders.encoder import EncoderConfig, load_encoder
+from semantica.encoders.encoder import load_encoder
+from semantica.encoders.settings import EncoderConfig
 from semantica.errors import DataError
-from semantica.metrics.evaluate import EvaluateConfig, compute_figures, noise_picture
+from semantica.metrics.evaluate import compute_figures, noise_picture
 from semantica.metrics.feature_rows import Extractors, MetricWeights, Picture, find_weights
+from semantica.metrics.settings import EvaluateConfig
 from semantica.metrics.summary import NO_SOURCES, Sources, build_report
 from semantica.pairs.draw import generator
 from semantica.report.page import render, to_json

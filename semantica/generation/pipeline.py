@@ -22,15 +22,15 @@ from semantica import runtime
 from semantica.conditioning import Conditioning
 from semantica.config import override, require
 from semantica.denoiser.uvit import UViT
-from semantica.diffusion.guidance import GuidanceConfig
-from semantica.diffusion.samplers import SamplerConfig
+from semantica.diffusion.settings import GuidanceConfig, SamplerConfig
 from semantica.errors import ConfigError, WeightsError
 from semantica.generation import hub
 from semantica.generation.conditioning_images import ConditioningImages, Picture, rows_of
-from semantica.generation.generate import GenerateConfig, sample_pictures
-from semantica.generation.model import Model, SpeedConfig
+from semantica.generation.generate import sample_pictures
+from semantica.generation.model import Model
 from semantica.generation.model_card import model_card
 from semantica.generation.release import Release, encoder_of, read_release, release_of, write_release
+from semantica.generation.settings import GenerateConfig, SpeedConfig
 from semantica.training.checkpoint import open_checkpoint
 
 _MANIFEST, _MODEL = "manifest.json", "model"  # of a checkpoint; of the output of jobs.train

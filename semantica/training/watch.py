@@ -20,7 +20,8 @@ from torch import Tensor
 
 from semantica.denoiser.sizes import training_flops
 from semantica.diffusion.process import LogSNR
-from semantica.diffusion.schedule import ScheduleConfig, logsnr
+from semantica.diffusion.schedule import logsnr
+from semantica.diffusion.settings import ScheduleConfig
 from semantica.errors import SemanticaError
 from semantica.training.recipe import TrainConfig
 

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from semantica.config import from_dict, to_dict
-from semantica.diffusion.guidance import GuidanceConfig, guided, requested
+from semantica.diffusion.guidance import guided, requested
 from semantica.diffusion.process import denoise_with, eps_from_x, v_from_x
-from semantica.diffusion.samplers import SamplerConfig, ddim, ddpm, dpm_solver
+from semantica.diffusion.samplers import ddim, ddpm, dpm_solver
 from semantica.diffusion.samplers.contract import step_levels
+from semantica.diffusion.settings import GuidanceConfig, SamplerConfig
 from semantica.errors import ConfigError
 from tests.diffusion.oracles import LEVELS, NETWORK, SCHEDULE, Counting, Preparing, linear_network, noise_like
 
