@@ -22,17 +22,19 @@ import pyarrow.parquet as pq
 
 from semantica.data import lease
 from semantica.data.durable import write_atomically
-from semantica.data.location import Location, explained, file_sha256, is_storage_error, remove_tree
+from semantica.data.location import Location, explained, file_sha256, is_local, is_storage_error, remove_tree
 from semantica.data.schemas import SCHEMA_VERSION
 from semantica.data.shard_writer import FileEntry, ShardWriter
 from semantica.errors import DataError
 
-__all__ = ["MANIFEST", "TIMING", "FileEntry", "Manifest", "ShardWriter", "StageOutput", "read_manifest", "read_shard"]
+__all__ = ["MANIFEST", "TIMING", "FileEntry", "Manifest", "RowGroups", "ShardWriter", "StageOutput", "read_manifest", "read_shard"]
 
 T = TypeVar("T")
 
 MANIFEST, TIMING = "manifest.json", "_timing.json"
 _PLAN, _RECEIPTS = "_plan.json", "_shards"
+# One read of a local file fills a buffer of this size, which the next read reuses. A store delivers all pages at once.
+_BUFFER_BYTES = 2**20
 _MADE_BY = {
     "episodes": "ingest", "encodings": "encode", "scores": "pairs", "selection": "pairs", "checkpoint": "train",
     "samples": "generate", "evaluation": "evaluate", "drawn": "evaluate", "features": "evaluate",
@@ -93,6 +95,44 @@ def read_shard(folder: Location, entry: FileEntry, columns: Sequence[str] | None
             return file.read(columns=list(columns) if columns else None)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path}: not readable ({error}); make the dataset again") from None
+
+
+class RowGroups:
+    """`groups.read(entry, group)`: checked row groups of the files of one folder. `stage` reads what jobs.`made_by` wrote.
+
+    The size of a file is compared with the manifest's when the file is first opened, and every page that is read with its
+    checksum, so damage is an error and never another value.
+    """
+
+    def __init__(self, folder: Location, columns: Sequence[str], *, stage: str, made_by: str) -> None:
+        self.folder, self.columns, self.stage, self.made_by = folder, list(columns), stage, made_by
+        self._sized: set[str] = set()
+
+    def read(self, entry: FileEntry, group: int) -> pa.Table:
+        """The rows of a row group. Raises DataError, with the file's name, when it is missing or not what was written."""
+        path = self.folder / entry.path
+        try:
+            self._check_size(path, entry)
+            buffer = _BUFFER_BYTES if is_local(path) else 0
+            with path.open("rb") as stream, pq.ParquetFile(stream, buffer_size=buffer, page_checksum_verification=True) as file:
+                table = file.read_row_group(group, columns=self.columns)
+        except (DataError, pa.ArrowMemoryError, pa.ArrowNotImplementedError):  # the last two are limits of machine and Arrow
+            raise
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise self._unreadable(path, " ".join(str(error).split())) from None
+        if table.num_rows != entry.row_group_rows[group] or set(table.column_names) != set(self.columns):
+            raise self._unreadable(path, f"row group {group} does not hold the rows and columns that were written")
+        return table
+
+    def _check_size(self, path: Location, entry: FileEntry) -> None:
+        if entry.path not in self._sized:
+            size = path.stat().st_size
+            if size != entry.num_bytes:
+                raise self._unreadable(path, f"expected {entry.num_bytes} bytes, got {size}")
+            self._sized.add(entry.path)
+
+    def _unreadable(self, path: Location, what: str) -> DataError:
+        return DataError(f"{self.stage}: {path} is not readable ({what}); delete {self.folder} and run jobs.{self.made_by} again")
 
 
 @dataclass(frozen=True)
