@@ -1,9 +1,8 @@
-"""A stage's output: a folder of Parquet shards with a manifest, shown whole or not at all.
+"""A dataset: a folder of Parquet shards with a manifest, which is there whole or not at all. How stages write and read one.
 
-`StageOutput` is what a stage fills: each shard appears whole, then its receipt (`_shards/NAME.json`); the manifest, with size and
-SHA-256 of every file, comes last. A folder without a manifest is never read as data, and running a stage again finishes the
-shards without a receipt and repeats nothing. One process fills a folder at a time (`lease.py`). Folders are `Location`s: a local
-path or an object store.
+`StageOutput` is the folder that a stage fills. Each shard appears whole, then its receipt (`_shards/NAME.json`). The manifest, with
+the size and SHA-256 of every file, comes last: a folder without one is never read as data. A stage that is started again makes the
+shards without a receipt and repeats none. One process fills a folder at a time (`lease.py`). Folders are `Location`s.
 """
 
 from __future__ import annotations
@@ -98,10 +97,10 @@ def read_shard(folder: Location, entry: FileEntry, columns: Sequence[str] | None
 
 
 class RowGroups:
-    """`groups.read(entry, group)`: checked row groups of the files of one folder. `stage` reads what jobs.`made_by` wrote.
+    """`groups.read(entry, group)`: one row group of a file in a folder. stage: who reads; made_by: the job that wrote the folder.
 
-    The size of a file is compared with the manifest's when the file is first opened, and every page that is read with its
-    checksum, so damage is an error and never another value.
+    The size of a file is compared with the manifest when it is first opened, and each page with its checksum when it is read, so
+    damage is an error and never another value.
     """
 
     def __init__(self, folder: Location, columns: Sequence[str], *, stage: str, made_by: str) -> None:
@@ -137,7 +136,7 @@ class RowGroups:
 
 @dataclass(frozen=True)
 class StageOutput:
-    """The folder that one run of a stage fills. Picklable: the driver opens it, workers write shards, the driver finishes it."""
+    """The folder that one run of a stage fills: the driver opens it, workers write shards, the driver finishes it. It pickles."""
 
     folder: Location
     kind: str
@@ -146,7 +145,7 @@ class StageOutput:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """A block in which no other process may fill this folder. Raises DataError when another one does."""
+        """A block in which no other process may fill this folder. Raises DataError when another process fills it."""
         if not self.folder.name:
             raise DataError(f"{self.kind}: {self.folder} is the root of a bucket; name a folder in it")
         with ExitStack() as stack:
@@ -159,7 +158,7 @@ class StageOutput:
             yield
 
     def finished(self) -> Manifest | None:
-        """The manifest when this same work is already done; touches nothing."""
+        """The manifest if this same work is done, else None. Changes nothing on disk."""
         plan = self.folder / _PLAN
         try:
             if not plan.exists() or not (self.folder / MANIFEST).exists() or self._difference(plan, self._plan()):
@@ -171,10 +170,10 @@ class StageOutput:
         return read_manifest(self.folder, self.kind)
 
     def open(self, *, fresh: bool = False) -> Manifest | None:
-        """Make the folder ready. Returns the manifest when the same work is already done, None when there is work to do.
+        """Make the folder ready. Returns the manifest if the same work is done, None if there is work to do.
 
-        Raises DataError when the folder holds the output of another configuration or other inputs; `fresh` deletes such an output,
-        and only such a one, instead.
+        Raises DataError when the folder holds the output of another configuration or of other inputs. With `fresh` such an output,
+        and no other, is deleted instead.
         """
         try:
             return self._open(fresh)
@@ -184,7 +183,7 @@ class StageOutput:
             raise
 
     def reopen(self) -> None:
-        """Let a finished output of this same work take further shards: it is not finished again before `finish`."""
+        """Let a finished output of this same work take more shards; it counts as unfinished until `finish`."""
         if self.finished() is not None:
             (self.folder / MANIFEST).unlink(missing_ok=True)
 
@@ -210,7 +209,7 @@ class StageOutput:
         return None
 
     def _clear(self) -> None:
-        """Delete the output of another configuration, in an order that a kill in the middle leaves as "not finished" at worst."""
+        """Delete the output of another configuration, in such an order that a kill halfway leaves an unfinished output."""
         (self.folder / MANIFEST).unlink(missing_ok=True)
         if (self.folder / _RECEIPTS).exists():
             remove_tree(self.folder / _RECEIPTS)
@@ -233,28 +232,28 @@ class StageOutput:
             earlier = json.loads(path.read_text())
         except ValueError as error:
             return f"has a damaged plan, {path.name} ({error})"
-        found = _first_difference(earlier, plan)
-        return f"was made with another configuration ({found})" if found else ""
+        difference = _first_difference(earlier, plan)
+        return f"was made with another configuration ({difference})" if difference else ""
 
     @property
     def _suffix(self) -> str:
-        """How receipts of this work end: those of another configuration, by a worker that outlived its driver, end otherwise."""
+        """The end of the names of this work's receipts. Work of another configuration ends them otherwise."""
         return f".{hashlib.sha256(json.dumps(self._plan(), sort_keys=True).encode()).hexdigest()[:12]}.json"
 
     def _receipt(self, name: str) -> Location:
         return self.folder / _RECEIPTS / f"{name}{self._suffix}"
 
     def has_shard(self, name: str) -> bool:
-        """True when the shard was written whole."""
+        """Whether the shard was written whole."""
         return self._receipt(name).exists()
 
     def shard_names(self) -> frozenset[str]:
-        """The shards that were written whole; one listing, where `has_shard` is a request each."""
+        """The shards that were written whole, from one listing; `has_shard` makes a request per shard."""
         return frozenset(path.name.removesuffix(self._suffix) for path in self._receipt_files())
 
     @contextmanager
     def shard_writer(self, name: str, rows_per_group: int) -> Iterator[ShardWriter]:
-        """A writer of the shard; at the end of the block its files appear whole, then its receipt; after an exception, nothing."""
+        """A writer of the shard. At the end of the block its files appear whole, then its receipt; after an exception none."""
         with ExitStack() as files:
             writer = ShardWriter(self.folder, name, rows_per_group, files)
             try:
@@ -268,10 +267,10 @@ class StageOutput:
         write_atomically(self._receipt(name), json.dumps(receipt).encode())
 
     def _check_ours(self, name: str) -> None:
-        """Raise DataError when the folder was given to another configuration since: a worker must not write into its data."""
+        """Raise DataError if the folder now belongs to another configuration: a worker must not write into its data."""
         path = self.folder / _PLAN
         if not path.exists() or self._difference(path, self._plan()):
-            raise DataError(f"{self.kind}: {self.folder} was replaced by another run while {name} was made; nothing of it is kept")
+            raise DataError(f"{self.kind}: {self.folder} was replaced by another run while {name} was made; {name} is not kept")
 
     def write_shard(self, name: str, tables: Mapping[str, pa.Table], stats: Mapping[str, Any], rows_per_group: int = 256) -> None:
         """Write {sub-folder ("" for the folder itself): table} as NAME.parquet each, then the receipt with `stats` (plain data)."""
@@ -281,7 +280,7 @@ class StageOutput:
             writer.stats = stats
 
     def receipts(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """(shard name, stats) of every shard written so far, in order of name."""
+        """(shard name, stats) of every shard written so far, sorted by name."""
         for path, stats in self._of_receipts(lambda path: _read_json(path)["stats"]):
             yield path.name.removesuffix(self._suffix), stats
 
@@ -295,26 +294,26 @@ class StageOutput:
         return sorted(folder.glob(f"*{self._suffix}"), key=lambda path: path.name) if folder.exists() else []
 
     def finish(self, counts: Mapping[str, int], facts: Mapping[str, Any], extra_files: Sequence[str] = ()) -> Manifest:
-        """Write the manifest over all shards and `extra_files` (paths inside the folder); the dataset is whole from here on.
+        """Write the manifest of all shards and `extra_files` (paths inside the folder), which completes the dataset.
 
-        Raises DataError when a file is not what its receipt says, or when the output was taken over by another process.
+        Raises DataError when a file is not what its receipt says, or when another process took the output over.
         """
         lease.check(self.folder, self.kind)
-        entries = [entry for _, found in self._of_receipts(self._entries) for entry in found]
+        entries = [entry for _, files in self._of_receipts(self._entries) for entry in files]
         for relative in extra_files:
             path = self.folder / relative
             entries.append(FileEntry(relative, path.stat().st_size, file_sha256(path)))
         manifest = Manifest(
             self.kind, dict(self.config), dict(self.inputs), dict(counts), dict(facts), tuple(sorted(entries, key=lambda e: e.path))
         )
-        if isinstance(self.folder, Path):  # what killed workers were writing
+        if isinstance(self.folder, Path):  # the temporary files of killed workers
             for partial in list(self.folder.rglob(".*.partial")):
                 remove_tree(partial) if partial.is_dir() else partial.unlink(missing_ok=True)
         write_atomically(self.folder / MANIFEST, json.dumps(asdict(manifest), indent=1).encode())
         return read_manifest(self.folder, self.kind)
 
     def _entries(self, receipt: Location) -> list[FileEntry]:
-        """The files of a receipt, which are there. Raises DataError when one is not what the receipt says."""
+        """The files of a receipt. Raises DataError when one is missing or has another size."""
         entries = [FileEntry.from_dict(values) for values in _read_json(receipt)["files"]]
         for entry in entries:
             path = self.folder / entry.path
@@ -338,9 +337,9 @@ def _has_size(path: Location, num_bytes: int) -> bool:
 def _first_difference(old: Any, new: Any, path: str = "") -> str:
     if isinstance(old, dict) and isinstance(new, dict):
         for name in [*old, *(n for n in new if n not in old)]:
-            found = _first_difference(old.get(name), new.get(name), f"{path}.{name}" if path else str(name))
-            if found:
-                return found
+            difference = _first_difference(old.get(name), new.get(name), f"{path}.{name}" if path else str(name))
+            if difference:
+                return difference
         return ""
     return "" if old == new else f"{path}: was {_short(old)}, now {_short(new)}"
 
