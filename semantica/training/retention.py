@@ -19,9 +19,9 @@ class KeepConfig:
     every_steps: int = 0  # those of a step that this divides, for good; 0: none
 
     def __post_init__(self) -> None:
-        require(self.last >= 1, "keep.last", "at least 1", self.last)
-        require(self.best >= 0, "keep.best", "0 or more", self.best)
-        require(self.every_steps >= 0, "keep.every_steps", "0 or more", self.every_steps)
+        require(self.last >= 1, "last", "at least 1", self.last)
+        require(self.best >= 0, "best", "0 or more", self.best)
+        require(self.every_steps >= 0, "every_steps", "0 or more", self.every_steps)
 
 
 def kept(metrics: Mapping[int, float | None], keep: KeepConfig) -> frozenset[int]:
