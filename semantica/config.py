@@ -182,19 +182,17 @@ def from_args(cls: type[T], argv: Sequence[str], *, prog: str, description: str,
     values = dict(defaults or {})
     if path is not None:
         values = _over_defaults(cls, read_yaml(Path(path)), values)
-    known: dict[str, Any] = {}
+    default = object.__new__(cls)  # not built, since fields may be missing until the flags are read
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
-        if field.name in values:
-            known[field.name] = values[field.name]
-        elif field.default is dataclasses.MISSING:
-            known[field.name] = tyro.MISSING
+        own = tyro.MISSING if field.default is dataclasses.MISSING else field.default
+        object.__setattr__(default, field.name, values.get(field.name, own))
     with _without_checks():  # they run below, where the path of each field is known
         built = tyro.cli(
             cls,
             args=words,
             prog=prog,
             description=description + "\n\n--config FILE reads fields from YAML first; flags override them.",
-            default=cls(**known),
+            default=default,
         )
     _check(built)
     return built
