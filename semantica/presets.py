@@ -22,8 +22,7 @@ from semantica.errors import ConfigError
 from semantica.generation.settings import GenerateConfig, SpeedConfig
 from semantica.metrics.settings import EvaluateConfig
 from semantica.pairs.selection import BandConfig
-from semantica.training.recipe import ComputeConfig, EmaConfig, OptimizerConfig, TrainConfig
-from semantica.training.retention import KeepConfig
+from semantica.training.recipe import ComputeConfig, EmaConfig, KeepConfig, OptimizerConfig, TrainConfig
 
 DemoSource = Literal["clip-art", "html-docs"]  # pictures of the quickstart, from the package registries
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from semantica.conditioning import Conditioning
+from semantica.data.pictures import PictureRef
 from semantica.diffusion.guidance import guided
 from semantica.diffusion.samplers import sampler_of
 from semantica.generation.model import Model, in_chunks
@@ -25,15 +25,7 @@ from semantica.generation.settings import GenerateConfig
 from semantica.training.step import slot_seed
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A picture that may be a conditioning image."""
-
-    image_id: str
-    episode_id: str
-
-
-def choose_conditions(candidates: Sequence[Candidate], number: int, seed: int) -> list[Candidate]:
+def choose_conditions(candidates: Sequence[PictureRef], number: int, seed: int) -> list[PictureRef]:
     """Up to `number` conditioning images drawn uniformly from the candidates, without repetition.
 
     The order depends on the seed and the ids alone. A picture that stands on several pages is one candidate.

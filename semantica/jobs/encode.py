@@ -8,6 +8,7 @@ from typing import Annotated
 import tyro
 
 from semantica.config import config
+from semantica.data.location import location
 from semantica.encoders.settings import EncodeConfig
 from semantica.jobs.command import Command
 from semantica.runtime import Runtime
@@ -50,6 +51,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     def call(job: EncodeJob) -> None:
         from semantica.distributed.encode import encode
 
-        encode(job.encode, episodes=job.episodes, out=job.out, runtime=job.runtime)
+        encode(job.encode, episodes=location(job.episodes), out=location(job.out), runtime=job.runtime)
 
     return COMMAND.run(call, argv)

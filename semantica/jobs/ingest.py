@@ -8,6 +8,7 @@ from typing import Annotated
 import tyro
 
 from semantica.config import config
+from semantica.data.location import location
 from semantica.episodes.ingest import IngestConfig
 from semantica.jobs.command import Command
 from semantica.runtime import Runtime
@@ -52,6 +53,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     def call(job: IngestJob) -> None:
         from semantica.distributed.ingest import ingest
 
-        ingest(job.ingest, root=job.root, out=job.out, runtime=job.runtime)
+        ingest(job.ingest, root=location(job.root), out=location(job.out), runtime=job.runtime)
 
     return COMMAND.run(call, argv)

@@ -8,6 +8,7 @@ from typing import Annotated
 import tyro
 
 from semantica.config import config
+from semantica.data.location import location
 from semantica.jobs.command import Command
 from semantica.pairs.selection import BandConfig
 from semantica.runtime import Runtime
@@ -48,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def call(job: PairsJob) -> None:
         from semantica.distributed.pairs import pairs
 
-        pairs(job.band, encodings=job.encodings, out=job.out, scores=job.scores, runtime=job.runtime)
+        scores = location(job.scores) if job.scores else None
+        pairs(job.band, encodings=location(job.encodings), out=location(job.out), scores=scores, runtime=job.runtime)
 
     return COMMAND.run(call, argv)

@@ -9,6 +9,7 @@ from typing import Annotated
 import tyro
 
 from semantica.config import config
+from semantica.data.location import location
 from semantica.jobs.command import Command, shown_command
 from semantica.presets import PipelineConfig
 from semantica.runtime import Runtime
@@ -57,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         from semantica.distributed.pipeline import pipeline
 
         command = shown_command("pipeline", argv)
-        pipeline(job.pipeline, root=job.root, out=job.out, data=job.data or None, runtime=job.runtime, command=command)
+        data = location(job.data) if job.data else None
+        pipeline(job.pipeline, root=location(job.root), out=job.out, data=data, runtime=job.runtime, command=command)
         print(f"Report: {job.out.absolute() / 'evaluation' / 'report.html'}")
 
     return COMMAND.run(call, argv)

@@ -102,7 +102,7 @@ def test_the_step_is_one_graph_and_is_compiled_once():
         from semantica.conditioning import Conditioning
         from semantica.denoiser import configs
         from semantica.denoiser.uvit import UViT
-        from semantica.diffusion.schedule import ScheduleConfig
+        from semantica.diffusion.settings import ScheduleConfig
         from semantica.training.step import StepNoise, step_loss
         from dataclasses import replace
         config = replace(configs.tiny(), max_images=2, similarity=True)
