@@ -9,9 +9,11 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+from setuptools import find_packages
 
 from semantica.jobs.cli import COMMANDS, main, screen
 from semantica.jobs.flags import settings
@@ -112,3 +114,11 @@ def test_a_script_of_the_checkout_takes_the_words_of_the_command():
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert done.stdout.startswith("usage: semantica pairs")
+
+
+def test_the_wheel_holds_the_package_semantica_and_one_command():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    packages = find_packages(str(ROOT), **project["tool"]["setuptools"]["packages"]["find"])
+    assert {name.split(".")[0] for name in packages} == {"semantica"}
+    assert {"semantica.jobs", "semantica.distributed", "semantica.episodes.sources"} <= set(packages)
+    assert project["project"]["scripts"] == {"semantica": "semantica.jobs.cli:main"}

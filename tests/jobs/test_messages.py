@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import importlib
 import re
 import typing
+from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
@@ -18,6 +20,7 @@ from semantica.jobs.cli import COMMANDS
 from semantica.jobs.flags import flags_of_paths, placed, setting, settings
 from semantica.presets import preset
 
+ROOT = Path(__file__).parents[2]
 # Out of range for some field of each type. A field that takes them all has no range.
 WRONG = {int: (-1, 0, -(10**9), 10**12), float: (-1.0, 0.0, 7.5, -1e9, 1e12), str: ("", " a b ", "no such")}
 
@@ -185,3 +188,30 @@ def test_a_command_refuses_a_wrong_value_by_flag_and_path(name, words, document,
     main = importlib.import_module(f"semantica.jobs.{name}").main
     assert main([*required, "--config", str(tmp_path / "job.yaml"), *words]) == 2
     assert capsys.readouterr().err == f"error: {message}\n"
+
+
+def raised_texts() -> list[tuple[str, str]]:
+    """(file, text) of each piece of text in a `raise` of the package."""
+    texts = []
+    for path in sorted((ROOT / "semantica").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Raise):
+                parts = [part for part in ast.walk(node) if isinstance(part, ast.Constant) and isinstance(part.value, str)]
+                texts += [(f"{path.relative_to(ROOT)}:{part.lineno}", part.value) for part in parts]
+    return texts
+
+
+def test_every_flag_and_every_setting_that_an_error_names_is_one_of_a_command():
+    every = [one for name in COMMANDS for one in settings(command(name).settings)]
+    flags = {one.flag for one in every} | {"--preset", "--config"}
+    flags |= {"--" + re.sub(r"([\w-]+)$", r"no-\1", one.flag[2:]) for one in every if one.kind is bool}
+    paths = {one.path for one in every} | {one.flag[2:].replace("-", "_") for one in every}
+    sections = {path.split(".")[0] for path in paths if "." in path}
+    found = raised_texts()
+    assert len(found) > 300
+    unknown = []
+    for where, text in found:
+        unknown += [(where, flag) for flag in re.findall(r"--[a-z][\w.-]*\w", text) if flag not in flags]
+        names = re.findall(r"(?<![\w./-])([a-z]\w*(?:\.[a-z]\w*)+)", text)
+        unknown += [(where, name) for name in names if name.split(".")[0] in sections and name not in paths]
+    assert unknown == []
