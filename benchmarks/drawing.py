@@ -10,13 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from semantica.diffusion.memo import memoised
 from torch import Tensor, nn
 
 from benchmarks.peers import OURS, Size, denoiser_config, random_conditioning, settled
 from semantica.conditioning import Conditioning
 from semantica.denoiser.uvit import DenoiserConfig, UViT
 from semantica.diffusion.guidance import guided
-from semantica.diffusion.memo import memoised
 from semantica.diffusion.process import Denoise, denoise_with
 from semantica.diffusion.samplers import SamplerConfig, ddpm
 from semantica.diffusion.schedule import ScheduleConfig

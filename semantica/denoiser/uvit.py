@@ -1,6 +1,6 @@
 """U-ViT (Hoogeboom 2023): a U-Net whose fine stages are convolutional and whose coarse stages are transformers.
 
-z (B, 3, H, W), logsnr (B,) and Conditioning in, v_hat (B, 3, H, W) out; `diffusion.process.denoise_with` makes a Denoise of it.
+z (B, C, H, W), logsnr (B,) and Conditioning in, v_hat (B, C, H, W) out; `diffusion.process.bind_with` makes a Denoise of it.
 Knows nothing of schedules, losses and samplers. [C] marks a choice where the papers are silent.
 """
 
@@ -68,11 +68,12 @@ class DenoiserConfig:
     norm_groups: int = 32  # of the convolution stages' GroupNorm [C]
     max_images: int = 1  # conditioning images it takes; more than the paper's one costs their tokens in cross-attention
     similarity: bool = False  # whether it takes the wanted similarity to the conditioning image, which the paper suggests
+    channels: int = 3  # of z and v_hat: 3 for pictures; a vector of D numbers has D channels at resolution_px 1
 
     def __post_init__(self) -> None:
         for name in ("resolution_px", "patch_px", "token_dim", "num_tokens", "pooled_dim", "head_dim", "mlp_ratio"):
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
-        for name in ("norm_groups", "max_images"):
+        for name in ("norm_groups", "max_images", "channels"):
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         require(len(self.stages) >= 1, "stages", "at least one stage", self.stages)
         require(
@@ -98,6 +99,11 @@ class DenoiserConfig:
     def stage_side(self, index: int) -> int:
         """Positions on a side at stage `index`."""
         return self.resolution_px // (self.patch_px << index)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of z."""
+        return self.channels, self.resolution_px, self.resolution_px
 
     @property
     def context_dim(self) -> int | None:
@@ -182,7 +188,7 @@ class UViT(nn.Module):
         super().__init__()
         self.config = config
         stages, lowest = config.stages, len(config.stages) - 1
-        patch_channels = 3 * config.patch_px**2
+        patch_channels = config.channels * config.patch_px**2
         self.noise = NoiseEmbedding(config.noise_embedding_dim)
         width, images = config.noise_embedding_dim, config.max_images
         self.tokens = None if config.context_dim is None else TokenContext(config.context_dim, images)
@@ -214,11 +220,10 @@ class UViT(nn.Module):
         return Prepared(self._embedding(cond), tuple(stage.keys_values(context) for stage in self.stages))
 
     def forward(
-        self, z: Float[Tensor, "b 3 h w"], logsnr: Float[Tensor, " b"], cond: Conditioning | Prepared
-    ) -> Float[Tensor, "b 3 h w"]:
+        self, z: Float[Tensor, "b c h w"], logsnr: Float[Tensor, " b"], cond: Conditioning | Prepared
+    ) -> Float[Tensor, "b c h w"]:
         """v_hat, or what the network was trained to output. Raises DataError for z or conditioning of another shape."""
-        side = self.config.resolution_px
-        _expect("z", (len(z), 3, side, side), z)
+        _expect("z", (len(z), *self.config.shape), z)
         # Not `prepare`: within a block, keys and values need not be kept for the backward pass of a block that is run again.
         prepared = cond if isinstance(cond, Prepared) else self._unprepared(cond)
         embedding = self.noise(logsnr)

@@ -47,7 +47,7 @@ TokensOf: TypeAlias = Callable[[Sequence[bytes]], Tensor]
 class Batch:
     """Target images x (b, 3, H, W) in [-1, 1], their conditioning, and the slots they fill of the whole batch."""
 
-    x: Float[Tensor, "b 3 h w"]
+    x: Float[Tensor, "b c h w"]
     cond: Conditioning
     slots: range
 
