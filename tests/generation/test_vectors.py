@@ -7,7 +7,7 @@ import torch
 
 from semantica.conditioning import Conditioning
 from semantica.config import from_dict, to_dict
-from semantica.denoiser.sizes import num_parameters, sampling_bytes
+from semantica.denoiser.sizes import num_parameters
 from semantica.denoiser.uvit import DenoiserConfig, StageConfig, UViT
 from semantica.diffusion.samplers import SAMPLERS, SamplerConfig, sample
 from semantica.diffusion.schedule import ScheduleConfig
@@ -15,6 +15,7 @@ from semantica.errors import ConfigError, DataError
 from semantica.generation.generate import GenerateConfig, SampleNoise, sample_pictures
 from semantica.generation.model import Model
 from semantica.pairs.loader import Batch
+from semantica.planning.memory import example_bytes
 from semantica.training.checkpoint import Provenance, open_checkpoint
 from semantica.training.loop import Hooks, fit
 from semantica.training.recipe import EmaConfig, OptimizerConfig, TrainConfig
@@ -103,4 +104,4 @@ def test_a_configuration_from_before_there_were_channels_is_one_of_pictures():
 def test_more_channels_cost_only_the_first_and_the_last_layer():
     more = replace(DENOISER, channels=D + 10)
     assert num_parameters(more) - num_parameters(DENOISER) == 10 * (64 + 64 + 1)
-    assert sampling_bytes(more, torch.float32) > sampling_bytes(DENOISER, torch.float32)
+    assert example_bytes(more) - example_bytes(DENOISER) == 10 * 2 * 4  # x and its noise
