@@ -14,13 +14,15 @@ from torch import Tensor, nn
 
 from benchmarks.peers import OURS, Size, denoiser_config, random_conditioning, settled
 from semantica.conditioning import Conditioning
-from semantica.denoiser.uvit import DenoiserConfig, UViT
+from semantica.denoiser.configs import DenoiserConfig
+from semantica.denoiser.uvit import UViT
 from semantica.diffusion.guidance import guided
 from semantica.diffusion.process import Bind, Denoise, bind_with, denoise_with
-from semantica.diffusion.samplers import SamplerConfig, ddpm
-from semantica.diffusion.schedule import ScheduleConfig
-from semantica.generation.generate import GenerateConfig, SampleNoise, sample_pictures
-from semantica.generation.model import Model, SpeedConfig
+from semantica.diffusion.samplers import ddpm, levels_of
+from semantica.diffusion.settings import ScheduleConfig
+from semantica.generation.generate import SampleNoise, sample_pictures
+from semantica.generation.model import Model
+from semantica.generation.settings import GenerateConfig, SpeedConfig
 
 W = 0.5
 
@@ -140,6 +142,6 @@ def drawing(way: Way, network: nn.Module, scene: Scene) -> Callable[[], Tensor]:
 
         with torch.inference_mode():
             # Bound at every call: a run pays once for what it computes once.
-            return ddpm(guided_denoise(network, way, cond), noise(0), scene.sampler.levels(scene.schedule), noise)
+            return ddpm(guided_denoise(network, way, cond), noise(0), levels_of(scene.sampler, scene.schedule), noise)
 
     return draw

@@ -37,7 +37,7 @@ from benchmarks.measure import (
 from benchmarks.peers import OURS, contenders, gflop
 from benchmarks.record import Measured, record
 from semantica.diffusion.process import Denoise, bind_with
-from semantica.diffusion.samplers import ddpm
+from semantica.diffusion.samplers import ddpm, levels_of
 from semantica.generation.generate import to_pixels
 
 _GUARD_STEPS = 8
@@ -52,7 +52,7 @@ def check_pictures(make: Callable[[], nn.Module], scene: Scene) -> list[Measured
 
     def draw(denoise: Denoise) -> Tensor:
         noise = scene.noise()
-        return ddpm(denoise, noise.draw(), scene.sampler.levels(scene.schedule), noise)
+        return ddpm(denoise, noise.draw(), levels_of(scene.sampler, scene.schedule), noise)
 
     with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
         plain, house = draw(guided_denoise(network, PLAIN, cond)), draw(guided_denoise(network, HOUSE, cond))

@@ -14,7 +14,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from semantica.conditioning import Conditioning
-from semantica.denoiser.uvit import DenoiserConfig, UViT
+from semantica.denoiser.configs import DenoiserConfig
+from semantica.denoiser.uvit import UViT
 
 
 def num_parameters(config: DenoiserConfig) -> int:

@@ -14,39 +14,10 @@ import torch
 from torch import Tensor
 
 from semantica.conditioning import Conditioning
-from semantica.config import config, require
 from semantica.diffusion.process import Bind, Denoise, LogSNR, Pictures
+from semantica.diffusion.settings import GuidanceConfig
 
 PIXELS = (1, 2, 3)
-
-
-@config
-class GuidanceConfig:
-    """What goes beyond the paper's plain w. The defaults are plain guidance, bit for bit, where no similarity is requested."""
-
-    # The guidance weight of a requested similarity by itself (`requested`); rows that request none are left alone. At 0 samples
-    # hardly follow the request (docs/experiments.md).
-    request: float = 4.0
-    # Levels (logsnr) from low to high where w holds; outside, w is 0, at half the cost (Kynkäänniemi 2024; -2 ln of their sigma).
-    interval: tuple[float, float] | None = None
-    # Adaptive projected guidance (Sadat 2024). parallel: the share of the update along x_hat that stays (eta; they use 0).
-    # max_norm: the L2 norm over the picture to which a longer update is shortened. momentum: the weight of the last step's update
-    # in this step's (beta; they use -0.5).
-    parallel: float = 1.0
-    max_norm: float | None = None
-    momentum: float = 0.0
-    rescale: float = 0.0  # phi of Lin 2023: 0 is off, 1 gives x_hat the conditional one's std; they use 0.7
-    threshold: float | None = None  # the quantile of dynamic thresholding (Saharia 2022); 0.995 is usual
-
-    def __post_init__(self) -> None:
-        require(self.request >= 0, "guidance.request", "0 or more", self.request)
-        if self.interval is not None:
-            require(self.interval[0] < self.interval[1], "guidance.interval", "(low, high) with low < high", self.interval)
-        require(0 <= self.parallel <= 1, "guidance.parallel", "in [0, 1]", self.parallel)
-        require(self.max_norm is None or self.max_norm > 0, "guidance.max_norm", "positive or none", self.max_norm)
-        require(-1 < self.momentum < 1, "guidance.momentum", "in (-1, 1)", self.momentum)
-        require(0 <= self.rescale <= 1, "guidance.rescale", "in [0, 1]", self.rescale)
-        require(self.threshold is None or 0 < self.threshold <= 1, "guidance.threshold", "in (0, 1] or none", self.threshold)
 
 
 def guided(

@@ -13,16 +13,15 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, Literal, TypeVar
+from typing import TypeVar
 
 import torch
-import tyro
 from jaxtyping import Float
 from torch import Tensor
 
-from semantica.config import config, require
 from semantica.diffusion.process import Denoise, LogSNR, Pictures, v_from_x
-from semantica.diffusion.schedule import ScheduleConfig, alpha_sigma, logsnr
+from semantica.diffusion.schedule import alpha_sigma, logsnr
+from semantica.diffusion.settings import SAMPLERS, SamplerConfig, ScheduleConfig, Spacing
 from semantica.errors import ConfigError
 
 Levels = Float[Tensor, " num_steps_and_1"]
@@ -30,8 +29,6 @@ Levels = Float[Tensor, " num_steps_and_1"]
 
 Noise = Callable[[int], Tensor]
 """step index (0 at the first level) -> standard normal, shaped like z."""
-
-Spacing = Literal["t", "logsnr"]
 
 F = TypeVar("F", bound=Callable[..., Tensor])
 S = TypeVar("S", bound="Step")
@@ -60,7 +57,7 @@ def step_levels(schedule: ScheduleConfig, num_steps: int, spacing: Spacing) -> L
     return schedule.logsnr_max + t * (schedule.logsnr_min - schedule.logsnr_max)
 
 
-# Settings and the registry
+# The registry
 
 
 @dataclass(frozen=True)
@@ -72,37 +69,6 @@ class Sampler:
     keywords: frozenset[str]
 
 
-SAMPLERS: dict[str, Sampler] = {}
-"""The samplers by name. A sampler in a module of its own is known once that module is imported."""
-
-
-def _choices() -> str:
-    return "{" + ",".join(SAMPLERS) + "}"
-
-
-@config
-class SamplerConfig:
-    """Settings of every sampler; the defaults are the paper's."""
-
-    name: Annotated[str, tyro.conf.arg(metavar=_choices())] = "ddpm"
-    num_steps: int = 256  # 512 for reported figures
-    # What the steps are equal in [C]; none: t for ddpm, as in the paper, and logsnr for ddim and dpm_solver. The shifted schedule
-    # leaves few steps in t at low noise: dpm_solver with 64 steps in t is further off at 256 px than with 8 in logsnr.
-    spacing: Spacing | None = None
-    # For ddpm: std = small_std^interpolation large_std^(1 - interpolation): 1 is the posterior's std, 0 the forward process's.
-    interpolation: float = 0.2
-    clip: bool = True  # x_hat to [-1, 1] at every step, after guidance
-
-    def __post_init__(self) -> None:
-        require(self.name in SAMPLERS, "name", f"one of {', '.join(SAMPLERS)}", self.name)
-        require(self.num_steps >= 1, "num_steps", "at least 1", self.num_steps)
-        require(0 <= self.interpolation <= 1, "interpolation", "in [0, 1]", self.interpolation)
-
-    def levels(self, schedule: ScheduleConfig) -> Levels:
-        """The levels of a whole run on that schedule."""
-        return step_levels(schedule, self.num_steps, self.spacing or SAMPLERS[self.name].spacing)
-
-
 def sampler(name: str, spacing: Spacing = "logsnr") -> Callable[[F], F]:
     """Register a function `(denoise, z, levels, …) -> x` as the sampler `name`, with its spacing where a SamplerConfig says none.
 
@@ -112,21 +78,26 @@ def sampler(name: str, spacing: Spacing = "logsnr") -> Callable[[F], F]:
 
     def register(function: F) -> F:
         keywords = frozenset(list(inspect.signature(function).parameters)[3:])
-        assert name not in SAMPLERS, f"two samplers of the name {name}"
         assert keywords <= {"noise", "callback", *SamplerConfig.__dataclass_fields__}, f"{name}: unknown keywords in {keywords}"
-        SAMPLERS[name] = Sampler(function, spacing, keywords)
+        SAMPLERS.add(name, Sampler(function, spacing, keywords))
         return function
 
     return register
+
+
+def levels_of(config: SamplerConfig, schedule: ScheduleConfig) -> Levels:
+    """The levels of a whole run with these settings on that schedule."""
+    chosen: Sampler = SAMPLERS[config.name]
+    return step_levels(schedule, config.num_steps, config.spacing or chosen.spacing)
 
 
 def sample(
     denoise: Denoise, z: Pictures, schedule: ScheduleConfig, noise: Noise, config: SamplerConfig, callback: Callback | None = None
 ) -> Pictures:
     """x from z at t = 1, by the sampler and the levels that `config` says. A deterministic sampler never calls `noise`."""
-    chosen = SAMPLERS[config.name]
+    chosen: Sampler = SAMPLERS[config.name]
     given = {**vars(config), "noise": noise, "callback": callback}
-    return chosen.run(denoise, z, config.levels(schedule), **{name: given[name] for name in chosen.keywords})
+    return chosen.run(denoise, z, levels_of(config, schedule), **{name: given[name] for name in chosen.keywords})
 
 
 # What samplers share

@@ -19,49 +19,15 @@ from PIL import Image
 from torch import Tensor
 
 from semantica.conditioning import Conditioning
-from semantica.config import config, require
-from semantica.diffusion.guidance import GuidanceConfig, rows_per_picture
-from semantica.diffusion.samplers import SamplerConfig, Step, sample
-from semantica.generation.model import Model, SpeedConfig, in_chunks
+from semantica.data.pictures import PictureRef
+from semantica.diffusion.guidance import rows_per_picture
+from semantica.diffusion.samplers import Step, sample
+from semantica.generation.model import Model, in_chunks
+from semantica.generation.settings import GenerateConfig
 from semantica.keyed_random import sample_generator
 
 
-@config
-class GenerateConfig:
-    """What is drawn: samples_per_condition samples at each guidance w, for each of num_conditions held-out conditioning images.
-
-    similarity: the requested similarity to the conditioning image, as the band's score measures it; for denoisers that take one.
-    """
-
-    guidance: tuple[float, ...] = (0.0, 0.1, 0.2, 0.5, 1.0)
-    beyond: GuidanceConfig = GuidanceConfig()
-    sampler: SamplerConfig = SamplerConfig()
-    similarity: float | None = None
-    speed: SpeedConfig = SpeedConfig()
-    num_conditions: int = 64
-    samples_per_condition: int = 1
-    use_ema: bool = True
-    batch_size: int = 32  # samples per shard; fewer at once when memory does not hold them
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        require(len(self.guidance) > 0 and min(self.guidance) >= 0, "generate.guidance", "weights of 0 or more", self.guidance)
-        require(len(set(self.guidance)) == len(self.guidance), "generate.guidance", "all different", self.guidance)
-        similarity = self.similarity is None or -1 <= self.similarity <= 1
-        require(similarity, "generate.similarity", "a cosine, in [-1, 1]", self.similarity)
-        for name in ("num_conditions", "samples_per_condition", "batch_size"):
-            require(getattr(self, name) > 0, f"generate.{name}", "positive", getattr(self, name))
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A picture that may be a conditioning image."""
-
-    image_id: str
-    episode_id: str
-
-
-def choose_conditions(candidates: Sequence[Candidate], number: int, seed: int) -> list[Candidate]:
+def choose_conditions(candidates: Sequence[PictureRef], number: int, seed: int) -> list[PictureRef]:
     """Up to `number` conditioning images drawn uniformly from the candidates, without repetition.
 
     The order depends on the seed and the ids alone. A picture that is on several pages is one candidate.

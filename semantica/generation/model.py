@@ -13,25 +13,16 @@ import torch
 from torch import Tensor
 
 from semantica.conditioning import Conditioning
-from semantica.config import config
 from semantica.denoiser.sizes import sampling_bytes
 from semantica.denoiser.uvit import UViT
-from semantica.diffusion.guidance import GuidanceConfig, guided
-from semantica.diffusion.process import Denoise, Prediction, bind_with
-from semantica.diffusion.schedule import ScheduleConfig
+from semantica.diffusion.guidance import guided
+from semantica.diffusion.process import Denoise, bind_with
+from semantica.diffusion.settings import GuidanceConfig, Prediction, ScheduleConfig
+from semantica.generation.settings import SpeedConfig
 from semantica.training.checkpoint import Checkpoint
-from semantica.training.compute import Precision
 
 CPU = torch.device("cpu")
 MEMORY_SHARE = 0.6  # of what is free: the estimate knows neither the allocator's rounding nor the workspaces of convolutions
-
-
-@config
-class SpeedConfig:
-    """Arithmetic of drawing. precision: that of weights and products; z, x_hat and the sampler are float32 always."""
-
-    precision: Precision = "float32"
-    compile: bool = False  # the network as one graph, on CUDA captured and replayed; a minute at the start
 
 
 @dataclass(frozen=True)

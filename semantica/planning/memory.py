@@ -16,14 +16,15 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from semantica.conditioning import Conditioning
+from semantica.denoiser.configs import DenoiserConfig
 from semantica.denoiser.sizes import PeakBytes
-from semantica.denoiser.uvit import DenoiserConfig, UViT
-from semantica.diffusion.schedule import ScheduleConfig
+from semantica.denoiser.uvit import UViT
+from semantica.diffusion.settings import ScheduleConfig
 from semantica.pairs.loader import Batch
 from semantica.planning.model import on_paper
-from semantica.training.compute import ComputeConfig, Recompute
+from semantica.training.compute import prepare
 from semantica.training.parallel import StateBytes, state_bytes
-from semantica.training.recipe import TrainConfig
+from semantica.training.recipe import ComputeConfig, Recompute, TrainConfig
 from semantica.training.step import StepNoise, add_gradients
 
 _FLOAT = 4
@@ -76,7 +77,7 @@ def example_bytes(denoiser: DenoiserConfig) -> int:
 def _pass_bytes(denoiser: DenoiserConfig, compute: ComputeConfig, rows: int, with_gradients: bool) -> int:
     """The most bytes that tensors made in one forward and backward pass take at once; inputs and weights are not in it."""
     with FakeTensorMode():
-        network = compute.prepare(UViT(denoiser).train())
+        network = prepare(UViT(denoiser).train(), compute)
         if not with_gradients:
             for parameter in network.parameters():
                 parameter.register_post_accumulate_grad_hook(_let_go)  # type: ignore[no-untyped-call]

@@ -8,7 +8,8 @@ import torch
 from semantica.diffusion.guidance import guided
 from semantica.diffusion.process import diffuse
 from semantica.diffusion.samplers import ddim, ddim_invert, ddim_step, dpm_solver, step_levels
-from semantica.diffusion.schedule import ScheduleConfig, alpha_sigma
+from semantica.diffusion.schedule import alpha_sigma
+from semantica.diffusion.settings import ScheduleConfig
 from tests.diffusion.oracles import (
     BIND,
     SCHEDULE,

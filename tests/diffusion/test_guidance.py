@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from semantica.config import from_dict, to_dict
-from semantica.diffusion.guidance import GuidanceConfig, guided, requested, rows_per_picture
+from semantica.diffusion.guidance import guided, requested, rows_per_picture
 from semantica.diffusion.process import bind_with, eps_from_x, v_from_x
-from semantica.diffusion.samplers import SAMPLERS, SamplerConfig, ddpm, sample, step_levels
+from semantica.diffusion.samplers import ddpm, sample, step_levels
+from semantica.diffusion.settings import SAMPLERS, GuidanceConfig, SamplerConfig
 from semantica.errors import ConfigError
 from tests.diffusion.oracles import BIND, LEVELS, SCHEDULE, Network, noise_like, x_hat_of
 

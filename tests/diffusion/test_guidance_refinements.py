@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from semantica.diffusion.guidance import GuidanceConfig, guided, projected, rescaled, shortened, thresholded
+from semantica.diffusion.guidance import guided, projected, rescaled, shortened, thresholded
 from semantica.diffusion.process import bind_with
 from semantica.diffusion.samplers import ddim, ddpm, step_levels
+from semantica.diffusion.settings import GuidanceConfig
 from tests.diffusion.oracles import BIND, LEVELS, SCHEDULE, Network, conditioning, levels, noise_like, normal, x_hat_of
 
 

@@ -5,20 +5,20 @@ import torch
 
 from semantica.config import from_args
 from semantica.diffusion.samplers import (
-    SAMPLERS,
-    SamplerConfig,
     ddim,
     ddim_invert,
     ddpm,
     ddpm_posterior,
     ddpm_step,
     dpm_solver,
+    levels_of,
     sample,
     sampler,
     step_levels,
     walk,
 )
-from semantica.diffusion.schedule import ScheduleConfig, alpha_sigma, logsnr
+from semantica.diffusion.schedule import alpha_sigma, logsnr
+from semantica.diffusion.settings import SAMPLER_NAMES, SAMPLERS, SamplerConfig, ScheduleConfig
 from semantica.errors import ConfigError
 from tests.diffusion.oracles import (
     BIND,
@@ -276,24 +276,28 @@ def test_the_paper_sampler_is_the_default_and_each_name_is_its_function():
     assert SamplerConfig().name == "ddpm"
 
 
-def test_a_sampler_is_added_by_one_function_beside_its_code(monkeypatch, capsys):
-    """It draws by its own spacing, with the settings and the noise that it names, and command lines know it."""
-    monkeypatch.setattr("semantica.diffusion.samplers.SAMPLERS", dict(SAMPLERS))
+def test_a_sampler_is_added_by_one_function_beside_its_code(monkeypatch):
+    """It draws by its own spacing, with the settings and the noise that it names, and a command line takes it."""
+    monkeypatch.setattr(SAMPLERS, "_parts", {name: SAMPLERS[name] for name in SAMPLERS})
 
     @sampler("noisy", spacing="t")
     def noisy(denoise, z, levels, noise, *, interpolation, callback=None):
         return walk(lambda i, z, x_hat, t, s: x_hat + interpolation * noise(i), denoise, z, levels, clip=False, callback=callback)
 
     z, config = normal((2, 3, 4, 4), 6), SamplerConfig(name="noisy", num_steps=2, interpolation=0.5)
-    assert torch.equal(config.levels(SCHEDULE), step_levels(SCHEDULE, 2, "t"))
+    assert torch.equal(levels_of(config, SCHEDULE), step_levels(SCHEDULE, 2, "t"))
     denoise, eps = gaussian_denoiser(0.1, 0.5), normal((2, 3, 4, 4), 7)
     first, middle = (level.expand(2) for level in step_levels(SCHEDULE, 2, "t")[:2])
     expected = denoise(denoise(z, first) + 0.5 * eps, middle)
     assert torch.equal(sample(denoise, z, SCHEDULE, lambda index: eps, config), expected)
+    assert from_args(SamplerConfig, ["--name", "noisy"], prog="p", description="d").name == "noisy"
+
+
+def test_the_help_of_a_command_names_every_sampler_of_the_project(capsys):
     with pytest.raises(SystemExit):
         from_args(SamplerConfig, ["--help"], prog="p", description="d")
-    assert "--name {ddpm,ddim,dpm_solver,noisy}" in capsys.readouterr().out
-    assert from_args(SamplerConfig, ["--name", "noisy"], prog="p", description="d").name == "noisy"
+    assert f"--name {{{','.join(SAMPLERS)}}}" in capsys.readouterr().out
+    assert tuple(SAMPLERS) == SAMPLER_NAMES
 
 
 @pytest.mark.parametrize("wrong", ["another", "DDIM", ""])

@@ -16,7 +16,8 @@ from semantica.diffusion.process import (
     x_from_eps,
     x_from_v,
 )
-from semantica.diffusion.schedule import ScheduleConfig, alpha_sigma, logsnr, logsnr_shift
+from semantica.diffusion.schedule import alpha_sigma, logsnr, logsnr_shift
+from semantica.diffusion.settings import ScheduleConfig
 from semantica.errors import ConfigError, DataError
 from tests.diffusion.oracles import Network, conditioning, eps_from_v, normal, v_from_eps
 

@@ -13,8 +13,9 @@ pytest.importorskip("diffusers")
 
 import semantica
 from semantica.diffusion.process import diffuse, eps_from_x, v_from_x
-from semantica.diffusion.samplers import SamplerConfig, ddpm
-from semantica.diffusion.schedule import ScheduleConfig, logsnr
+from semantica.diffusion.samplers import ddpm, levels_of
+from semantica.diffusion.schedule import logsnr
+from semantica.diffusion.settings import SamplerConfig, ScheduleConfig
 from semantica.errors import ConfigError
 from semantica.generation.diffusers_pipeline import SemanticaPipeline, SemanticaScheduler
 from semantica.generation.generate import SampleNoise, to_pixels
@@ -59,7 +60,7 @@ def test_the_pipeline_is_the_sampler_fed_the_same_sample_noise(model, pipe, pict
     asked = model.asked([[picture] for picture in pictures], 1)
     noise = SampleNoise(0, asked.names, (3, 16, 16))
     with torch.no_grad():
-        x = ddpm(model.model.bind(asked.cond), noise.draw(), SamplerConfig(num_steps=9).levels(model.release.schedule), noise)
+        x = ddpm(model.model.bind(asked.cond), noise.draw(), levels_of(SamplerConfig(num_steps=9), model.release.schedule), noise)
     got = pipe(pictures, 9, guidance_scale=1, generator=pipe.generators(pictures), output_type="pt", return_dict=False)[0]
     assert torch.equal(got, (x + 1) / 2)
     arrays = pipe(pictures, 9, guidance_scale=1, generator=pipe.generators(pictures), output_type="np").images
@@ -80,7 +81,7 @@ def test_the_scheduler_alone_walks_as_ddpm_does_from_any_prediction(prediction_t
     expected = ddpm(
         lambda z, logsnr: z / 2,
         z,
-        config.levels(SCHEDULE),
+        levels_of(config, SCHEDULE),
         lambda index: torch.stack([torch.randn(3, 8, 8, generator=g) for g in kept]),
         interpolation=0.3,
         clip=False,

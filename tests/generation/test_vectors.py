@@ -7,19 +7,21 @@ import torch
 
 from semantica.conditioning import Conditioning
 from semantica.config import from_dict, to_dict
+from semantica.denoiser.configs import DenoiserConfig, StageConfig
 from semantica.denoiser.sizes import num_parameters
-from semantica.denoiser.uvit import DenoiserConfig, StageConfig, UViT
-from semantica.diffusion.samplers import SAMPLERS, SamplerConfig, sample
-from semantica.diffusion.schedule import ScheduleConfig
+from semantica.denoiser.uvit import UViT
+from semantica.diffusion.samplers import sample
+from semantica.diffusion.settings import SAMPLERS, SamplerConfig, ScheduleConfig
 from semantica.errors import ConfigError, DataError
-from semantica.generation.generate import GenerateConfig, SampleNoise, sample_pictures
+from semantica.generation.generate import SampleNoise, sample_pictures
 from semantica.generation.model import Model
+from semantica.generation.settings import GenerateConfig
 from semantica.pairs.loader import Batch
 from semantica.planning.memory import example_bytes
 from semantica.training.checkpoint import Provenance, open_checkpoint
+from semantica.training.checkpoint.save import write_checkpoint
 from semantica.training.loop import Hooks, fit
 from semantica.training.recipe import EmaConfig, OptimizerConfig, TrainConfig
-from semantica.training.writing import write_checkpoint
 
 D = 6
 POINTS = torch.tensor([[0.9, -0.6, 0.0, 0.3, -0.9, 0.5], [-0.5, 0.8, 0.4, -0.7, 0.1, -0.2]])
