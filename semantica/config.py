@@ -3,6 +3,9 @@
 Every stage declares its settings as a `@config` dataclass beside the code that uses them. Whatever comes from outside passes
 through `from_dict` (YAML and overrides) or `from_args` (command line, tyro); an unknown or mistyped field is an error that
 names it. Nothing here knows a stage.
+
+A field decides what a stage makes, unless its default is written `free(...)`: then it may change when the stage runs again in
+the same folder (`identity.py`).
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ import yaml
 from semantica.errors import ConfigError
 
 T = TypeVar("T")
+FREE, BEFORE = "free", "before"  # keys of a field's metadata
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
@@ -32,6 +36,16 @@ def config(cls: type[T]) -> type[T]:
     """The class as a frozen, keyword-only dataclass that refuses unknown and mistyped fields when built by `from_dict`."""
     cls.__pydantic_config__ = pydantic.ConfigDict(extra="forbid", strict=True)  # type: ignore[attr-defined]
     return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+
+
+def free(default: T) -> T:
+    """The default of a field that does not change what is made, or only its rounding: it may change when work resumes."""
+    return typing.cast(T, dataclasses.field(default=default, metadata={FREE: True}))
+
+
+def added(default: T, *, before: T) -> T:
+    """The default of a field that older versions did not have. before: the value that their code behaved as, if not `default`."""
+    return typing.cast(T, dataclasses.field(default=default, metadata={BEFORE: before}))
 
 
 def require(holds: bool, field: str, expected: str, got: object) -> None:

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from semantica.config import to_dict
 from semantica.data.dataset import FileEntry, Manifest, StageOutput, read_manifest
 from semantica.data.location import Location, location
 from semantica.distributed.session import stage_session
-from semantica.distributed.shards import in_actors, with_meter
+from semantica.distributed.shards import check_actor, in_actors, with_meter
 from semantica.encoders.encode import EncodeConfig
 from semantica.encoders.encoder import load_encoder
 from semantica.encoders.shard import EpisodesShard, encode_shard
@@ -65,14 +65,16 @@ def encode(
     """
     episodes = location(episodes)
     source = read_manifest(episodes, "episodes")
-    stage = StageOutput(location(out), "encodings", to_dict(config), {"episodes": source.hash})
-    with stage_session("encode", stage, runtime, parent) as session:
+    stage = StageOutput(location(out), "encodings", config, {"episodes": source.hash})
+    arguments = (config, episodes, stage)
+    ready = partial(check_actor, _EncodeShard, arguments, runtime.cluster)
+    with stage_session("encode", stage, runtime, parent, ready=ready) as session:
         if session.done is not None:
             return session.done
         done = encoded_so_far(stage)
         counts = sum(done.values(), Counter())
         todo = [asdict(shard) for shard in shards_of(source, ("", HELD_OUT)) if shard.name not in done]
-        results = in_actors(_EncodeShard, (config, episodes, stage), todo, runtime.cluster)
+        results = in_actors(_EncodeShard, arguments, todo, runtime.cluster)
         watched = _watch(results, counts, num_in(source), runtime.max_damaged_share)
         with_meter(watched, "encode", num_in(source) - num_pictures(counts), "pictures", num_pictures)
         manifest = finish_encodings(stage, source, runtime.max_damaged_share)

@@ -15,7 +15,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from semantica.config import to_dict
 from semantica.data.dataset import Manifest, ShardWriter, StageOutput
 from semantica.data.location import Location, Where, file_sha256, location, remove_tree, write_atomically
 from semantica.data.schemas import EPISODES
@@ -56,7 +55,7 @@ def ingest(
     """
     root = location(root)
     parts = SOURCES[config.source].parts(root, config.read)
-    stage = StageOutput(location(out), "episodes", to_dict(config), {"pages": _listing_hash(parts)})
+    stage = StageOutput(location(out), "episodes", config, {"pages": _listing_hash(parts)})
     with stage_session("ingest", stage, runtime, parent) as session:
         if session.done is not None:
             return session.done

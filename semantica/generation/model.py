@@ -11,7 +11,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from semantica.config import config
+from semantica.config import config, free
 from semantica.denoiser.sizes import sampling_bytes
 from semantica.denoiser.uvit import UViT
 from semantica.diffusion.process import Denoise, Prediction, denoise_with
@@ -28,7 +28,7 @@ class SpeedConfig:
     """Settings of the arithmetic of drawing. precision: of weights and products; z, x_hat and the sampler are float32 always."""
 
     precision: Precision = "float32"
-    compile: bool = False  # the network as one graph, on CUDA captured and replayed; a minute at the start
+    compile: bool = free(False)  # one graph, on CUDA captured and replayed; a minute at the start. Samples differ by rounding
 
 
 @dataclass(frozen=True)

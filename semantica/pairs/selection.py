@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Float, Int
 
-from semantica.config import config, require, to_dict
+from semantica.config import config, require
 from semantica.data.dataset import Manifest, StageOutput, read_manifest
 from semantica.data.location import Location, follow, relative
 from semantica.errors import DataError
@@ -104,7 +104,7 @@ def selection_stage(scores: Location, band: BandConfig, out: Location) -> StageO
     """The output folder of the selection for `band` over a scores folder."""
     inputs = {"scores": read_manifest(scores, "scores").hash}
     # Relative, so that a run that is moved as a whole is still the same run.
-    return StageOutput(out, "selection", to_dict(band) | {"scores": relative(scores, out)}, inputs)
+    return StageOutput(out, "selection", band, inputs, further={"scores": relative(scores, out)})
 
 
 def select(stage: StageOutput, scores: Location, band: BandConfig, watch: Callable[[ScoredPairs], None] | None = None) -> Manifest:

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from semantica.config import config, require
+from semantica.config import config, free, require
 from semantica.denoiser.uvit import UViT
 from semantica.errors import ConfigError
 
@@ -27,14 +27,17 @@ class ComputeConfig:
     Adam and EMA are float32 always. recompute: which blocks keep their input only, and run again in the backward pass.
     parallel: with ddp every worker holds all of weights, gradients, Adam's moments and EMA; with fsdp its rows of them; with hsdp
     each group of shard_workers workers shares one copy, such as those of one machine.
+
+    Only precision decides what is trained. The others may change when a training resumes: what they change is the order in which
+    float32 numbers are added, so weights agree but for rounding. recompute changes no bit.
     """
 
     precision: Precision = "float32"
-    channels_last: bool = True
-    compile: bool = False  # the network as one graph, with sharded weights each block; a minute at the start of every worker
-    recompute: Recompute = "none"
-    parallel: Parallel = "ddp"
-    shard_workers: int | None = None  # with hsdp, and only there: how many workers share one copy
+    channels_last: bool = free(True)
+    compile: bool = free(False)  # the network as one graph, with sharded weights each block; a minute at the start of every worker
+    recompute: Recompute = free("none")
+    parallel: Parallel = free("ddp")
+    shard_workers: int | None = free(None)  # with hsdp, and only there: how many workers share one copy
 
     def __post_init__(self) -> None:
         fits = self.shard_workers is None if self.parallel != "hsdp" else (self.shard_workers or 0) >= 2

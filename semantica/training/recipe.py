@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from semantica.config import config, require
+from semantica.config import config, free, require
 from semantica.denoiser.uvit import DenoiserConfig
 from semantica.diffusion.process import Prediction
 from semantica.diffusion.schedule import ScheduleConfig
@@ -59,7 +59,10 @@ class EmaConfig:
 
 @config
 class TrainConfig:
-    """One training run: what is trained, on which draws, for how long. Where it runs is ClusterConfig's."""
+    """One training run: what is trained, on which draws, for how long. Where it runs is ClusterConfig's.
+
+    A training that resumes may have other values of the fields that are `free`, and a larger num_steps.
+    """
 
     denoiser: DenoiserConfig
     schedule: ScheduleConfig
@@ -72,17 +75,19 @@ class TrainConfig:
     prediction: Prediction = "v"  # what the network outputs; the loss is that of eps for all three
     conditioning_dropout: float = 0.1  # share of the examples that are trained without their condition
     similarity_dropout: float = 0.1  # share of the examples that do not say how similar; read by denoisers that take it
-    micro_batch_size: int | None = None  # slots of a worker that pass through the network at once; None: all. Saves memory
-    max_skipped: int = 10  # steps in a row whose loss or gradients are not finite, before training stops
+    # Slots of a worker that pass through the network at once; None: all. Saves memory. Sums over the batch are rounded in another
+    # order, and a denoiser with dropout draws other masks, as with another number of workers.
+    micro_batch_size: int | None = free(None)
+    max_skipped: int = free(10)  # steps in a row whose loss or gradients are not finite, before training stops; all are skipped
     compute: ComputeConfig = ComputeConfig()
     seed: int = 0
-    prefetch: int = 2  # batches that are made ahead while a step computes, each in memory; 0: none
-    log_every: int = 100  # steps
-    sample_every: int | None = None  # steps, after which raw and EMA weights draw a few pictures
-    num_samples: int = 8  # of each, of held-out conditioning images that stay the same
-    peak_tflops: float | None = None  # of one device, for MFU; None: measured on CUDA when training starts, no MFU on a CPU
-    checkpoint_every: int = 5_000  # steps
-    keep: KeepConfig = KeepConfig()  # while training; the last one stays
+    prefetch: int = free(2)  # batches that are made ahead while a step computes, each in memory; 0: none
+    log_every: int = free(100)  # steps
+    sample_every: int | None = free(None)  # steps, after which raw and EMA weights draw a few pictures
+    num_samples: int = free(8)  # of each, of held-out conditioning images that stay the same
+    peak_tflops: float | None = free(None)  # of one device, for MFU; None: measured on CUDA when training starts, no MFU on a CPU
+    checkpoint_every: int = free(5_000)  # steps
+    keep: KeepConfig = free(KeepConfig())  # while training; the last one stays
 
     def __post_init__(self) -> None:
         counts = ("num_steps", "batch_size", "num_lanes", "log_every", "checkpoint_every", "window_groups")
