@@ -60,7 +60,8 @@ DECIDED = {
     "TrainConfig": (
         "denoiser schedule optimizer ema num_steps batch_size num_lanes window_groups prediction conditioning_dropout "
         "similarity_dropout compute seed",
-        "micro_batch_size max_skipped prefetch log_every sample_every num_samples peak_tflops checkpoint_every keep",
+        "micro_batch_size max_skipped prefetch log_every sample_every num_samples peak_tflops checkpoint_every keep "
+        "init_from init_weights",
     ),
 }
 # What no stage records as its settings: where and how wide it runs, what is planned, what is only read, sections of the above.

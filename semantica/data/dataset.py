@@ -121,6 +121,11 @@ class StageOutput:
         with self._writable():
             return self._plan_file.exists() and ((self.folder / MANIFEST).exists() or bool(self._difference()))
 
+    def is_begun(self) -> bool:
+        """True when the folder holds this same work, or less of it, whether it is finished or not."""
+        with self._writable():
+            return self._plan_file.exists() and not self._difference()
+
     def begun_with(self) -> dict[str, Any]:
         """The record with which the work in the folder began."""
         record: dict[str, Any] = json.loads(self._plan_file.read_text())["config"]

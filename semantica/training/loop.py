@@ -19,6 +19,7 @@ from semantica.training.checkpoint import Checkpoint, Provenance, TrainState
 from semantica.training.ema import Ema
 from semantica.training.feed import Loader, feed
 from semantica.training.recipe import TrainConfig
+from semantica.training.start import InitialWeights
 from semantica.training.step import add_gradients, update
 from semantica.training.watch import StepReport, StepSums
 
@@ -61,7 +62,7 @@ def fit(
     provenance: Provenance,
     hooks: Hooks,
     *,
-    start: Checkpoint | None = None,
+    start: Checkpoint | InitialWeights | None = None,
     backend: Backend | None = None,
 ) -> UViT:
     """The trained network (raw weights), after steps [start.step or 0, num_steps), or fewer when hooks say so.
