@@ -86,7 +86,7 @@ def evaluate(
     for name, where in data.items():
         look(name, location(where))  # before anything starts
     unknown = sorted(set(settings.own_copies) - set(data))
-    require(not unknown, "evaluation.num_copies_of", f"names of --data ({', '.join(data)})", ", ".join(unknown))
+    require(not unknown, "num_copies_of", f"names of --data ({', '.join(data)})", ", ".join(unknown), of=EvaluationConfig)
     models = open_models(dict(checkpoints), every_step="training" in settings.protocol)
     check_similarity(models, settings.similarity)
     settings, left_out = chosen(settings)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from semantica.config import config, require
+from semantica.config import config, free, require
 
 
 @config
@@ -15,12 +15,12 @@ class EncoderConfig:
     revision: str = "main"
     image_px: int = 224
     dtype: Literal["float32", "bfloat16"] = "float32"
-    compile: bool = False  # torch.compile: minutes at the start of every actor, for a faster forward pass
+    compile: bool = free(False)  # torch.compile: minutes at the start of every actor, for a faster forward pass, rounded otherwise
 
     def __post_init__(self) -> None:
         require(
             self.image_px > 0 and (self.image_px % 14 == 0 or self.image_px % 16 == 0),
-            "encoder.image_px",
+            "image_px",
             "a positive multiple of the patch (14 or 16 px)",
             self.image_px,
         )
@@ -40,5 +40,5 @@ class EncodeConfig:
     rows_per_group: int = 64
 
     def __post_init__(self) -> None:
-        require(self.batch_size > 0, "encode.batch_size", "positive", self.batch_size)
-        require(self.rows_per_group > 0, "encode.rows_per_group", "positive", self.rows_per_group)
+        require(self.batch_size > 0, "batch_size", "positive", self.batch_size)
+        require(self.rows_per_group > 0, "rows_per_group", "positive", self.rows_per_group)
