@@ -25,9 +25,7 @@ class ClusterConfig:
     cpus_per_actor: float = 1.0
     gpus_per_actor: float = 0.0
     num_workers: int = 2  # of train
-    min_workers: int | None = (
-        None  # of train: the group may shrink to this number when machines go, and grow again later
-    )
+    min_workers: int | None = None  # of train: the group may shrink to this number when machines go, and grow again later
     resize_every_s: float = 60.0  # with min_workers: how often the group looks for more machines
     cpus_per_worker: float = 1.0
     use_gpu: bool = False  # one GPU per training worker
