@@ -16,7 +16,8 @@ import numpy as np
 
 from semantica.config import require, to_dict
 from semantica.data.dataset import read_manifest
-from semantica.data.location import location, write_atomically
+from semantica.data.durable import write_atomically
+from semantica.data.location import location
 from semantica.data.pictures import list_pictures
 from semantica.distributed.draw import draw_samples
 from semantica.distributed.evaluation_sets import look, prepare_set

@@ -69,7 +69,7 @@ def training_memory(train: TrainConfig, world: int) -> TrainingMemory:
 
 def example_bytes(denoiser: DenoiserConfig) -> int:
     """Bytes of one example of a batch on the device: picture, noise, tokens and pooled embeddings, float32."""
-    pictures = 2 * 3 * denoiser.resolution_px**2
+    pictures = 2 * math.prod(denoiser.shape)
     return _FLOAT * (pictures + denoiser.max_images * (denoiser.num_tokens * denoiser.token_dim + denoiser.pooled_dim))
 
 
@@ -94,10 +94,10 @@ def _let_go(parameter: torch.Tensor) -> None:
 
 
 def _batch(denoiser: DenoiserConfig, rows: int) -> tuple[Batch, StepNoise]:
-    side, images = denoiser.resolution_px, denoiser.max_images
+    images = denoiser.max_images
     tokens = torch.empty(rows, images, denoiser.num_tokens, denoiser.token_dim)
     cond = Conditioning.of(tokens, torch.empty(rows, images, denoiser.pooled_dim))
-    x, never = torch.empty(rows, 3, side, side), torch.zeros(rows, dtype=torch.bool)
+    x, never = torch.empty(rows, *denoiser.shape), torch.zeros(rows, dtype=torch.bool)
     return Batch(x, cond, range(rows)), StepNoise(torch.empty(rows), torch.empty_like(x), never, never)
 
 
