@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ import torch
 
 from benchmarks.record import Measured, record
 from benchmarks.steering import MAX_IMAGES, SAMPLER, Bench, conditioning, error_of, losses_of, trained
+from semantica.conditioning import SIMILARITY
 from semantica.data.pictures import decode
 from semantica.diffusion.guidance import GuidanceConfig
 from semantica.diffusion.samplers import SamplerConfig
@@ -117,7 +117,7 @@ def told_table(bench: Bench, model: Model, num: int) -> list[Measured]:
     tokens = conditioning([trial.others[0]] for trial in trials)
     told = {"its own": true, "none": None, "another pair's": true.roll(1)}
     losses = {
-        name: losses_of(model, x, replace(tokens, similarity=tokens.similarity if similarity is None else similarity))
+        name: losses_of(model, x, tokens if similarity is None else tokens.told(SIMILARITY, similarity))
         for name, similarity in told.items()
     }
     measured = [Measured(name=f"loss, told {name}", figure=float(each.mean()), unit="eps-loss") for name, each in losses.items()]

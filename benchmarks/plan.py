@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import in_a_process, peak_growth_mib
 from benchmarks.record import Measured, record
-from semantica.conditioning import Conditioning
+from semantica.conditioning import IMAGES, Conditioning
 from semantica.config import override
 from semantica.data.dataset import Manifest, StageOutput, read_manifest
 from semantica.data.schemas import EPISODES, encodings_schema
@@ -40,7 +40,7 @@ from semantica.presets import preset
 from semantica.training.checkpoint import Provenance, save_checkpoint
 from semantica.training.ema import Ema
 from semantica.training.loop import initial_network
-from semantica.training.recipe import TrainConfig
+from semantica.training.recipe import Dropout, TrainConfig
 from semantica.training.step import StepNoise, add_gradients, make_optimizer, step_noise, update
 
 MAX_FLOPS, MAX_BYTES, MAX_MEMORY, MAX_ERRORS = 0.02, 0.01, 0.15, 2.0
@@ -54,7 +54,10 @@ def example(train: TrainConfig, rows: int) -> tuple[Batch, StepNoise]:
     shape, side = train.denoiser, train.denoiser.resolution_px
     tokens = torch.randn(rows, shape.max_images, shape.num_tokens, shape.token_dim)
     cond = Conditioning.of(tokens, torch.randn(rows, shape.max_images, shape.pooled_dim))
-    x, noise = torch.randn(rows, 3, side, side).clamp(-1, 1), step_noise(0, 0, range(rows), (3, side, side), 0.1)
+    x, noise = (
+        torch.randn(rows, 3, side, side).clamp(-1, 1),
+        step_noise(0, 0, range(rows), (3, side, side), Dropout(0.1, (IMAGES,), {})),
+    )
     return Batch(x, cond, range(rows)), noise
 
 

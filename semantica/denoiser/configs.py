@@ -4,7 +4,7 @@ training image (1 multiply-accumulate = 2 FLOPs); tests assert both within 2%.
 
 from __future__ import annotations
 
-from semantica.denoiser.conditioning import ConditioningKind
+from semantica.denoiser.signals import ConditioningKind
 from semantica.denoiser.uvit import DenoiserConfig, StageConfig
 
 _BASE_STAGES = (

@@ -13,7 +13,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from semantica.conditioning import Conditioning
 from semantica.denoiser.uvit import DenoiserConfig, UViT
 
 
@@ -32,10 +31,7 @@ def training_flops(config: DenoiserConfig) -> int:
     with torch.device("meta"):
         network = UViT(config)
         z = torch.empty(1, 3, config.resolution_px, config.resolution_px)
-        images = config.max_images
-        cond = Conditioning.of(
-            torch.empty(1, images, config.num_tokens, config.token_dim), torch.empty(1, images, config.pooled_dim)
-        )
+        cond = config.conditioning_of(1)
         with FlopCounterMode(display=False) as counter:
             network(z, torch.empty(1), cond).sum().backward()
     return int(counter.get_total_flops())
@@ -76,10 +72,7 @@ def sampling_bytes(config: DenoiserConfig, dtype: torch.dtype) -> int:
     rows = 2
     with FakeTensorMode(), torch.no_grad():
         network = UViT(config).eval()  # in float32: a fake module cannot be cast
-        images, side = config.max_images, config.resolution_px
-        cond = Conditioning.of(
-            torch.empty(rows, images, config.num_tokens, config.token_dim), torch.empty(rows, images, config.pooled_dim)
-        )
+        cond, side = config.conditioning_of(rows), config.resolution_px
         z, logsnr = torch.empty(rows, 3, side, side), torch.empty(rows)
         with PeakBytes() as counter:
             prepared = network.prepare(cond)

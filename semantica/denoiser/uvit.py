@@ -6,6 +6,7 @@ Knows nothing of schedules, losses and samplers. [C] marks a choice where the pa
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, cast
@@ -16,9 +17,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from semantica.conditioning import Conditioning
+from semantica.conditioning import IMAGES, SIMILARITY, Conditioning, Enters, Signal, SignalValues
 from semantica.config import config, require
-from semantica.denoiser.conditioning import ConditioningKind, NoiseEmbedding, PooledEmbedding, SimilarityEmbedding, TokenContext
 from semantica.denoiser.layers import (
     Context,
     ConvBlock,
@@ -27,11 +27,20 @@ from semantica.denoiser.layers import (
     LearnedVectors,
     Maps,
     MergeSkip,
+    NoiseEmbedding,
     TransformerBlock,
     initialise,
     patchify,
     unpatchify,
     zero,
+)
+from semantica.denoiser.signals import (
+    MODULES,
+    ConditioningKind,
+    PooledEmbedding,
+    SignalModule,
+    SimilarityEmbedding,
+    TokenContext,
 )
 from semantica.errors import DataError
 
@@ -68,6 +77,7 @@ class DenoiserConfig:
     norm_groups: int = 32  # of the convolution stages' GroupNorm [C]
     max_images: int = 1  # conditioning images it takes; more than the paper's one costs their tokens in cross-attention
     similarity: bool = False  # whether it takes the wanted similarity to the conditioning image, which the paper suggests
+    signals: tuple[Signal, ...] = ()  # what else it is told, one declaration per signal
 
     def __post_init__(self) -> None:
         for name in ("resolution_px", "patch_px", "token_dim", "num_tokens", "pooled_dim", "head_dim", "mlp_ratio"):
@@ -94,6 +104,10 @@ class DenoiserConfig:
         kinds = [stage.kind for stage in self.stages]
         fits = self.conditioning == "film" or "transformer" in kinds
         require(fits, "conditioning", "film without a transformer stage", self.conditioning)
+        names = [signal.name for signal in self.signals]
+        require(len(set(names)) == len(names), "signals", "different names", names)
+        takes_tokens = self.conditioning != "film" or all(signal.enters != "tokens" for signal in self.signals)
+        require(takes_tokens, "conditioning", "cross_attention or both for a signal that enters as tokens", self.conditioning)
 
     def stage_side(self, index: int) -> int:
         """Positions on a side at stage `index`."""
@@ -104,15 +118,28 @@ class DenoiserConfig:
         """What transformer blocks attend to: token_dim, or None without cross-attention."""
         return None if self.conditioning == "film" else self.token_dim
 
+    def conditioning_of(self, rows: int) -> Conditioning:
+        """Every signal of `rows` pictures, all present and uninitialised: shapes for counting bytes and FLOPs."""
+        images = (rows, self.max_images)
+        tokens, pooled = torch.empty(*images, self.num_tokens, self.token_dim), torch.empty(*images, self.pooled_dim)
+        cond = Conditioning.of(tokens, pooled)
+        if self.similarity:
+            present = torch.ones(rows, dtype=torch.bool)
+            cond = cond.told(SIMILARITY, SignalValues({SIMILARITY: torch.empty(rows)}, present))
+        for signal in self.signals:
+            cond = cond.told(signal.name, signal.values(torch.empty(rows, *signal.shape(self.resolution_px))))
+        return cond
+
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a network makes of a Conditioning, the same at every noise level: (B, E) to add to the noise embedding, or None, and for
-    every stage, in the order of use, what each block attends to.
+    """What a network makes of a Conditioning, the same at every noise level: (B, E) to add to the noise embedding, or None; for
+    every stage, in the order of use, what each block attends to; and maps to add to those of the input layer, or None.
     """
 
     embedding: Embedding | None
     stages: tuple[tuple[Context | KeysValues | None, ...], ...]
+    maps: Maps | None = None
 
 
 class Stage(nn.Module):
@@ -197,6 +224,11 @@ class UViT(nn.Module):
         self.widen = nn.ModuleList(nn.Conv2d(b.channels, a.channels, 1) for a, b in reversed(list(pairwise(stages))))
         self.norm_out = nn.GroupNorm(1, stages[0].channels)
         self.head_out = zero(nn.Conv2d(stages[0].channels, patch_channels, 1))
+        # Last, so that the weights of everything else are drawn as without them.
+        widths = {"tokens": config.token_dim, "film": width, "channels": stages[0].channels}
+        self.signals = nn.ModuleDict(
+            {signal.name: MODULES[signal.enters](signal, widths[signal.enters], config.patch_px) for signal in config.signals}
+        )
         initialise(self, generator)
 
     @property
@@ -209,9 +241,10 @@ class UViT(nn.Module):
 
         Raises DataError when the conditioning does not have the configured shape.
         """
-        cond = self._fill(cond)
-        context = None if self.tokens is None else self.tokens(cond)
-        return Prepared(self._embedding(cond), tuple(stage.keys_values(context) for stage in self.stages))
+        values = self._values(cond)
+        context = self._context(values)
+        stages = tuple(stage.keys_values(context) for stage in self.stages)
+        return Prepared(self._sum("film", values), stages, self._sum("channels", values))
 
     def forward(
         self, z: Float[Tensor, "b 3 h w"], logsnr: Float[Tensor, " b"], cond: Conditioning | Prepared
@@ -229,6 +262,8 @@ class UViT(nn.Module):
 
         skips: list[Tensor] = []
         h = self.head_in(patchify(z.to(self.head_in.weight.dtype), self.config.patch_px))
+        if prepared.maps is not None:
+            h = h + prepared.maps
         for stage, narrow in zip(self.down, self.narrow, strict=True):
             h = narrow(F.avg_pool2d(stage(h, embedding, next(contexts), skips), 2))
         h = self.lowest(h, embedding, next(contexts), [])
@@ -238,32 +273,54 @@ class UViT(nn.Module):
         return out.to(z.dtype)
 
     def _unprepared(self, cond: Conditioning) -> Prepared:
-        cond = self._fill(cond)
-        context = None if self.tokens is None else self.tokens(cond)
-        return Prepared(self._embedding(cond), tuple((context,) * len(stage.blocks) for stage in self.stages))
+        values = self._values(cond)
+        context = self._context(values)
+        stages = tuple((context,) * len(stage.blocks) for stage in self.stages)
+        return Prepared(self._sum("film", values), stages, self._sum("channels", values))
 
-    def _embedding(self, cond: Conditioning) -> Embedding | None:
-        parts = [part(cond) for part in (self.pooled, self.similarity) if part is not None]
+    def _modules_of(self, entry: Enters) -> list[SignalModule]:
+        named = (self.tokens, self.pooled, self.similarity, *self.signals.values())
+        return [cast("SignalModule", module) for module in named if module is not None and module.entry == entry]
+
+    def _context(self, values: Mapping[str, SignalValues]) -> Context | None:
+        parts = [module(values[module.signal]) for module in self._modules_of("tokens")]
+        return torch.cat(parts, dim=1) if len(parts) > 1 else next(iter(parts), None)
+
+    def _sum(self, entry: Enters, values: Mapping[str, SignalValues]) -> Tensor | None:
+        parts = [module(values[module.signal]) for module in self._modules_of(entry)]
         return sum(parts[1:], parts[0]) if parts else None
 
-    def _fill(self, cond: Conditioning) -> Conditioning:
-        """The conditioning with max_images images, those that are missing marked as absent."""
-        config, (rows, images) = self.config, cond.present.shape
+    def _values(self, cond: Conditioning) -> dict[str, SignalValues]:
+        """The values of every signal that the network takes. Signals and images that `cond` lacks are absent."""
+        config, rows, device = self.config, len(cond), cond.present.device
+        values = {IMAGES: self._images(cond.signals[IMAGES])}
+        if self.similarity is not None:
+            nothing = SignalValues({SIMILARITY: torch.zeros(rows, device=device)}, torch.zeros_like(cond.is_null))
+            values[SIMILARITY] = cond.signals.get(SIMILARITY, nothing)
+        for signal in config.signals:
+            if signal.name in cond.signals:
+                values[signal.name] = cond.signals[signal.name]
+                shape = (rows, *signal.shape(config.resolution_px))
+                _expect(signal.name, shape, values[signal.name].tensors[signal.name])
+            else:
+                values[signal.name] = signal.absent(rows, config.resolution_px, device)
+        return values
+
+    def _images(self, given: SignalValues) -> SignalValues:
+        """The images, filled up to max_images with absent ones."""
+        config, (rows, images) = self.config, given.present.shape
+        tokens, pooled = given.tensors["tokens"], given.tensors["pooled"]
         if images > config.max_images:
             raise DataError(f"denoiser: it takes at most {config.max_images} conditioning images (max_images), got {images}")
         if self.tokens is not None:
-            _expect("tokens", (rows, images, config.num_tokens, config.token_dim), cond.tokens)
+            _expect("tokens", (rows, images, config.num_tokens, config.token_dim), tokens)
         if self.pooled is not None:
-            _expect("pooled", (rows, images, config.pooled_dim), cond.pooled)
+            _expect("pooled", (rows, images, config.pooled_dim), pooled)
         missing = config.max_images - images
         if not missing:
-            return cond
-        return Conditioning(
-            F.pad(cond.tokens, (0, 0, 0, 0, 0, missing)),
-            F.pad(cond.pooled, (0, 0, 0, missing)),
-            F.pad(cond.present, (0, missing)),
-            cond.similarity,
-        )
+            return given
+        tensors = {"tokens": F.pad(tokens, (0, 0, 0, 0, 0, missing)), "pooled": F.pad(pooled, (0, 0, 0, missing))}
+        return SignalValues(tensors, F.pad(given.present, (0, missing)))
 
 
 def _expect(name: str, shape: tuple[int, ...], got: Tensor) -> None:

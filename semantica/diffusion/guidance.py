@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-from semantica.conditioning import Conditioning
+from semantica.conditioning import SIMILARITY, Conditioning
 from semantica.config import config, require
 from semantica.diffusion.memo import memoised
 from semantica.diffusion.process import Denoise, LogSNR, Pictures
@@ -102,9 +102,9 @@ def requested(denoise: Denoise, weight: float) -> Denoise:
     """
 
     def with_unasked(cond: Conditioning) -> tuple[Conditioning, Tensor]:
-        asks = cond.asks.nonzero().squeeze(1)
+        asks = cond.has(SIMILARITY).nonzero().squeeze(1)
         rows = torch.cat([torch.arange(len(cond), device=asks.device), asks])
-        return cond[rows].of_any_similarity(torch.arange(len(rows), device=asks.device) >= len(cond)), asks
+        return cond[rows].dropped({SIMILARITY: torch.arange(len(rows), device=asks.device) >= len(cond)}), asks
 
     rows_of = memoised(with_unasked)
 

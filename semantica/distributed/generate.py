@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import torch
 
+from semantica.conditioning import SIMILARITY
 from semantica.config import to_dict
 from semantica.data.dataset import Manifest, StageOutput, read_manifest
 from semantica.data.location import Location, location, write_atomically
@@ -43,7 +43,7 @@ class _GenerateShard:
         names = [f"{picture.image_id}/{index}" for picture, index in samples]
         cond = self.conditions.read([picture for picture, _ in samples])
         if self.config.similarity is not None:
-            cond = replace(cond, similarity=torch.full((len(cond),), self.config.similarity))
+            cond = cond.told(SIMILARITY, torch.full((len(cond),), self.config.similarity))
         pictures = sample_pictures(self.model, cond, names, shard["guidance"], self.config)
         rows = [
             {

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from semantica.conditioning import Conditioning
+from semantica.conditioning import SIMILARITY, Conditioning
 from semantica.data.schemas import SAMPLES
 from semantica.evaluation.requests import Batch
 from semantica.generation.generate import GenerateConfig, png_bytes, sample_pictures
@@ -28,7 +28,7 @@ def draw(model: Model, cond: Conditioning, batch: Batch, settings: GenerateConfi
     rows = torch.arange(size).clamp_max(num - 1)
     filled = cond[rows]
     if settings.similarity is not None:
-        filled = replace(filled, similarity=torch.full((size,), settings.similarity))
+        filled = filled.told(SIMILARITY, torch.full((size,), settings.similarity))
     names = [batch.requests[row].noise_name for row in rows.tolist()]
     one_seed = replace(settings, seed=batch.seed)
     max_rows = size if batch.guidance == 0 else 2 * size

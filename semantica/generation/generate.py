@@ -16,7 +16,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from semantica.conditioning import Conditioning
+from semantica.conditioning import SIMILARITY, Conditioning
 from semantica.config import config, require
 from semantica.data.pictures import PictureRef
 from semantica.diffusion.guidance import GuidanceConfig, guided
@@ -99,7 +99,7 @@ def sample_pictures(
 
     rows = model.rows_that_fit() if max_rows is None else max_rows
     with torch.inference_mode():
-        branches = 1 + (guidance != 0) + (config.beyond.request != 0 and bool(cond.asks.any()))
+        branches = 1 + (guidance != 0) + (config.beyond.request != 0 and bool(cond.has(SIMILARITY).any()))
         return in_chunks(draw, len(names), max(1, rows // branches))
 
 

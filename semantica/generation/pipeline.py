@@ -18,7 +18,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from semantica.conditioning import Conditioning
+from semantica.conditioning import SIMILARITY, Conditioning
 from semantica.config import override, require
 from semantica.denoiser.uvit import UViT
 from semantica.diffusion.guidance import GuidanceConfig
@@ -148,7 +148,7 @@ class Semantica:
             require(-1 <= similarity <= 1, "similarity", "a cosine, in [-1, 1]", similarity)
         cond, names = self.conditioning(rows)
         if similarity is not None:
-            cond = replace(cond, similarity=torch.full((len(cond),), float(similarity)))
+            cond = cond.told(SIMILARITY, torch.full((len(cond),), float(similarity)))
         repeated = torch.arange(len(cond)).repeat_interleave(num_samples)
         return Asked(cond[repeated], [f"{name}/{index}" for name in names for index in range(num_samples)])
 

@@ -15,7 +15,6 @@ from functools import lru_cache
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from semantica.conditioning import Conditioning
 from semantica.denoiser.sizes import PeakBytes
 from semantica.denoiser.uvit import DenoiserConfig, UViT
 from semantica.diffusion.schedule import ScheduleConfig
@@ -67,9 +66,11 @@ def training_memory(train: TrainConfig, world: int) -> TrainingMemory:
 
 
 def example_bytes(denoiser: DenoiserConfig) -> int:
-    """Bytes of one example of a batch on the device: picture, noise, tokens and pooled embeddings, float32."""
-    pictures = 2 * 3 * denoiser.resolution_px**2
-    return _FLOAT * (pictures + denoiser.max_images * (denoiser.num_tokens * denoiser.token_dim + denoiser.pooled_dim))
+    """Bytes of one example of a batch on the device: picture, noise and the values of every signal, float32."""
+    with torch.device("meta"):
+        signals = denoiser.conditioning_of(1).signals.values()
+    numbers = sum(tensor.numel() for signal in signals for tensor in signal.tensors.values())
+    return _FLOAT * (2 * 3 * denoiser.resolution_px**2 + numbers)
 
 
 @lru_cache
@@ -93,11 +94,9 @@ def _let_go(parameter: torch.Tensor) -> None:
 
 
 def _batch(denoiser: DenoiserConfig, rows: int) -> tuple[Batch, StepNoise]:
-    side, images = denoiser.resolution_px, denoiser.max_images
-    tokens = torch.empty(rows, images, denoiser.num_tokens, denoiser.token_dim)
-    cond = Conditioning.of(tokens, torch.empty(rows, images, denoiser.pooled_dim))
+    side, cond = denoiser.resolution_px, denoiser.conditioning_of(rows)
     x, never = torch.empty(rows, 3, side, side), torch.zeros(rows, dtype=torch.bool)
-    return Batch(x, cond, range(rows)), StepNoise(torch.empty(rows), torch.empty_like(x), never, never)
+    return Batch(x, cond, range(rows)), StepNoise(torch.empty(rows), torch.empty_like(x), dict.fromkeys(cond.signals, never))
 
 
 @dataclass(frozen=True)

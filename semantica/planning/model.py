@@ -71,9 +71,8 @@ def on_paper(compute: ComputeConfig) -> ComputeConfig:
 
 
 def _inputs(denoiser: DenoiserConfig) -> tuple[torch.Tensor, torch.Tensor, Conditioning]:
-    side, images = denoiser.resolution_px, denoiser.max_images
-    tokens = torch.empty(1, images, denoiser.num_tokens, denoiser.token_dim)
-    return torch.empty(1, 3, side, side), torch.empty(1), Conditioning.of(tokens, torch.empty(1, images, denoiser.pooled_dim))
+    side = denoiser.resolution_px
+    return torch.empty(1, 3, side, side), torch.empty(1), denoiser.conditioning_of(1)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from semantica.conditioning import IMAGES, SIMILARITY
 from semantica.config import config, require
 from semantica.denoiser.uvit import DenoiserConfig
 from semantica.diffusion.process import Prediction
@@ -57,6 +61,15 @@ class EmaConfig:
         return min(self.decay, (1 + num_updates) / (self.warmup + num_updates))
 
 
+@dataclass(frozen=True)
+class Dropout:
+    """How often an example is trained without signals: `rate` without all of `together`, and without one signal `alone`."""
+
+    rate: float
+    together: tuple[str, ...]
+    alone: Mapping[str, float]
+
+
 @config
 class TrainConfig:
     """One training run: what is trained, on which draws, for how long. Where it runs is ClusterConfig's."""
@@ -101,6 +114,14 @@ class TrainConfig:
         require(
             same, "train.schedule.resolution_px", f"{self.denoiser.resolution_px} as the denoiser's", self.schedule.resolution_px
         )
+
+    @property
+    def dropout(self) -> Dropout:
+        """The dropout of the denoiser's signals. The order of `alone` is that of the draws: a further signal comes last."""
+        signals = self.denoiser.signals
+        together = (IMAGES, SIMILARITY, *(signal.name for signal in signals if signal.is_guided))
+        alone = {SIMILARITY: self.similarity_dropout} | {signal.name: signal.dropout for signal in signals}
+        return Dropout(self.conditioning_dropout, together, alone)
 
     def is_due(self, every: int | None, done: int) -> bool:
         """Whether what comes every so many steps comes after `done` of them: at the end too; None comes never."""

@@ -1,11 +1,11 @@
 """Guidance as identities: plain w, a requested similarity and an interval, the settings of each refinement, and what they cost."""
 
-from dataclasses import replace
 from itertools import product
 
 import pytest
 import torch
 
+from semantica.conditioning import SIMILARITY
 from semantica.config import from_dict, to_dict
 from semantica.diffusion.guidance import GuidanceConfig, guided, requested
 from semantica.diffusion.process import denoise_with, eps_from_x, v_from_x
@@ -13,6 +13,7 @@ from semantica.diffusion.samplers import SamplerConfig, ddim, ddpm, dpm_solver
 from semantica.diffusion.samplers.contract import step_levels
 from semantica.errors import ConfigError
 from tests.diffusion.oracles import LEVELS, NETWORK, SCHEDULE, Counting, Preparing, linear_network, noise_like
+from tests.signals import changed
 
 # Plain
 
@@ -56,11 +57,11 @@ def test_a_refinement_with_its_identity_setting_is_plain_guidance_bit_for_bit(z,
 @pytest.fixture
 def asking(cond):
     """The middle row asks for no similarity."""
-    return replace(cond, similarity=torch.tensor([0.2, float("nan"), 0.9], dtype=torch.float64))
+    return changed(cond, similarity=torch.tensor([0.2, float("nan"), 0.9], dtype=torch.float64))
 
 
 def unasked(cond):
-    return cond.of_any_similarity(torch.ones(len(cond), dtype=torch.bool))
+    return cond.dropped({SIMILARITY: torch.ones(len(cond), dtype=torch.bool)})
 
 
 def test_a_request_of_weight_zero_is_guided_like_the_images_bit_for_bit(z, asking):
