@@ -14,14 +14,16 @@ from torch import Tensor, nn
 
 from benchmarks.peers import OURS, Size, denoiser_config, random_conditioning, settled
 from semantica.conditioning import Conditioning
-from semantica.denoiser.uvit import DenoiserConfig, UViT
+from semantica.denoiser.configs import DenoiserConfig
+from semantica.denoiser.uvit import UViT
 from semantica.diffusion.guidance import guided
 from semantica.diffusion.memo import memoised
 from semantica.diffusion.process import Denoise, denoise_with
-from semantica.diffusion.samplers import SamplerConfig, ddpm
-from semantica.diffusion.schedule import ScheduleConfig
-from semantica.generation.generate import GenerateConfig, SampleNoise, sample_pictures
-from semantica.generation.model import Model, SpeedConfig
+from semantica.diffusion.samplers import ddpm
+from semantica.diffusion.settings import SamplerConfig, ScheduleConfig
+from semantica.generation.generate import SampleNoise, sample_pictures
+from semantica.generation.model import Model
+from semantica.generation.settings import GenerateConfig, SpeedConfig
 
 W = 0.5
 

@@ -23,12 +23,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import in_a_process, peak_growth_mib
 from benchmarks.record import Measured, record
-from semantica.conditioning import IMAGES, Conditioning
+from semantica.conditioning import Conditioning
 from semantica.config import override
 from semantica.data.dataset import Manifest, StageOutput, read_manifest
 from semantica.data.schemas import EPISODES, encodings_schema
-from semantica.encoders.encode import EncodeConfig
-from semantica.encoders.encoder import EncoderConfig
+from semantica.encoders.settings import EncodeConfig, EncoderConfig
 from semantica.pairs.loader import Batch
 from semantica.pairs.scores import finish_scores, score_shard
 from semantica.pairs.selection import BandConfig, select, selection_stage
@@ -37,7 +36,9 @@ from semantica.planning.model import denoiser_costs, encoder_shape
 from semantica.planning.pairs import MIN_PAGES, PageCounts, expected_pairs, page_counts
 from semantica.planning.storage import checkpoint_bytes, dataset_bytes, extrapolated
 from semantica.presets import preset
-from semantica.training.checkpoint import Provenance, save_checkpoint
+from semantica.signals import IMAGES
+from semantica.training.checkpoint import Provenance, TrainState, write_checkpoint
+from semantica.training.compute import prepare
 from semantica.training.ema import Ema
 from semantica.training.loop import initial_network
 from semantica.training.recipe import Dropout, TrainConfig
@@ -63,7 +64,7 @@ def example(train: TrainConfig, rows: int) -> tuple[Batch, StepNoise]:
 
 def counted_step(train: TrainConfig, rows: int) -> float:
     """FLOPs a picture of a real training step, forward, loss and backward."""
-    network = replace(train.compute, compile=False).prepare(initial_network(train).train())
+    network = prepare(initial_network(train).train(), replace(train.compute, compile=False))
     batch, noise = example(train, rows)
     with FlopCounterMode(display=False) as counter:
         add_gradients(network, batch, noise, 0, train)
@@ -73,7 +74,8 @@ def counted_step(train: TrainConfig, rows: int) -> float:
 def counted_drawing(train: TrainConfig) -> float:
     """FLOPs of drawing one picture in three steps by the project's sampler at w = 0.5."""
     from semantica.diffusion.guidance import guided
-    from semantica.diffusion.samplers import SamplerConfig, sampler_of
+    from semantica.diffusion.samplers import sampler_of
+    from semantica.diffusion.settings import SamplerConfig
     from semantica.generation.model import Model
 
     model = Model(initial_network(train).eval(), train.schedule)
@@ -110,7 +112,7 @@ def saved_bytes(train: TrainConfig, folder: Path) -> int:
     update(network, optimizer, train.optimizer, 1e-4)
     mean = tuple(float(x) for x in np.random.default_rng(0).standard_normal(train.denoiser.pooled_dim))
     provenance = Provenance({"name": "an encoder"}, "0" * 64, "1" * 64, mean)
-    save_checkpoint(folder, network, ema, optimizer, config=train, step=1, provenance=provenance)
+    write_checkpoint(folder, TrainState(network, ema, optimizer, train, 1, provenance).snapshot())
     return sum(path.stat().st_size for path in folder.iterdir())
 
 
@@ -125,7 +127,7 @@ def grown_bytes(train: TrainConfig) -> float:
 
 
 def _steps(train: TrainConfig) -> None:
-    network = replace(train.compute, compile=False).prepare(initial_network(train).train())
+    network = prepare(initial_network(train).train(), replace(train.compute, compile=False))
     ema, optimizer = Ema(network, train.ema), make_optimizer(network, train.optimizer)
     made = [example(train, train.batch_size) for _ in range(1 + train.prefetch)]
     for step in range(2):  # Adam's moments are there from the second on

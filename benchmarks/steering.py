@@ -19,22 +19,22 @@ from semantica.conditioning import Conditioning
 from semantica.data.dataset import read_manifest, read_shard
 from semantica.data.pictures import decode
 from semantica.data.schemas import HELD_OUT, token_rows
-from semantica.diffusion.guidance import GuidanceConfig
-from semantica.diffusion.samplers import SamplerConfig
+from semantica.diffusion.settings import GuidanceConfig, SamplerConfig
 from semantica.encoders.encode import encode_pictures
-from semantica.encoders.encoder import Encoder, EncoderConfig, load_encoder
-from semantica.generation.generate import GenerateConfig, png_bytes, sample_pictures
+from semantica.encoders.encoder import Encoder, load_encoder
+from semantica.encoders.settings import EncoderConfig
+from semantica.generation.generate import png_bytes, sample_pictures
 from semantica.generation.model import Model
+from semantica.generation.settings import GenerateConfig
 from semantica.measure.frechet import FeatureStatistics, frechet_distance
 from semantica.pairs.draw import generator
 from semantica.pairs.scores import pooled_rows
 from semantica.pairs.selection import BandConfig, select, selection_stage
-from semantica.training.checkpoint import Checkpoint, TrainState, open_checkpoint
+from semantica.training.checkpoint import Checkpoint, TrainState, open_checkpoint, write_checkpoint
 from semantica.training.loader import training_loader
 from semantica.training.loop import Hooks, fit
 from semantica.training.recipe import TrainConfig
 from semantica.training.step import StepNoise, step_loss
-from semantica.training.writing import write_checkpoint
 
 MAX_IMAGES = 4
 SAMPLER = SamplerConfig(num_steps=48)  # the demo's

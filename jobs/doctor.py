@@ -10,7 +10,7 @@ from jobs.command import run
 from semantica.config import config
 from semantica.distributed.doctor import examine
 from semantica.doctor.finding import Finding, as_json, as_text, exit_code
-from semantica.encoders.encoder import EncoderConfig
+from semantica.encoders.settings import EncoderConfig
 from semantica.tracking import TrackingConfig
 
 

@@ -12,7 +12,7 @@ import tyro
 from jobs.command import run, shown_command
 from semantica.config import config
 from semantica.distributed.evaluate_samples import evaluate_samples
-from semantica.metrics.evaluate import EvaluateConfig
+from semantica.metrics.settings import EvaluateConfig
 from semantica.metrics.summary import Sources
 from semantica.runtime import Runtime
 

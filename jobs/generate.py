@@ -12,7 +12,7 @@ import tyro
 from jobs.command import run
 from semantica.config import config
 from semantica.distributed.generate import generate
-from semantica.generation.generate import GenerateConfig
+from semantica.generation.settings import GenerateConfig
 from semantica.runtime import Runtime
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from jobs.command import run
 from semantica.config import config
 from semantica.data.location import location
-from semantica.diffusion.samplers import SamplerConfig
+from semantica.diffusion.settings import SamplerConfig
 from semantica.generation.model_card import model_card, read_report
 from semantica.generation.pipeline import trained
 from semantica.generation.release import release_of, write_release

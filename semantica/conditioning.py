@@ -10,63 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from semantica.config import config, require
 from semantica.errors import DataError
-
-IMAGES, SIMILARITY = "images", "similarity"
-
-Enters: TypeAlias = Literal["tokens", "film", "channels"]
-"""How a signal reaches the denoiser: as tokens of cross-attention, added to the noise embedding, or as channels beside z."""
-
-
-@config
-class Signal:
-    """The declaration of one more signal. Its values are numbers: (num, dim) tokens, a vector (dim,), or `dim` maps of z's size.
-
-    Tokens and vectors are dropped in training, with the images or alone, and are a part of what guidance strengthens. Channels are
-    never dropped unless `dropout` says so, and both branches of guidance get them.
-    """
-
-    name: str
-    enters: Enters
-    dim: int
-    num: int = 1  # tokens; read where enters is "tokens"
-    dropout: float = 0.0  # share of the examples that are trained without this signal alone
-    weight: float = 0.0  # guidance weight of this signal alone; 0: it is guided with the others, by w
-
-    def __post_init__(self) -> None:
-        proper = self.name.isidentifier() and self.name not in (IMAGES, SIMILARITY) and not hasattr(nn.ModuleDict, self.name)
-        require(proper, "name", f"a word that neither {IMAGES} and {SIMILARITY} nor torch use", self.name)
-        for name in ("dim", "num"):
-            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
-        require(0 <= self.dropout < 1, "dropout", "in [0, 1)", self.dropout)
-        require(self.weight >= 0, "weight", "0 or more", self.weight)
-
-    @property
-    def is_guided(self) -> bool:
-        """Whether null conditioning is without it."""
-        return self.enters != "channels"
-
-    def shape(self, resolution_px: int) -> tuple[int, ...]:
-        """The shape of one value."""
-        if self.enters == "tokens":
-            return self.num, self.dim
-        return (self.dim,) if self.enters == "film" else (self.dim, resolution_px, resolution_px)
-
-    def values(self, values: Tensor) -> SignalValues:
-        """The signal of B pictures that all have it."""
-        present = torch.ones(len(values), dtype=torch.bool, device=values.device)
-        return SignalValues({self.name: values}, present, self.is_guided)
-
-    def absent(self, rows: int, resolution_px: int, device: torch.device | str) -> SignalValues:
-        """The signal of `rows` pictures that all lack it."""
-        return self.values(torch.zeros(rows, *self.shape(resolution_px), device=device)).dropped()
+from semantica.signals import IMAGES, SIMILARITY, Signal
 
 
 @dataclass(frozen=True)
@@ -79,6 +29,16 @@ class SignalValues:
     tensors: Mapping[str, Tensor]
     present: Bool[Tensor, b * k]
     is_guided: bool = True
+
+    @classmethod
+    def of(cls, signal: Signal, values: Tensor) -> SignalValues:
+        """A declared signal of B pictures that all have it."""
+        return cls({signal.name: values}, torch.ones(len(values), dtype=torch.bool, device=values.device), signal.is_guided)
+
+    @classmethod
+    def absent(cls, signal: Signal, rows: int, resolution_px: int, device: torch.device) -> SignalValues:
+        """A declared signal of `rows` pictures that all lack it."""
+        return cls.of(signal, torch.zeros(rows, *signal.shape(resolution_px), device=device)).dropped()
 
     def map(self, function: Callable[[Tensor], Tensor]) -> SignalValues:
         """The same with `function` of every tensor."""

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from semantica.conditioning import IMAGES, SIMILARITY
+from semantica.signals import IMAGES, SIMILARITY
 from semantica.training.recipe import Dropout
 
 

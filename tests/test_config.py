@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from semantica.config import config, config_hash, from_args, from_dict, override, read_yaml, require, take_flag, to_dict, to_yaml
-from semantica.encoders.encoder import EncoderConfig
+from semantica.encoders.settings import EncoderConfig
 from semantica.errors import ConfigError
 from semantica.pairs.selection import BandConfig
 from semantica.training.recipe import EmaConfig, OptimizerConfig

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from semantica.conditioning import IMAGES, SIMILARITY, Enters, Signal, SignalValues
+from semantica.conditioning import SignalValues
 from semantica.denoiser.layers import LearnedVectors, Maps, fourier_features, patchify, zero
-
-ConditioningKind = Literal["cross_attention", "film", "both"]
+from semantica.signals import IMAGES, SIMILARITY, Enters, Signal
 
 
 class SignalModule(nn.Module):

@@ -13,7 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from semantica.denoiser.uvit import DenoiserConfig, UViT
+from semantica.conditioning import Conditioning, SignalValues
+from semantica.denoiser.configs import DenoiserConfig
+from semantica.denoiser.uvit import UViT
+from semantica.signals import SIMILARITY
 
 
 def num_parameters(config: DenoiserConfig) -> int:
@@ -31,10 +34,22 @@ def training_flops(config: DenoiserConfig) -> int:
     with torch.device("meta"):
         network = UViT(config)
         z = torch.empty(1, 3, config.resolution_px, config.resolution_px)
-        cond = config.conditioning_of(1)
+        cond = example_conditioning(config, 1)
         with FlopCounterMode(display=False) as counter:
             network(z, torch.empty(1), cond).sum().backward()
     return int(counter.get_total_flops())
+
+
+def example_conditioning(config: DenoiserConfig, rows: int) -> Conditioning:
+    """Every signal that the network takes, for `rows` pictures: all present, uninitialised. For counting FLOPs and bytes."""
+    images = (rows, config.max_images)
+    tokens, pooled = torch.empty(*images, config.num_tokens, config.token_dim), torch.empty(*images, config.pooled_dim)
+    cond = Conditioning.of(tokens, pooled)
+    if config.similarity:
+        cond = cond.told(SIMILARITY, SignalValues({SIMILARITY: torch.empty(rows)}, torch.ones(rows, dtype=torch.bool)))
+    for signal in config.signals:
+        cond = cond.told(signal.name, SignalValues.of(signal, torch.empty(rows, *signal.shape(config.resolution_px))))
+    return cond
 
 
 class PeakBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -72,7 +87,7 @@ def sampling_bytes(config: DenoiserConfig, dtype: torch.dtype) -> int:
     rows = 2
     with FakeTensorMode(), torch.no_grad():
         network = UViT(config).eval()  # in float32: a fake module cannot be cast
-        cond, side = config.conditioning_of(rows), config.resolution_px
+        cond, side = example_conditioning(config, rows), config.resolution_px
         z, logsnr = torch.empty(rows, 3, side, side), torch.empty(rows)
         with PeakBytes() as counter:
             prepared = network.prepare(cond)

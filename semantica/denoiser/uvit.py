@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +17,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from semantica.conditioning import IMAGES, SIMILARITY, Conditioning, Enters, Signal, SignalValues
-from semantica.config import config, require
+from semantica.conditioning import Conditioning, SignalValues
+from semantica.denoiser.configs import DenoiserConfig, StageConfig
 from semantica.denoiser.layers import (
     Context,
     ConvBlock,
@@ -36,99 +36,13 @@ from semantica.denoiser.layers import (
 )
 from semantica.denoiser.signals import (
     MODULES,
-    ConditioningKind,
     PooledEmbedding,
     SignalModule,
     SimilarityEmbedding,
     TokenContext,
 )
 from semantica.errors import DataError
-
-
-@config
-class StageConfig:
-    """The blocks at one resolution; the same number goes down and, but for the lowest stage, up again."""
-
-    channels: int
-    num_blocks: int
-    kind: Literal["conv", "transformer"]
-    dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        require(self.channels >= 1, "channels", "at least 1", self.channels)
-        require(self.num_blocks >= 1, "num_blocks", "at least 1", self.num_blocks)
-        require(0 <= self.dropout < 1, "dropout", "in [0, 1)", self.dropout)
-
-
-@config
-class DenoiserConfig:
-    """The shape of a U-ViT. `stages` from fine to coarse; resolution halves between two of them."""
-
-    resolution_px: int
-    patch_px: int  # 1: no patching, a 1×1 convolution in and out
-    stages: tuple[StageConfig, ...]
-    conditioning: ConditioningKind
-    token_dim: int  # of the encoder's tokens; read by cross-attention only
-    num_tokens: int
-    pooled_dim: int  # of the encoder's pooled embedding; read by FiLM only
-    noise_embedding_dim: int = 1024
-    head_dim: int = 64  # [C]
-    mlp_ratio: int = 4
-    norm_groups: int = 32  # of the convolution stages' GroupNorm [C]
-    max_images: int = 1  # conditioning images it takes; more than the paper's one costs their tokens in cross-attention
-    similarity: bool = False  # whether it takes the wanted similarity to the conditioning image, which the paper suggests
-    signals: tuple[Signal, ...] = ()  # what else it is told, one declaration per signal
-
-    def __post_init__(self) -> None:
-        for name in ("resolution_px", "patch_px", "token_dim", "num_tokens", "pooled_dim", "head_dim", "mlp_ratio"):
-            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
-        for name in ("norm_groups", "max_images"):
-            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
-        require(len(self.stages) >= 1, "stages", "at least one stage", self.stages)
-        require(
-            self.noise_embedding_dim >= 4 and self.noise_embedding_dim % 2 == 0,
-            "noise_embedding_dim",
-            "even and at least 4",
-            self.noise_embedding_dim,
-        )
-        step = self.patch_px * 2 ** (len(self.stages) - 1)
-        require(
-            self.resolution_px % step == 0,
-            "resolution_px",
-            f"a multiple of {step} (patch_px times 2 for each of {len(self.stages) - 1} halvings)",
-            self.resolution_px,
-        )
-        for index, stage in enumerate(self.stages):
-            name, unit = ("norm_groups", self.norm_groups) if stage.kind == "conv" else ("head_dim", self.head_dim)
-            require(stage.channels % unit == 0, f"stages[{index}].channels", f"a multiple of {name} {unit}", stage.channels)
-        kinds = [stage.kind for stage in self.stages]
-        fits = self.conditioning == "film" or "transformer" in kinds
-        require(fits, "conditioning", "film without a transformer stage", self.conditioning)
-        names = [signal.name for signal in self.signals]
-        require(len(set(names)) == len(names), "signals", "different names", names)
-        takes_tokens = self.conditioning != "film" or all(signal.enters != "tokens" for signal in self.signals)
-        require(takes_tokens, "conditioning", "cross_attention or both for a signal that enters as tokens", self.conditioning)
-
-    def stage_side(self, index: int) -> int:
-        """Positions on a side at stage `index`."""
-        return self.resolution_px // (self.patch_px << index)
-
-    @property
-    def context_dim(self) -> int | None:
-        """What transformer blocks attend to: token_dim, or None without cross-attention."""
-        return None if self.conditioning == "film" else self.token_dim
-
-    def conditioning_of(self, rows: int) -> Conditioning:
-        """Every signal of `rows` pictures, all present and uninitialised: shapes for counting bytes and FLOPs."""
-        images = (rows, self.max_images)
-        tokens, pooled = torch.empty(*images, self.num_tokens, self.token_dim), torch.empty(*images, self.pooled_dim)
-        cond = Conditioning.of(tokens, pooled)
-        if self.similarity:
-            present = torch.ones(rows, dtype=torch.bool)
-            cond = cond.told(SIMILARITY, SignalValues({SIMILARITY: torch.empty(rows)}, present))
-        for signal in self.signals:
-            cond = cond.told(signal.name, signal.values(torch.empty(rows, *signal.shape(self.resolution_px))))
-        return cond
+from semantica.signals import IMAGES, SIMILARITY, Enters
 
 
 @dataclass(frozen=True)
@@ -226,9 +140,9 @@ class UViT(nn.Module):
         self.head_out = zero(nn.Conv2d(stages[0].channels, patch_channels, 1))
         # Last, so that the weights of everything else are drawn as without them.
         widths = {"tokens": config.token_dim, "film": width, "channels": stages[0].channels}
-        self.signals = nn.ModuleDict(
-            {signal.name: MODULES[signal.enters](signal, widths[signal.enters], config.patch_px) for signal in config.signals}
-        )
+        for signal in config.signals:
+            module = MODULES[signal.enters](signal, widths[signal.enters], config.patch_px)
+            self.add_module(f"signal_{signal.name}", module)
         initialise(self, generator)
 
     @property
@@ -279,7 +193,8 @@ class UViT(nn.Module):
         return Prepared(self._sum("film", values), stages, self._sum("channels", values))
 
     def _modules_of(self, entry: Enters) -> list[SignalModule]:
-        named = (self.tokens, self.pooled, self.similarity, *self.signals.values())
+        declared = (getattr(self, f"signal_{signal.name}") for signal in self.config.signals)
+        named = (self.tokens, self.pooled, self.similarity, *declared)
         return [cast("SignalModule", module) for module in named if module is not None and module.entry == entry]
 
     def _context(self, values: Mapping[str, SignalValues]) -> Context | None:
@@ -303,7 +218,7 @@ class UViT(nn.Module):
                 shape = (rows, *signal.shape(config.resolution_px))
                 _expect(signal.name, shape, values[signal.name].tensors[signal.name])
             else:
-                values[signal.name] = signal.absent(rows, config.resolution_px, device)
+                values[signal.name] = SignalValues.absent(signal, rows, config.resolution_px, device)
         return values
 
     def _images(self, given: SignalValues) -> SignalValues:

@@ -13,40 +13,13 @@ import math
 import torch
 from torch import Tensor
 
-from semantica.conditioning import SIMILARITY, Conditioning
-from semantica.config import config, require
+from semantica.conditioning import Conditioning
 from semantica.diffusion.memo import memoised
 from semantica.diffusion.process import Denoise, LogSNR, Pictures
+from semantica.diffusion.settings import GuidanceConfig
+from semantica.signals import SIMILARITY
 
 PIXELS = (1, 2, 3)
-
-
-@config
-class GuidanceConfig:
-    """What goes beyond the paper's plain w. The defaults are plain guidance, bit for bit, where no similarity is asked for."""
-
-    # What a requested similarity weighs by itself (`requested`); nothing for rows that ask for none. At 0 samples hardly follow
-    # (docs/experiments.md).
-    request: float = 4.0
-    # Levels (logsnr) from low to high where w holds; outside it is 0, at half the cost (Kynkäänniemi 2024; -2 ln of their sigma).
-    interval: tuple[float, float] | None = None
-    # Adaptive projected guidance (Sadat 2024): the share of the update along x_hat that stays (eta; they use 0), the L2 norm over
-    # the picture that the update is shortened to, and what the last update weighs in this one (beta; they use -0.5).
-    parallel: float = 1.0
-    max_norm: float | None = None
-    momentum: float = 0.0
-    rescale: float = 0.0  # phi of Lin 2023: 0 is off, 1 gives x_hat the conditional one's std; they use 0.7
-    threshold: float | None = None  # the quantile of dynamic thresholding (Saharia 2022); 0.995 is usual
-
-    def __post_init__(self) -> None:
-        require(self.request >= 0, "guidance.request", "0 or more", self.request)
-        if self.interval is not None:
-            require(self.interval[0] < self.interval[1], "guidance.interval", "(low, high) with low < high", self.interval)
-        require(0 <= self.parallel <= 1, "guidance.parallel", "in [0, 1]", self.parallel)
-        require(self.max_norm is None or self.max_norm > 0, "guidance.max_norm", "positive or none", self.max_norm)
-        require(-1 < self.momentum < 1, "guidance.momentum", "in (-1, 1)", self.momentum)
-        require(0 <= self.rescale <= 1, "guidance.rescale", "in [0, 1]", self.rescale)
-        require(self.threshold is None or 0 < self.threshold <= 1, "guidance.threshold", "in (0, 1] or none", self.threshold)
 
 
 def guided(denoise: Denoise, w: float, config: GuidanceConfig = GuidanceConfig()) -> Denoise:  # noqa: B008 - it is frozen

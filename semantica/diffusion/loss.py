@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from semantica.diffusion.process import LogSNR, Pictures, Prediction, v_target
+from semantica.diffusion.process import LogSNR, Pictures, v_target
+from semantica.diffusion.settings import Prediction
 
 
 def eps_loss(output: Pictures, x: Pictures, eps: Pictures, logsnr: LogSNR, prediction: Prediction = "v") -> Float[Tensor, " b"]:

@@ -7,7 +7,7 @@ take and wrappers (guidance, thresholding, editing) wrap. At any z two predictio
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -15,11 +15,11 @@ from torch import Tensor
 from semantica.conditioning import Conditioning
 from semantica.diffusion.memo import memoised
 from semantica.diffusion.schedule import alpha_sigma
+from semantica.diffusion.settings import Prediction
 
 Pictures = Float[Tensor, "b 3 h w"]
 LogSNR = Float[Tensor, " b"]
 
-Prediction = Literal["v", "eps", "x"]
 """What a network outputs. v is the paper's, and the only one that is well-conditioned at both ends of the schedule."""
 
 

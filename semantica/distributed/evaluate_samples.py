@@ -22,12 +22,14 @@ from semantica.data.dataset import FileEntry, Manifest, StageOutput, read_manife
 from semantica.data.location import Location, Where, location, write_atomically
 from semantica.data.pictures import decode
 from semantica.data.schemas import HELD_OUT
-from semantica.distributed.session import stage_session
 from semantica.distributed.shards import in_actors, with_meter
-from semantica.encoders.encoder import EncoderConfig, load_encoder
+from semantica.distributed.stage import stage_session
+from semantica.encoders.encoder import load_encoder
+from semantica.encoders.settings import EncoderConfig
 from semantica.errors import DataError
-from semantica.metrics.evaluate import EvaluateConfig, compute_figures, noise_picture
+from semantica.metrics.evaluate import compute_figures, noise_picture
 from semantica.metrics.feature_rows import Extractors, MetricWeights, Picture, find_weights
+from semantica.metrics.settings import EvaluateConfig
 from semantica.metrics.summary import NO_SOURCES, Sources, build_report
 from semantica.pairs.draw import generator
 from semantica.report.page import render, to_json
@@ -115,6 +117,7 @@ def evaluate_samples(
     with stage_session("evaluate", stage, runtime, parent) as session:
         if session.done is not None:
             return session.done
+        session.start_ray()
         job = {
             "config": to_dict(config),
             "encodings": str(encodings),

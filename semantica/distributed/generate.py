@@ -8,22 +8,23 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from semantica.conditioning import SIMILARITY
 from semantica.config import to_dict
 from semantica.data.dataset import Manifest, StageOutput, read_manifest
 from semantica.data.location import Location, location, write_atomically
 from semantica.data.pictures import PictureRef, list_pictures
 from semantica.data.schemas import SAMPLES
-from semantica.distributed.session import stage_session
 from semantica.distributed.shards import in_actors, with_meter
+from semantica.distributed.stage import stage_session
 from semantica.encoders.encoder import EncoderIdentity
 from semantica.encoders.on_the_fly import tokens_on_the_fly
 from semantica.errors import ConfigError, DataError
 from semantica.generation.conditions import Conditions
-from semantica.generation.generate import GenerateConfig, choose_conditions, png_bytes, sample_pictures
+from semantica.generation.generate import choose_conditions, png_bytes, sample_pictures
 from semantica.generation.model import Model
+from semantica.generation.settings import GenerateConfig
 from semantica.metrics.exhibits import grids
 from semantica.runtime import Runtime
+from semantica.signals import SIMILARITY
 from semantica.tracking import Run
 from semantica.training.checkpoint import open_checkpoint
 
@@ -82,6 +83,7 @@ def generate(
     with stage_session("generate", stage, runtime, parent) as session:
         if session.done is not None:
             return session.done
+        session.start_ray()
         chosen = choose_conditions(list_pictures(encodings), config.num_conditions, config.seed)
         if not chosen:
             raise DataError(f"generate: {encodings} holds no held-out pictures; ingest with held_out_share above 0")

@@ -19,9 +19,10 @@ from semantica.data.dataset import FileEntry, StageOutput, read_manifest, read_s
 from semantica.data.location import Location, location
 from semantica.data.pictures import PictureRef, StoredPictures, decode
 from semantica.data.schemas import HELD_OUT
-from semantica.distributed.session import stage_session
 from semantica.distributed.shards import in_actors, with_meter
-from semantica.encoders.encoder import EncoderConfig, EncoderIdentity, load_encoder
+from semantica.distributed.stage import stage_session
+from semantica.encoders.encoder import EncoderIdentity, load_encoder
+from semantica.encoders.settings import EncoderConfig
 from semantica.errors import DataError
 from semantica.evaluation.measuring import Measured, distance_rows, feature_rows
 from semantica.evaluation.networks import ENCODER, Networks
@@ -166,6 +167,7 @@ def measure(
     with stage_session("measure", stage, runtime, parent) as session:
         if session.done is not None:
             return
+        session.start_ray()
         arguments = (networks, resolution_px, batch_size, stage)
         results = in_actors(_MeasureShard, arguments, todo, runtime.cluster)
         total = sum(len(shard["work"]["names"]) for shard in todo)

@@ -6,16 +6,15 @@ Defaults are the paper's (method section 5) where it names them; the others are 
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Literal, get_args
 
 from semantica.config import config, require
-from semantica.diffusion.guidance import GuidanceConfig
-from semantica.diffusion.samplers import SamplerConfig
-from semantica.generation.generate import GenerateConfig
-from semantica.generation.model import SpeedConfig
+from semantica.diffusion.settings import GuidanceConfig, SamplerConfig
+from semantica.generation.settings import GenerateConfig, SpeedConfig
 
 ProtocolName = Literal["curve", "one-shot", "grouping", "training", "details", "grids"]
 ExtractorName = Literal["inception", "inception-clean", "dinov2", "encoder"]
+EXTRACTORS: tuple[str, ...] = get_args(ExtractorName)
 PerceptualName = Literal["lpips-alex", "lpips-vgg", "lpips-squeeze", "st-lpips-alex"]
 
 

@@ -35,14 +35,15 @@ from semantica.config import require
 from semantica.denoiser.uvit import Prepared, UViT
 from semantica.diffusion.guidance import guided
 from semantica.diffusion.process import denoise_with, diffuse, x_from
-from semantica.diffusion.samplers import SamplerConfig, ddpm_step
+from semantica.diffusion.samplers import ddpm_step
 from semantica.diffusion.samplers.contract import step_levels
-from semantica.diffusion.schedule import ScheduleConfig, logsnr
+from semantica.diffusion.schedule import logsnr
+from semantica.diffusion.settings import SamplerConfig, ScheduleConfig
 from semantica.errors import ConfigError
 from semantica.generation.conditioning_images import rows_of
 from semantica.generation.generate import to_pixels
-from semantica.generation.model import SpeedConfig
 from semantica.generation.pipeline import Semantica, load, pil_pictures
+from semantica.generation.settings import SpeedConfig
 from semantica.training.step import slot_seed
 
 Generators = torch.Generator | list[torch.Generator] | None

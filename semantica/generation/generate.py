@@ -16,40 +16,14 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from semantica.conditioning import SIMILARITY, Conditioning
-from semantica.config import config, require
+from semantica.conditioning import Conditioning
 from semantica.data.pictures import PictureRef
-from semantica.diffusion.guidance import GuidanceConfig, guided
-from semantica.diffusion.samplers import SamplerConfig, sampler_of
-from semantica.generation.model import Model, SpeedConfig, in_chunks
+from semantica.diffusion.guidance import guided
+from semantica.diffusion.samplers import sampler_of
+from semantica.generation.model import Model, in_chunks
+from semantica.generation.settings import GenerateConfig
+from semantica.signals import SIMILARITY
 from semantica.training.step import slot_seed
-
-
-@config
-class GenerateConfig:
-    """What is drawn: for each of num_conditions held-out conditioning images, samples_per_condition pictures at each guidance w.
-
-    similarity: how similar to the conditioning image, as the score of the band measures it; for denoisers that take one.
-    """
-
-    guidance: tuple[float, ...] = (0.0, 0.1, 0.2, 0.5, 1.0)
-    beyond: GuidanceConfig = GuidanceConfig()
-    sampler: SamplerConfig = SamplerConfig()
-    similarity: float | None = None
-    speed: SpeedConfig = SpeedConfig()
-    num_conditions: int = 64
-    samples_per_condition: int = 1
-    use_ema: bool = True
-    batch_size: int = 32  # samples a shard, which is done or not done; no more at once than fit in memory
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        require(len(self.guidance) > 0 and min(self.guidance) >= 0, "generate.guidance", "weights of 0 or more", self.guidance)
-        require(len(set(self.guidance)) == len(self.guidance), "generate.guidance", "all different", self.guidance)
-        similarity = self.similarity is None or -1 <= self.similarity <= 1
-        require(similarity, "generate.similarity", "a cosine, in [-1, 1]", self.similarity)
-        for name in ("num_conditions", "samples_per_condition", "batch_size"):
-            require(getattr(self, name) > 0, f"generate.{name}", "positive", getattr(self, name))
 
 
 def choose_conditions(candidates: Sequence[PictureRef], number: int, seed: int) -> list[PictureRef]:

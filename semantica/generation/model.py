@@ -11,24 +11,15 @@ import psutil
 import torch
 from torch import Tensor
 
-from semantica.config import config
 from semantica.denoiser.sizes import sampling_bytes
 from semantica.denoiser.uvit import UViT
-from semantica.diffusion.process import Denoise, Prediction, denoise_with
-from semantica.diffusion.schedule import ScheduleConfig
+from semantica.diffusion.process import Denoise, denoise_with
+from semantica.diffusion.settings import Prediction, ScheduleConfig
+from semantica.generation.settings import SpeedConfig
 from semantica.training.checkpoint import Checkpoint
-from semantica.training.compute import Precision
 
 CPU = torch.device("cpu")
 MEMORY_SHARE = 0.6  # of what is free: the estimate knows neither the allocator's rounding nor the workspaces of convolutions
-
-
-@config
-class SpeedConfig:
-    """Settings of the arithmetic of drawing. precision: of weights and products; z, x_hat and the sampler are float32 always."""
-
-    precision: Precision = "float32"
-    compile: bool = False  # the network as one graph, on CUDA captured and replayed; a minute at the start
 
 
 @dataclass(frozen=True)

@@ -18,18 +18,20 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from semantica.conditioning import SIMILARITY, Conditioning
+from semantica import runtime
+from semantica.conditioning import Conditioning
 from semantica.config import override, require
 from semantica.denoiser.uvit import UViT
-from semantica.diffusion.guidance import GuidanceConfig
-from semantica.diffusion.samplers import SamplerConfig
+from semantica.diffusion.settings import GuidanceConfig, SamplerConfig
 from semantica.errors import ConfigError, WeightsError
 from semantica.generation import hub
 from semantica.generation.conditioning_images import ConditioningImages, Picture, rows_of
-from semantica.generation.generate import GenerateConfig, sample_pictures
-from semantica.generation.model import Model, SpeedConfig
+from semantica.generation.generate import sample_pictures
+from semantica.generation.model import Model
 from semantica.generation.model_card import model_card
 from semantica.generation.release import Release, encoder_of, read_release, release_of, write_release
+from semantica.generation.settings import GenerateConfig, SpeedConfig
+from semantica.signals import SIMILARITY
 from semantica.training.checkpoint import open_checkpoint
 
 _MANIFEST, _MODEL = "manifest.json", "model"  # of a checkpoint; of the output of jobs.train
@@ -76,7 +78,7 @@ class Semantica:
         if picture_px is not None:
             require(picture_px >= 1, "load: picture_px", "at least 1", picture_px)
             release = replace(release, picture_px=picture_px)
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        device = device or runtime.device()
         model = Model(network, release.schedule, release.prediction).on(device, speed)
         eye = encoder_of(release.encoder, device, encoder)
         return cls(model, ConditioningImages(eye, release.denoiser.max_images, release.picture_px), release, card)

@@ -25,7 +25,7 @@ from jaxtyping import Float, Float16, UInt8
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from semantica.conditioning import IMAGES, SIMILARITY, Conditioning, Signal, SignalValues
+from semantica.conditioning import Conditioning, SignalValues
 from semantica.config import to_dict
 from semantica.data.dataset import Manifest, read_manifest
 from semantica.data.location import Location
@@ -35,6 +35,7 @@ from semantica.errors import ConfigError, DataError
 from semantica.pairs.draw import Draw, PairStream
 from semantica.pairs.scores import pooled_rows, square
 from semantica.pairs.selection import BandConfig, RowGroup, Selection, read_selection, score_rows
+from semantica.signals import IMAGES, SIMILARITY, Signal
 
 logger = logging.getLogger(__name__)
 

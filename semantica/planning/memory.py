@@ -15,14 +15,15 @@ from functools import lru_cache
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from semantica.denoiser.sizes import PeakBytes
-from semantica.denoiser.uvit import DenoiserConfig, UViT
-from semantica.diffusion.schedule import ScheduleConfig
+from semantica.denoiser.configs import DenoiserConfig
+from semantica.denoiser.sizes import PeakBytes, example_conditioning
+from semantica.denoiser.uvit import UViT
+from semantica.diffusion.settings import ScheduleConfig
 from semantica.pairs.loader import Batch
 from semantica.planning.model import on_paper
-from semantica.training.compute import ComputeConfig, Recompute
+from semantica.training.compute import prepare
 from semantica.training.parallel import StateBytes, state_bytes
-from semantica.training.recipe import TrainConfig
+from semantica.training.recipe import ComputeConfig, Recompute, TrainConfig
 from semantica.training.step import StepNoise, add_gradients
 
 _FLOAT = 4
@@ -68,7 +69,7 @@ def training_memory(train: TrainConfig, world: int) -> TrainingMemory:
 def example_bytes(denoiser: DenoiserConfig) -> int:
     """Bytes of one example of a batch on the device: picture, noise and the values of every signal, float32."""
     with torch.device("meta"):
-        signals = denoiser.conditioning_of(1).signals.values()
+        signals = example_conditioning(denoiser, 1).signals.values()
     numbers = sum(tensor.numel() for signal in signals for tensor in signal.tensors.values())
     return _FLOAT * (2 * 3 * denoiser.resolution_px**2 + numbers)
 
@@ -77,7 +78,7 @@ def example_bytes(denoiser: DenoiserConfig) -> int:
 def _pass_bytes(denoiser: DenoiserConfig, compute: ComputeConfig, rows: int, with_gradients: bool) -> int:
     """The most bytes that tensors made in one forward and backward pass take at once; inputs and weights are not in it."""
     with FakeTensorMode():
-        network = compute.prepare(UViT(denoiser).train())
+        network = prepare(UViT(denoiser).train(), compute)
         if not with_gradients:
             for parameter in network.parameters():
                 parameter.register_post_accumulate_grad_hook(_let_go)  # type: ignore[no-untyped-call]
@@ -94,7 +95,7 @@ def _let_go(parameter: torch.Tensor) -> None:
 
 
 def _batch(denoiser: DenoiserConfig, rows: int) -> tuple[Batch, StepNoise]:
-    side, cond = denoiser.resolution_px, denoiser.conditioning_of(rows)
+    side, cond = denoiser.resolution_px, example_conditioning(denoiser, rows)
     x, never = torch.empty(rows, 3, side, side), torch.zeros(rows, dtype=torch.bool)
     return Batch(x, cond, range(rows)), StepNoise(torch.empty(rows), torch.empty_like(x), dict.fromkeys(cond.signals, never))
 

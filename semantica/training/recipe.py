@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
-from semantica.conditioning import IMAGES, SIMILARITY
 from semantica.config import config, require
-from semantica.denoiser.uvit import DenoiserConfig
-from semantica.diffusion.process import Prediction
-from semantica.diffusion.schedule import ScheduleConfig
-from semantica.training.compute import ComputeConfig
-from semantica.training.retention import KeepConfig
+from semantica.denoiser.configs import DenoiserConfig
+from semantica.diffusion.settings import Prediction, ScheduleConfig
+from semantica.errors import ConfigError
+from semantica.signals import IMAGES, SIMILARITY
+
+Precision = Literal["float32", "bfloat16"]
+Recompute = Literal["none", "transformer", "all"]
+Parallel = Literal["ddp", "fsdp", "hsdp"]
 
 
 @config
@@ -68,6 +72,66 @@ class Dropout:
     rate: float
     together: tuple[str, ...]
     alone: Mapping[str, float]
+
+
+@config
+class KeepConfig:
+    """What stays while training. A checkpoint stays when any of the rules wants it. All numbers are choices [C]."""
+
+    last: int = 2  # the newest ones; a second one is what is left when the newest is damaged
+    best: int = 0  # those with the best metric: `jobs.train` gives the mean loss of the reports since the save before
+    best_is: Literal["lowest", "highest"] = "lowest"  # a loss or a Fréchet distance: lowest
+    every_steps: int = 0  # those of a step that this divides, for good; 0: none
+
+    def __post_init__(self) -> None:
+        require(self.last >= 1, "keep.last", "at least 1", self.last)
+        require(self.best >= 0, "keep.best", "0 or more", self.best)
+        require(self.every_steps >= 0, "keep.every_steps", "0 or more", self.every_steps)
+
+    def steps(self, metrics: Mapping[int, float | None]) -> frozenset[int]:
+        """The steps whose checkpoints stay, of those given as step -> metric. Of equal metrics the later is better; NaN is none."""
+        steps = sorted(metrics)
+        sign = 1.0 if self.best_is == "lowest" else -1.0
+        measured = {step: value for step, value in metrics.items() if value is not None and not math.isnan(value)}
+        best = sorted(measured, key=lambda step: (sign * measured[step], -step))[: self.best]
+        every = [step for step in steps if self.every_steps and step % self.every_steps == 0]
+        return frozenset([*steps[-self.last :], *best, *every])
+
+
+@config
+class ComputeConfig:
+    """Settings of one worker's arithmetic, and of what it holds. The defaults suit CPUs; the presets for GPUs say what suits them.
+
+    precision: of products and convolutions, by autocast. Weights, their gradients and the average of these over the workers, loss,
+    Adam and EMA are float32 always. recompute: which blocks keep their input only, and run again in the backward pass.
+    parallel: with ddp every worker holds all of weights, gradients, Adam's moments and EMA; with fsdp its rows of them; with hsdp
+    each group of shard_workers workers shares one copy, such as those of one machine.
+    """
+
+    precision: Precision = "float32"
+    channels_last: bool = True
+    compile: bool = False  # the network as one graph, with sharded weights each block; a minute at the start of every worker
+    recompute: Recompute = "none"
+    parallel: Parallel = "ddp"
+    shard_workers: int | None = None  # with hsdp, and only there: how many workers share one copy
+
+    def __post_init__(self) -> None:
+        fits = self.shard_workers is None if self.parallel != "hsdp" else (self.shard_workers or 0) >= 2
+        expected = "2 or more with parallel hsdp" if self.parallel == "hsdp" else f"None with parallel {self.parallel}"
+        require(fits, "train.compute.shard_workers", expected, self.shard_workers)
+
+    @property
+    def is_sharded(self) -> bool:
+        """True when a worker of several holds a part of the state only."""
+        return self.parallel != "ddp"
+
+    def check_workers(self, num_workers: int) -> None:
+        """Raise ConfigError when so many workers cannot share the state as `parallel` says."""
+        if self.shard_workers is not None and num_workers % self.shard_workers:
+            raise ConfigError(
+                f"train.compute.shard_workers must divide cluster.num_workers = {num_workers}, got {self.shard_workers}; "
+                "change either, or train.compute.parallel"
+            )
 
 
 @config

@@ -19,9 +19,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from semantica.conditioning import Conditioning
 from semantica.diffusion.loss import eps_loss
-from semantica.diffusion.process import Prediction, diffuse
-from semantica.diffusion.schedule import ScheduleConfig, logsnr
+from semantica.diffusion.process import diffuse
+from semantica.diffusion.schedule import logsnr
+from semantica.diffusion.settings import Prediction, ScheduleConfig
 from semantica.pairs.loader import Batch
+from semantica.training.compute import autocast
 from semantica.training.recipe import Dropout, OptimizerConfig, TrainConfig
 
 
@@ -107,7 +109,7 @@ def add_gradients(network: nn.Module, batch: Batch, noise: StepNoise, step: int,
         # everything else it depends on how many workers and micro-batches share the batch.
         torch.manual_seed(slot_seed("dropout", config.seed, step, slots[rows].start))
         with _averaged_over_workers(network, part == parts - 1):
-            with config.compute.autocast(device):
+            with autocast(config.compute, device):
                 loss = step_loss(network, batch.x[rows], batch.cond[rows], noise[rows], config.schedule, config.prediction)
             mean = loss.mean()
             # The square of a finite error may be infinite. Then its gradients are made NaN, on this worker and so in the average:

@@ -4,7 +4,8 @@ import torch
 
 from semantica.conditioning import Conditioning
 from semantica.diffusion.process import denoise_with
-from semantica.diffusion.schedule import ScheduleConfig, alpha_sigma
+from semantica.diffusion.schedule import alpha_sigma
+from semantica.diffusion.settings import ScheduleConfig
 
 SCHEDULE = ScheduleConfig(resolution_px=64)
 

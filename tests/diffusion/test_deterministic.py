@@ -7,8 +7,9 @@ import torch
 
 from semantica.diffusion.guidance import guided
 from semantica.diffusion.process import denoise_with, diffuse
-from semantica.diffusion.samplers import SamplerConfig, ddim, ddim_invert, ddim_step, dpm_solver
-from semantica.diffusion.schedule import ScheduleConfig, alpha_sigma
+from semantica.diffusion.samplers import ddim, ddim_invert, ddim_step, dpm_solver
+from semantica.diffusion.schedule import alpha_sigma
+from semantica.diffusion.settings import SamplerConfig, ScheduleConfig
 from tests.diffusion.oracles import (
     SCHEDULE,
     conditioning,

@@ -5,13 +5,14 @@ from itertools import product
 import pytest
 import torch
 
-from semantica.conditioning import SIMILARITY
 from semantica.config import from_dict, to_dict
-from semantica.diffusion.guidance import GuidanceConfig, guided, requested
+from semantica.diffusion.guidance import guided, requested
 from semantica.diffusion.process import denoise_with, eps_from_x, v_from_x
-from semantica.diffusion.samplers import SamplerConfig, ddim, ddpm, dpm_solver
+from semantica.diffusion.samplers import ddim, ddpm, dpm_solver
 from semantica.diffusion.samplers.contract import step_levels
+from semantica.diffusion.settings import GuidanceConfig, SamplerConfig
 from semantica.errors import ConfigError
+from semantica.signals import SIMILARITY
 from tests.diffusion.oracles import LEVELS, NETWORK, SCHEDULE, Counting, Preparing, linear_network, noise_like
 from tests.signals import changed
 

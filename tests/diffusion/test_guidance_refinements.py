@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from semantica.diffusion.guidance import GuidanceConfig, guided, projected, rescaled, shortened, thresholded
-from semantica.diffusion.samplers import SamplerConfig, ddim, ddpm
+from semantica.diffusion.guidance import guided, projected, rescaled, shortened, thresholded
+from semantica.diffusion.samplers import ddim, ddpm
+from semantica.diffusion.settings import GuidanceConfig, SamplerConfig
 from tests.diffusion.oracles import LEVELS, NETWORK, SCHEDULE, conditioning, levels, noise_like, normal
 
 

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from semantica.diffusion.process import denoise_with
-from semantica.diffusion.samplers import SamplerConfig, ddim, ddpm, ddpm_posterior, ddpm_step, dpm_solver, sampler_of
+from semantica.diffusion.samplers import ddim, ddpm, ddpm_posterior, ddpm_step, dpm_solver, sampler_of
 from semantica.diffusion.samplers.contract import step_levels
-from semantica.diffusion.schedule import ScheduleConfig, alpha_sigma, logsnr
+from semantica.diffusion.schedule import alpha_sigma, logsnr
+from semantica.diffusion.settings import SamplerConfig, ScheduleConfig
 from semantica.errors import ConfigError
 from tests.diffusion.oracles import (
     SCHEDULE,

@@ -17,7 +17,8 @@ from semantica.diffusion.process import (
     x_from_eps,
     x_from_v,
 )
-from semantica.diffusion.schedule import ScheduleConfig, alpha_sigma, logsnr, logsnr_shift
+from semantica.diffusion.schedule import alpha_sigma, logsnr, logsnr_shift
+from semantica.diffusion.settings import ScheduleConfig
 from semantica.errors import ConfigError
 from tests.diffusion.oracles import Preparing, conditioning, linear_network, normal
 

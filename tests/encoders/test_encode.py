@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 
 from semantica.data.schemas import QUARANTINE, encodings_schema
-from semantica.encoders.encode import EncodeConfig, decode_picture, encode_episodes, encode_pictures, encode_stream
-from semantica.encoders.encoder import EncoderConfig, load_encoder
+from semantica.encoders.encode import decode_picture, encode_episodes, encode_pictures, encode_stream
+from semantica.encoders.encoder import load_encoder
+from semantica.encoders.settings import EncodeConfig, EncoderConfig
 from semantica.errors import ConfigError, DataError
 from semantica.pairs.scores import pooled_rows
 

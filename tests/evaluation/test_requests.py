@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semantica.diffusion.samplers import SamplerConfig
+from semantica.diffusion.settings import SamplerConfig
 from semantica.errors import ConfigError
 from semantica.evaluation.requests import Batch, Cell, Request, batches, cells_of, repeated, requests_of
 from semantica.evaluation.settings import EvaluationConfig

@@ -10,21 +10,15 @@ from PIL import Image
 
 from semantica.conditioning import Conditioning
 from semantica.data.pictures import PictureRef, decode
-from semantica.denoiser.uvit import DenoiserConfig, StageConfig, UViT
-from semantica.diffusion.guidance import GuidanceConfig
+from semantica.denoiser.configs import DenoiserConfig, StageConfig
+from semantica.denoiser.uvit import UViT
 from semantica.diffusion.process import x_from_v
-from semantica.diffusion.samplers import SamplerConfig, ddpm
-from semantica.diffusion.schedule import ScheduleConfig
+from semantica.diffusion.samplers import ddpm
+from semantica.diffusion.settings import GuidanceConfig, SamplerConfig, ScheduleConfig
 from semantica.errors import ConfigError
-from semantica.generation.generate import (
-    GenerateConfig,
-    SampleNoise,
-    choose_conditions,
-    png_bytes,
-    sample_pictures,
-    to_pixels,
-)
+from semantica.generation.generate import SampleNoise, choose_conditions, png_bytes, sample_pictures, to_pixels
 from semantica.generation.model import Model
+from semantica.generation.settings import GenerateConfig
 from semantica.pairs.loader import to_unit
 
 SCHEDULE, SAMPLER = ScheduleConfig(resolution_px=16), SamplerConfig(num_steps=6)

@@ -7,9 +7,10 @@ from semantica.conditioning import Conditioning
 from semantica.denoiser import configs
 from semantica.denoiser.sizes import PeakBytes, sampling_bytes
 from semantica.denoiser.uvit import UViT
-from semantica.diffusion.schedule import ScheduleConfig
+from semantica.diffusion.settings import ScheduleConfig
 from semantica.generation import model as models
-from semantica.generation.model import Model, SpeedConfig, in_chunks
+from semantica.generation.model import Model, in_chunks
+from semantica.generation.settings import SpeedConfig
 
 
 class Memory:

@@ -11,13 +11,14 @@ from PIL import Image, ImageCms
 import semantica
 from semantica.data.dataset import read_manifest, read_shard
 from semantica.data.schemas import token_rows
-from semantica.diffusion.samplers import SamplerConfig
+from semantica.diffusion.settings import SamplerConfig
 from semantica.encoders.encode import encode_pictures
 from semantica.encoders.encoder import load_encoder
 from semantica.episodes.images import ImageConfig, normalise
 from semantica.errors import ConfigError, DataError, WeightsError
 from semantica.generation.conditioning_images import ConditioningImages, square_of
-from semantica.generation.generate import GenerateConfig, sample_pictures
+from semantica.generation.generate import sample_pictures
+from semantica.generation.settings import GenerateConfig
 from semantica.pairs.scores import pooled_rows
 from tests.generation.drawing import draw, pixels
 

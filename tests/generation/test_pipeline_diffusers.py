@@ -14,8 +14,9 @@ pytest.importorskip("diffusers")
 import semantica
 from semantica.conditioning import Conditioning
 from semantica.diffusion.process import denoise_with, diffuse, eps_from_x, v_from_x
-from semantica.diffusion.samplers import SamplerConfig, ddpm
-from semantica.diffusion.schedule import ScheduleConfig, logsnr
+from semantica.diffusion.samplers import ddpm
+from semantica.diffusion.schedule import logsnr
+from semantica.diffusion.settings import SamplerConfig, ScheduleConfig
 from semantica.errors import ConfigError
 from semantica.generation.diffusers_pipeline import SemanticaPipeline, SemanticaScheduler
 from semantica.generation.generate import SampleNoise, to_pixels

@@ -228,7 +228,7 @@ def test_a_folder_with_something_else_in_it_is_not_written_to(runs, released):
 
 
 def test_a_model_in_bfloat16_is_not_saved(runs, released, tmp_path):
-    from semantica.generation.model import SpeedConfig
+    from semantica.generation.settings import SpeedConfig
 
     model = semantica.load(released, "cpu", runs.plain.encoder, speed=SpeedConfig(precision="bfloat16"))
     with pytest.raises(ConfigError, match="precision must be float32"):

@@ -10,8 +10,9 @@ from semantica.data.schemas import HELD_OUT_FEATURES
 from semantica.encoders.encoder import Encoder, EncoderIdentity
 from semantica.errors import ConfigError, DataError
 from semantica.measure.frechet import FeatureStatistics, frechet_distance
-from semantica.metrics.evaluate import EvaluateConfig, compute_figures, noise_picture
+from semantica.metrics.evaluate import compute_figures, noise_picture
 from semantica.metrics.feature_rows import Extractors, MetricWeights, Picture
+from semantica.metrics.settings import EvaluateConfig
 
 DIM = 6
 

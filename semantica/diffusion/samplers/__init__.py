@@ -6,14 +6,14 @@ on how samples are batched or on which worker draws them.
 """
 
 from semantica.diffusion.samplers.ancestral import ddpm, ddpm_posterior, ddpm_step
-from semantica.diffusion.samplers.contract import Callback, Noise, Sampler, SamplerConfig, Step
+from semantica.diffusion.samplers.contract import Callback, Noise, Sampler, Step
 from semantica.diffusion.samplers.deterministic import ddim, ddim_invert, ddim_step, dpm_solver
+from semantica.diffusion.settings import SamplerConfig
 
 __all__ = [
     "Callback",
     "Noise",
     "Sampler",
-    "SamplerConfig",
     "Step",
     "ddim",
     "ddim_invert",

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from semantica.conditioning import Conditioning
 from semantica.diffusion.process import Denoise, LogSNR, Pictures
-from semantica.diffusion.samplers.contract import Callback, Noise, SamplerConfig, step_levels, walk
-from semantica.diffusion.schedule import ScheduleConfig, alpha_sigma
+from semantica.diffusion.samplers.contract import Callback, Noise, step_levels, walk
+from semantica.diffusion.schedule import alpha_sigma
+from semantica.diffusion.settings import SamplerConfig, ScheduleConfig
 
 
 def ddpm_posterior(

@@ -8,39 +8,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from semantica.conditioning import Conditioning
-from semantica.config import config, require
 from semantica.diffusion.process import Denoise, LogSNR, Pictures
-from semantica.diffusion.schedule import ScheduleConfig, logsnr
+from semantica.diffusion.schedule import logsnr
+from semantica.diffusion.settings import SamplerConfig, ScheduleConfig, Spacing
 
 Noise = Callable[[int], Tensor]
 """step index (0 at t = 1) -> standard normal like z."""
-
-Spacing = Literal["t", "logsnr"]
-
-
-@config
-class SamplerConfig:
-    """Settings of every sampler; the defaults are the paper's."""
-
-    name: Literal["ddpm", "ddim", "dpm_solver"] = "ddpm"
-    num_steps: int = 256  # 512 for reported figures
-    # What the steps are equal in [C]; none: t for ddpm, as the paper's are, and logsnr for the others. The shifted schedule leaves
-    # so few steps in t at low noise that dpm_solver is further off after 64 of them at 256 px than after 8 in logsnr.
-    spacing: Spacing | None = None
-    # Of ddpm: std = small_std^interpolation large_std^(1 - interpolation): 1 is the posterior's std, 0 the forward process's.
-    interpolation: float = 0.2
-    clip: bool = True  # x_hat to [-1, 1] at every step, after guidance
-
-    def __post_init__(self) -> None:
-        require(self.num_steps >= 1, "num_steps", "at least 1", self.num_steps)
-        require(0 <= self.interpolation <= 1, "interpolation", "in [0, 1]", self.interpolation)
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from semantica.conditioning import Conditioning
 from semantica.diffusion.process import Denoise, LogSNR, Pictures, v_from_x
-from semantica.diffusion.samplers.contract import Callback, Noise, SamplerConfig, predict, sent, step_levels, walk
-from semantica.diffusion.schedule import ScheduleConfig, alpha_sigma
+from semantica.diffusion.samplers.contract import Callback, Noise, predict, sent, step_levels, walk
+from semantica.diffusion.schedule import alpha_sigma
+from semantica.diffusion.settings import SamplerConfig, ScheduleConfig
 
 
 def ddim_step(z: Pictures, x_hat: Pictures, logsnr_t: LogSNR, logsnr_s: LogSNR) -> Pictures:
