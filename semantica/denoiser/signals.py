@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeAlias, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -106,16 +106,20 @@ class SimilarityEmbedding(SignalModule):
         return out
 
 
+ModuleOf: TypeAlias = Callable[[Signal, int, int], SignalModule]
+"""(signal, width of what its module adds to, patch_px) -> the module."""
+
 T = TypeVar("T", bound=type[SignalModule])
-MODULES: dict[Enters, type[SignalModule]] = {}
-"""Way of entering -> the module of a declared signal: Module(signal, width of the network's side, patch_px)."""
+MODULES: dict[Enters, ModuleOf] = {}
+"""Way of entering -> what makes the module of a declared signal."""
 
 
 def enters(way: Enters) -> Callable[[T], T]:
     """Register a class as the module of the declared signals that enter in this way."""
 
     def register(cls: T) -> T:
-        cls.entry, MODULES[way] = way, cls
+        cls.entry = way
+        MODULES[way] = cast("ModuleOf", cls)
         return cls
 
     return register
@@ -168,7 +172,7 @@ class DeclaredChannels(SignalModule):
         self.conv = zero(nn.Conv2d(signal.dim * patch_px**2, width, 3, padding=1, bias=False))
 
     def forward(self, values: SignalValues) -> Maps:
-        weight: Tensor = self.conv.weight
-        maps = torch.where(values.present[:, None, None, None], values.tensors[self.signal], 0.0).to(weight.dtype)
+        maps = torch.where(values.present[:, None, None, None], values.tensors[self.signal], 0.0)
+        maps = maps.to(cast("Tensor", self.conv.weight).dtype)
         out: Maps = self.conv(patchify(maps, self.patch_px))
         return out
