@@ -36,8 +36,10 @@ from semantica.training.writing import write_checkpoint
 
 from semantica.conditioning import Conditioning
 from semantica.config import override
-from semantica.diffusion.guidance import GuidanceConfig, guided
-from semantica.diffusion.samplers import SamplerConfig, Step, ddim_invert, sampler_of
+from semantica.data.manifest import read_manifest
+from semantica.diffusion.guidance import guided
+from semantica.diffusion.samplers import Step, ddim_invert, sampler_of
+from semantica.diffusion.settings import GuidanceConfig, SamplerConfig
 from semantica.distributed.encode import encode
 from semantica.distributed.evaluate import evaluate
 from semantica.distributed.ingest import ingest
@@ -45,15 +47,17 @@ from semantica.distributed.pairs import pairs
 from semantica.distributed.pipeline import pipeline
 from semantica.distributed.train import train
 from semantica.evaluation.settings import EvaluationConfig
-from semantica.generation.generate import GenerateConfig, sample_pictures
+from semantica.generation.generate import sample_pictures
 from semantica.generation.model import Model
 from semantica.generation.model_card import model_card
 from semantica.generation.pipeline import load
 from semantica.generation.release import release_of, write_release
+from semantica.generation.settings import GenerateConfig
 from semantica.presets import PipelineConfig, tiny, tiny_html
 from semantica.runtime import ClusterConfig, Runtime
 from semantica.tracking import TrackingConfig
 from semantica.training.checkpoint import Provenance, TrainState, open_checkpoint
+from semantica.training.checkpoint.save import write_checkpoint
 from semantica.training.loader import training_loader
 from semantica.training.loop import Hooks, fit
 from semantica.training.recipe import TrainConfig
