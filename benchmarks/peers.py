@@ -1,7 +1,7 @@
 """What the denoiser is measured against: two networks of the field, of like compute, behind its own signature.
 
-In: a DenoiserConfig. Out: modules `(z, logsnr, cond) -> v_hat` that step_loss and denoise_with take like the house's own. Each peer
-has our patching, our halvings and, as far as it can, our blocks at every resolution; its width is searched until its training
+In: a DenoiserConfig. Out: modules `(z, logsnr, cond) -> v_hat` that step_loss and drawing.bind_every_step take like our own. Each
+peer has our patching, our halvings and, as far as it can, our blocks at every resolution; its width is searched until its training
 GFLOP of an image are ours. FLOPs are counted on the real modules by torch's FlopCounterMode; 1 multiply-accumulate = 2 FLOPs.
 """
 

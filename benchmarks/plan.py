@@ -73,17 +73,14 @@ def counted_step(train: TrainConfig, rows: int) -> float:
 
 def counted_drawing(train: TrainConfig) -> float:
     """FLOPs of drawing one picture in three steps by the project's sampler at w = 0.5."""
-    from semantica.diffusion.guidance import guided
-    from semantica.diffusion.samplers import sampler_of
-    from semantica.diffusion.settings import SamplerConfig
+    from semantica.diffusion.samplers import ddpm, step_levels
     from semantica.generation.model import Model
 
     model = Model(initial_network(train).eval(), train.schedule)
     batch, _ = example(train, 1)
-    settings, z = SamplerConfig(num_steps=3), torch.randn_like(batch.x)
+    z = torch.randn_like(batch.x)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        denoise, sampler = guided(model.denoise(), 0.5), sampler_of(settings)
-        sampler(denoise, batch.cond, z, train.schedule, settings, lambda step: torch.randn_like(z))
+        ddpm(model.bind(batch.cond, 0.5), z, step_levels(train.schedule, 3, "t"), lambda step: torch.randn_like(z))
     return float(counter.get_total_flops())
 
 

@@ -46,12 +46,13 @@ class DenoiserConfig:
     norm_groups: int = 32  # of the convolution stages' GroupNorm [C]
     max_images: int = 1  # conditioning images it takes; more than the paper's one costs their tokens in cross-attention
     similarity: bool = False  # whether it takes the wanted similarity to the conditioning image, which the paper suggests
+    channels: int = 3  # of z and v_hat: 3 for pictures; a vector of D numbers has D channels at resolution_px 1
     signals: tuple[Signal, ...] = ()  # what else it is told, one declaration per signal
 
     def __post_init__(self) -> None:
         for name in ("resolution_px", "patch_px", "token_dim", "num_tokens", "pooled_dim", "head_dim", "mlp_ratio"):
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
-        for name in ("norm_groups", "max_images"):
+        for name in ("norm_groups", "max_images", "channels"):
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         require(len(self.stages) >= 1, "stages", "at least one stage", self.stages)
         require(
@@ -81,6 +82,11 @@ class DenoiserConfig:
     def stage_side(self, index: int) -> int:
         """Positions on a side at stage `index`."""
         return self.resolution_px // (self.patch_px << index)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of z."""
+        return self.channels, self.resolution_px, self.resolution_px
 
     @property
     def context_dim(self) -> int | None:

@@ -1,14 +1,14 @@
 """What the denoiser makes of each signal of the conditioning: tokens for cross-attention, a vector for the noise embedding, or maps
 beside z; and the learned null that stands in where the signal is absent.
 
-One module per signal and way of entering. A module for declared signals is registered by its way of entering: `@enters("film")`.
+One module per signal and way of entering. A module for declared signals is registered by that way.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TypeAlias, TypeVar, cast
+from typing import TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from semantica.conditioning import SignalValues
 from semantica.denoiser.layers import LearnedVectors, Maps, fourier_features, patchify, zero
+from semantica.registry import Registry
 from semantica.signals import IMAGES, SIMILARITY, Enters, Signal
 
 
@@ -109,25 +110,15 @@ class SimilarityEmbedding(SignalModule):
 ModuleOf: TypeAlias = Callable[[Signal, int, int], SignalModule]
 """(signal, width of what its module adds to, patch_px) -> the module."""
 
-T = TypeVar("T", bound=type[SignalModule])
-MODULES: dict[Enters, ModuleOf] = {}
-"""Way of entering -> what makes the module of a declared signal."""
+MODULES: Registry[ModuleOf] = Registry("way of entering", "semantica.denoiser.signals")
+"""What makes the module of a declared signal, by the way in which the signal enters."""
 
 
-def enters(way: Enters) -> Callable[[T], T]:
-    """Register a class as the module of the declared signals that enter in this way."""
-
-    def register(cls: T) -> T:
-        cls.entry = way
-        MODULES[way] = cast("ModuleOf", cls)
-        return cls
-
-    return register
-
-
-@enters("tokens")
+@MODULES.register("tokens")
 class DeclaredTokens(SignalModule):
     """(B, num, dim) tokens -> context beside that of the images: LayerNorm without affine, then dense to the images' token_dim."""
+
+    entry = "tokens"
 
     def __init__(self, signal: Signal, width: int, patch_px: int) -> None:
         super().__init__(signal.name)
@@ -141,9 +132,11 @@ class DeclaredTokens(SignalModule):
         return torch.where(values.present[:, None, None], dense, null).to(null.dtype)
 
 
-@enters("film")
+@MODULES.register("film")
 class DeclaredVector(SignalModule):
     """A vector (B, dim) -> (B, E) for the noise embedding: a dense layer, SiLU, a dense layer. Vectors should be of order 1."""
+
+    entry = "film"
 
     def __init__(self, signal: Signal, width: int, patch_px: int) -> None:
         super().__init__(signal.name)
@@ -158,13 +151,15 @@ class DeclaredVector(SignalModule):
         return out
 
 
-@enters("channels")
+@MODULES.register("channels")
 class DeclaredChannels(SignalModule):
     """Maps (B, dim, H, W) -> maps that are added to the input layer's: a 3×3 convolution that starts at zero.
 
     The sum is what concatenation with zero weights for the new channels would give; so a trained denoiser that gets the signal
     computes the same as before, bit for bit, until it is trained on. Absent maps add nothing.
     """
+
+    entry = "channels"
 
     def __init__(self, signal: Signal, width: int, patch_px: int) -> None:
         super().__init__(signal.name)

@@ -33,8 +33,7 @@ def training_flops(config: DenoiserConfig) -> int:
     """
     with torch.device("meta"):
         network = UViT(config)
-        z = torch.empty(1, 3, config.resolution_px, config.resolution_px)
-        cond = example_conditioning(config, 1)
+        z, cond = torch.empty(1, *config.shape), example_conditioning(config, 1)
         with FlopCounterMode(display=False) as counter:
             network(z, torch.empty(1), cond).sum().backward()
     return int(counter.get_total_flops())
@@ -87,8 +86,7 @@ def sampling_bytes(config: DenoiserConfig, dtype: torch.dtype) -> int:
     rows = 2
     with FakeTensorMode(), torch.no_grad():
         network = UViT(config).eval()  # in float32: a fake module cannot be cast
-        cond, side = example_conditioning(config, rows), config.resolution_px
-        z, logsnr = torch.empty(rows, 3, side, side), torch.empty(rows)
+        z, logsnr, cond = torch.empty(rows, *config.shape), torch.empty(rows), example_conditioning(config, rows)
         with PeakBytes() as counter:
             prepared = network.prepare(cond)
             network(z, logsnr, prepared)

@@ -1,6 +1,6 @@
 """U-ViT (Hoogeboom 2023): a U-Net whose fine stages are convolutional and whose coarse stages are transformers.
 
-z (B, 3, H, W), logsnr (B,) and Conditioning in, v_hat (B, 3, H, W) out; `diffusion.process.denoise_with` makes a Denoise of it.
+z (B, C, H, W), logsnr (B,) and Conditioning in, v_hat (B, C, H, W) out; `diffusion.process.bind_with` makes a Denoise of it.
 Knows nothing of schedules, losses and samplers. [C] marks a choice where the papers are silent.
 """
 
@@ -123,7 +123,7 @@ class UViT(nn.Module):
         super().__init__()
         self.config = config
         stages, lowest = config.stages, len(config.stages) - 1
-        patch_channels = 3 * config.patch_px**2
+        patch_channels = config.channels * config.patch_px**2
         self.noise = NoiseEmbedding(config.noise_embedding_dim)
         width, images = config.noise_embedding_dim, config.max_images
         self.tokens = None if config.context_dim is None else TokenContext(config.context_dim, images)
@@ -161,11 +161,10 @@ class UViT(nn.Module):
         return Prepared(self._sum("film", values), stages, self._sum("channels", values))
 
     def forward(
-        self, z: Float[Tensor, "b 3 h w"], logsnr: Float[Tensor, " b"], cond: Conditioning | Prepared
-    ) -> Float[Tensor, "b 3 h w"]:
+        self, z: Float[Tensor, "b c h w"], logsnr: Float[Tensor, " b"], cond: Conditioning | Prepared
+    ) -> Float[Tensor, "b c h w"]:
         """v_hat, or what the network was trained to output. Raises DataError for z or conditioning of another shape."""
-        side = self.config.resolution_px
-        _expect("z", (len(z), 3, side, side), z)
+        _expect("z", (len(z), *self.config.shape), z)
         # Not `prepare`: within a block, keys and values need not be kept for the backward pass of a block that is run again.
         prepared = cond if isinstance(cond, Prepared) else self._unprepared(cond)
         embedding = self.noise(logsnr)

@@ -9,7 +9,7 @@ from semantica.training.recipe import Precision
 
 @config
 class SpeedConfig:
-    """Settings of the arithmetic of drawing. precision: of weights and products; z, x_hat and the sampler are float32 always."""
+    """Arithmetic of drawing. precision: that of weights and products; z, x_hat and the sampler are float32 always."""
 
     precision: Precision = "float32"
     compile: bool = False  # the network as one graph, on CUDA captured and replayed; a minute at the start
@@ -17,9 +17,9 @@ class SpeedConfig:
 
 @config
 class GenerateConfig:
-    """What is drawn: for each of num_conditions held-out conditioning images, samples_per_condition pictures at each guidance w.
+    """What is drawn: samples_per_condition samples at each guidance w, for each of num_conditions held-out conditioning images.
 
-    similarity: how similar to the conditioning image, as the score of the band measures it; for denoisers that take one.
+    similarity: the requested similarity to the conditioning image, as the band's score measures it; for denoisers that take one.
     """
 
     guidance: tuple[float, ...] = (0.0, 0.1, 0.2, 0.5, 1.0)
@@ -30,7 +30,7 @@ class GenerateConfig:
     num_conditions: int = 64
     samples_per_condition: int = 1
     use_ema: bool = True
-    batch_size: int = 32  # samples a shard, which is done or not done; no more at once than fit in memory
+    batch_size: int = 32  # samples per shard; fewer at once when memory does not hold them
     seed: int = 0
 
     def __post_init__(self) -> None:

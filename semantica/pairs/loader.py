@@ -31,10 +31,11 @@ from semantica.data.dataset import Manifest, read_manifest
 from semantica.data.location import Location
 from semantica.data.pictures import RowGroups, TokensOf, decode
 from semantica.data.schemas import token_rows
-from semantica.errors import ConfigError, DataError
+from semantica.errors import DataError
 from semantica.pairs.draw import Draw, PairStream
 from semantica.pairs.scores import pooled_rows, square
 from semantica.pairs.selection import BandConfig, RowGroup, Selection, read_selection, score_rows
+from semantica.registry import Registry
 from semantica.signals import IMAGES, SIMILARITY, Signal
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ class Batch:
     batch that is never recycled stays what it is.
     """
 
-    x: Float[Tensor, "b 3 h w"]
+    x: Float[Tensor, "b c h w"]
     cond: Conditioning
     slots: range
     recycle: Callable[[], None] = lambda: None
@@ -100,18 +101,8 @@ class Pair:
 Source: TypeAlias = Callable[[Signal, Sequence[Pair], Float[Tensor, "b 3 h w"]], SignalValues]
 """(signal, pairs of a batch, their target pictures x) -> the signal's values, which depend on these alone."""
 
-SOURCES: dict[str, Source] = {}
-"""Name of a signal -> where the loader takes it from."""
-
-
-def source(signal: str) -> Callable[[Source], Source]:
-    """Register a function as the source of a signal."""
-
-    def register(function: Source) -> Source:
-        SOURCES[signal] = function
-        return function
-
-    return register
+SOURCES: Registry[Source] = Registry("source of the signal", "semantica.applications")
+"""Where the loader takes each declared signal from, by the signal's name: `@SOURCES.register("caption")`."""
 
 
 class PairLoader:
@@ -136,9 +127,7 @@ class PairLoader:
         if not self.manifest.config["store_tokens"] and tokens_of is None:
             raise DataError(f"train: {encodings} holds no tokens; pass tokens_of, or run jobs.encode with --store-tokens")
         for signal in batches.signals:
-            if signal.name not in SOURCES:
-                known = ", ".join(sorted(SOURCES)) or "none"
-                raise ConfigError(f"train.denoiser.signals: no source of {signal.name} is registered (registered: {known})")
+            SOURCES.check(signal.name)
         self._tokens_of = tokens_of
         identity = self.manifest.facts["encoder"]
         self._token_shape = (identity["num_tokens"], identity["token_dim"])

@@ -71,7 +71,7 @@ def example_bytes(denoiser: DenoiserConfig) -> int:
     with torch.device("meta"):
         signals = example_conditioning(denoiser, 1).signals.values()
     numbers = sum(tensor.numel() for signal in signals for tensor in signal.tensors.values())
-    return _FLOAT * (2 * 3 * denoiser.resolution_px**2 + numbers)
+    return _FLOAT * (2 * math.prod(denoiser.shape) + numbers)
 
 
 @lru_cache
@@ -95,8 +95,8 @@ def _let_go(parameter: torch.Tensor) -> None:
 
 
 def _batch(denoiser: DenoiserConfig, rows: int) -> tuple[Batch, StepNoise]:
-    side, cond = denoiser.resolution_px, example_conditioning(denoiser, rows)
-    x, never = torch.empty(rows, 3, side, side), torch.zeros(rows, dtype=torch.bool)
+    cond = example_conditioning(denoiser, rows)
+    x, never = torch.empty(rows, *denoiser.shape), torch.zeros(rows, dtype=torch.bool)
     return Batch(x, cond, range(rows)), StepNoise(torch.empty(rows), torch.empty_like(x), dict.fromkeys(cond.signals, never))
 
 

@@ -73,8 +73,7 @@ def on_paper(compute: ComputeConfig) -> ComputeConfig:
 
 
 def _inputs(denoiser: DenoiserConfig) -> tuple[torch.Tensor, torch.Tensor, Conditioning]:
-    side = denoiser.resolution_px
-    return torch.empty(1, 3, side, side), torch.empty(1), example_conditioning(denoiser, 1)
+    return torch.empty(1, *denoiser.shape), torch.empty(1), example_conditioning(denoiser, 1)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ step) that never make the host wait for the device.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -18,10 +17,10 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from semantica.conditioning import Conditioning
-from semantica.diffusion.loss import eps_loss
-from semantica.diffusion.process import diffuse
+from semantica.diffusion.process import diffuse, eps_loss
 from semantica.diffusion.schedule import logsnr
 from semantica.diffusion.settings import Prediction, ScheduleConfig
+from semantica.keyed_random import slot_seed
 from semantica.pairs.loader import Batch
 from semantica.training.compute import autocast
 from semantica.training.recipe import Dropout, OptimizerConfig, TrainConfig
@@ -29,12 +28,12 @@ from semantica.training.recipe import Dropout, OptimizerConfig, TrainConfig
 
 @dataclass(frozen=True)
 class StepNoise:
-    """What chance decides in a step: t (b,) ~ U(0, 1), eps (b, 3, H, W) ~ N(0, I), and per signal a mask (b,), True where the
+    """What chance decides in a step: t (b,) ~ U(0, 1), eps (b, C, H, W) ~ N(0, I), and per signal a mask (b,), True where the
     denoiser is not told it.
     """
 
     t: Float[Tensor, " b"]
-    eps: Float[Tensor, "b 3 h w"]
+    eps: Float[Tensor, "b c h w"]
     dropped: Mapping[str, Bool[Tensor, " b"]]
 
     def map(self, function: Callable[[Tensor], Tensor]) -> StepNoise:
@@ -48,11 +47,6 @@ class StepNoise:
 
     def __getitem__(self, rows: slice) -> StepNoise:
         return self.map(lambda tensor: tensor[rows])
-
-
-def slot_seed(*key: object) -> int:
-    """A 63-bit seed that depends on the key alone."""
-    return int.from_bytes(hashlib.sha256("/".join(map(str, key)).encode()).digest()[:8], "little") >> 1
 
 
 def step_noise(seed: int, step: int, slots: Iterable[int], shape: tuple[int, int, int], dropout: Dropout) -> StepNoise:
@@ -81,13 +75,13 @@ def step_noise(seed: int, step: int, slots: Iterable[int], shape: tuple[int, int
 
 def step_loss(
     network: nn.Module,
-    x: Float[Tensor, "b 3 h w"],
+    x: Float[Tensor, "b c h w"],
     cond: Conditioning,
     noise: StepNoise,
     schedule: ScheduleConfig,
     prediction: Prediction = "v",
 ) -> Float[Tensor, " b"]:
-    """The loss of each example, float32: mean over pixels of ||eps - eps_hat||² (Semantica, section 3)."""
+    """The loss of each example, float32: mean over pixels and channels of ||eps - eps_hat||² (Semantica, section 3)."""
     lam = logsnr(noise.t, schedule)
     z = diffuse(x, noise.eps, lam)
     output = network(z, lam, cond.dropped(noise.dropped))

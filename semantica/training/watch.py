@@ -145,7 +145,7 @@ def level_sums(
 ) -> Float[Tensor, "3 n"]:
     """Number of examples, sum of eps losses and sum of v losses a bin, float64; all 0 unless `counted`.
 
-    v_loss = loss / sigmoid(logsnr), whatever the network predicts (see `diffusion.loss`).
+    v_loss = loss / sigmoid(logsnr), whatever the network predicts (see `diffusion.process.eps_loss`).
     """
     middles = centres(schedule)
     index = ((logsnr - middles[0]) / WIDTH).round().clamp(0, len(middles) - 1)

@@ -11,7 +11,7 @@ from semantica.diffusion.settings import SamplerConfig
 from semantica.errors import ConfigError
 from semantica.evaluation.requests import Batch, Cell, Request, batches, cells_of, repeated, requests_of
 from semantica.evaluation.settings import EvaluationConfig
-from semantica.training.step import slot_seed
+from semantica.keyed_random import slot_seed
 
 SIZES = {"cats": 5, "dogs": 4, "pond": 3}
 

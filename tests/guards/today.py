@@ -31,14 +31,12 @@ from guard_cases import (
     told,
     weights_of,
 )
-from semantica.datasets import read_manifest
-from semantica.training.writing import write_checkpoint
 
 from semantica.conditioning import Conditioning
 from semantica.config import override
 from semantica.data.manifest import read_manifest
-from semantica.diffusion.guidance import guided
-from semantica.diffusion.samplers import Step, ddim_invert, sampler_of
+from semantica.diffusion.samplers import Step, ddim_invert, levels_of
+from semantica.diffusion.samplers import sample as sample_by
 from semantica.diffusion.settings import GuidanceConfig, SamplerConfig
 from semantica.distributed.encode import encode
 from semantica.distributed.evaluate import evaluate
@@ -144,18 +142,19 @@ def draw_sample(guards: Path, sample: Sample) -> dict[str, Any]:
     newest = max(steps.iterdir(), key=lambda folder: int(folder.name))
     model = Model.of(open_checkpoint(newest), ema=False)
     given = told(sample.num_images, sample.similarity)
-    cond = Conditioning(given.tokens, given.pooled, given.present, given.similarity)
-    denoise = guided(model.denoise(), sample.guidance, beyond(sample.refinement))
+    cond = Conditioning.of(given.tokens, given.pooled, given.similarity, given.present)
+    denoise = model.bind(cond, sample.guidance, beyond(sample.refinement))
     name = "ddim" if sample.sampler == "ddim_invert" else sample.sampler
     config = override(SamplerConfig(), {"name": name, "num_steps": 6, **sample.sampler_settings})
     if sample.sampler == "ddim_invert":
-        return figures_of(ddim_invert(denoise, cond, pictures_to_invert(), model.schedule, config, 3))
+        levels = levels_of(config, model.schedule)
+        return figures_of(ddim_invert(denoise, pictures_to_invert(), levels, clip=config.clip, num_iterations=3))
 
     def edit(step: Step) -> torch.Tensor:
         return step.z + 0.05
 
     callback = edit if sample.edits else None
-    return figures_of(sampler_of(config)(denoise, cond, noise_at(-1), model.schedule, config, noise_at, callback))
+    return figures_of(sample_by(denoise, noise_at(-1), model.schedule, noise_at, config, callback))
 
 
 def beyond(refinement: str) -> GuidanceConfig:
@@ -167,7 +166,7 @@ def draw_chunks(guards: Path, max_rows: int) -> dict[str, Any]:
     """Figures of uint8 pictures whose noise is keyed by name, at most max_rows through the network at once."""
     model = Model.of(open_checkpoint(guards / "trainings" / "signals" / "50"))
     given = told(2, True)
-    cond = Conditioning(given.tokens, given.pooled, given.present, given.similarity)
+    cond = Conditioning.of(given.tokens, given.pooled, given.similarity, given.present)
     names = [f"guard/{index}" for index in range(NUM_ROWS)]
     config = GenerateConfig(sampler=SamplerConfig(num_steps=6), beyond=beyond("rescale"), seed=5)
     pictures = sample_pictures(model, cond, names, 0.5, config, max_rows)
