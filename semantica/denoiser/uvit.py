@@ -138,12 +138,13 @@ class UViT(nn.Module):
         self.widen = nn.ModuleList(nn.Conv2d(b.channels, a.channels, 1) for a, b in reversed(list(pairwise(stages))))
         self.norm_out = nn.GroupNorm(1, stages[0].channels)
         self.head_out = zero(nn.Conv2d(stages[0].channels, patch_channels, 1))
-        # Last, so that the weights of everything else are drawn as without them.
+        initialise(self, generator)
+        # Made and drawn last: the weights of everything else are those of a network without them.
         widths = {"tokens": config.token_dim, "film": width, "channels": stages[0].channels}
         for signal in config.signals:
             module = MODULES[signal.enters](signal, widths[signal.enters], config.patch_px)
+            initialise(module, generator)
             self.add_module(f"signal_{signal.name}", module)
-        initialise(self, generator)
 
     @property
     def stages(self) -> list[Stage]:

@@ -31,10 +31,9 @@ def guided(
 ) -> Denoise:
     """The Denoise of (1 + w) conditional - w unconditional, refined as `config` says. w = 0 is the conditional model, bit for bit.
 
-    "Conditional" includes what `strengthened` adds for the similarity and for `signals`, those that the denoiser declares. A step is
-    one call of the network with `rows_per_picture` rows per picture. Nothing is clipped here: the sampler clips once, after the
-    branches are combined. At fixed z the maps between x, eps and v are affine with weights that sum alike, so any of them may be
-    combined.
+    "Conditional" includes what `strengthened` adds for the similarity and for the declared `signals`. Each step is one call of the
+    network with `rows_per_picture` rows per picture. Nothing is clipped here: the sampler clips once, after the branches are
+    combined. At fixed z the maps between x, eps and v are affine with weights that sum alike, so any of them may be combined.
 
     `config.threshold` applies for w = 0 and outside the interval too; it leaves x_hat in [-1, 1], where the sampler's clip changes
     nothing. With an interval, each step asks the device which of its rows lie inside. With momentum, the Denoise keeps the last
@@ -80,9 +79,9 @@ def _combined(bind: Bind, cond: Conditioning, w: float, config: GuidanceConfig, 
 def strengthened(bind: Bind, cond: Conditioning, weights: Mapping[str, float]) -> Denoise:
     """The Denoise of x_hat + Σ weight · (x_hat - x_hat without that signal), over the signals in `weights` that a row has.
 
-    This guides by one signal alone, as w guides by all of them together, where the images have most of the say. Under `guided`, a
-    requested similarity gives unconditional + (1 + w) · (images only - unconditional) + (1 + w) (1 + weight) · (both - images only):
-    the two scales of InstructPix2Pix (Brooks 2023, eq. 3). Each signal costs one row more for each row that has it, in the same call
+    This guides by one signal alone, as w guides by all of them together, where the images have most of the say. Under `guided`,
+    a similarity gives unconditional + (1 + w) · (images only - unconditional) + (1 + w) (1 + weight) · (both - images only),
+    the two scales of InstructPix2Pix (Brooks 2023, eq. 3). Each signal costs one row more per row that has it, in the same call
     of the network. Rows that have none of the signals are left alone.
     """
     told = {name: cond.has(name).nonzero().squeeze(1) for name, weight in weights.items() if weight != 0}
