@@ -25,7 +25,7 @@ from benchmarks.variants import VARIANTS, Variant, train_config
 from benchmarks.verdicts import Figure
 from semantica.config import require, to_dict
 from semantica.data.dataset import read_manifest
-from semantica.data.location import write_atomically
+from semantica.data.durable import write_atomically
 from semantica.diffusion.settings import SamplerConfig
 from semantica.encoders.encoder import load_encoder
 from semantica.encoders.settings import EncoderConfig

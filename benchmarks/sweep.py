@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks.record import Measured, record
 from semantica.config import override
-from semantica.data.location import write_atomically
+from semantica.data.durable import write_atomically
 from semantica.diffusion.settings import SamplerConfig
 from semantica.distributed.session import shared_ray
 from semantica.distributed.sweep import sweep

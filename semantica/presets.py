@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Literal
 
 from semantica.config import config
 from semantica.denoiser import configs as denoisers
@@ -22,6 +23,8 @@ from semantica.generation.settings import GenerateConfig, SpeedConfig
 from semantica.metrics.settings import EvaluateConfig
 from semantica.pairs.selection import BandConfig
 from semantica.training.recipe import ComputeConfig, EmaConfig, KeepConfig, OptimizerConfig, TrainConfig
+
+DemoSource = Literal["clip-art", "html-docs"]  # pictures of the quickstart, from the package registries
 
 
 @config

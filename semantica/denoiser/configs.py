@@ -70,7 +70,7 @@ class DenoiserConfig:
         )
         for index, stage in enumerate(self.stages):
             name, unit = ("norm_groups", self.norm_groups) if stage.kind == "conv" else ("head_dim", self.head_dim)
-            require(stage.channels % unit == 0, f"stages[{index}].channels", f"a multiple of {name} {unit}", stage.channels)
+            require(stage.channels % unit == 0, f"stages.{index}.channels", f"a multiple of {name} {unit}", stage.channels)
         kinds = [stage.kind for stage in self.stages]
         fits = self.conditioning == "film" or "transformer" in kinds
         require(fits, "conditioning", "film without a transformer stage", self.conditioning)

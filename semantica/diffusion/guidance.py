@@ -96,10 +96,12 @@ def strengthened(bind: Bind, cond: Conditioning, weights: Mapping[str, float]) -
 
     def denoise_strengthened(z: Pictures, logsnr: LogSNR) -> Pictures:
         rows, levels = ([tensor, *(tensor[rows] for rows in told.values())] for tensor in (z, logsnr))
-        x_hat, *lacking = denoise(torch.cat(rows), torch.cat(levels)).split([num, *sizes])
-        whole = x_hat
-        for (name, which), one in zip(told.items(), lacking, strict=True):
-            x_hat = x_hat.index_add(0, which, whole[which] - one, alpha=weights[name])
+        every = denoise(torch.cat(rows), torch.cat(levels))
+        whole, start = every[:num], num
+        x_hat = whole
+        for name, which in told.items():
+            lacking = every[start : start + len(which)]
+            x_hat, start = x_hat.index_add(0, which, whole[which] - lacking, alpha=weights[name]), start + len(which)
         return x_hat
 
     return denoise_strengthened

@@ -81,21 +81,21 @@ class GuidanceConfig:
     threshold: float | None = None  # the quantile of dynamic thresholding (Saharia 2022); 0.995 is usual
 
     def __post_init__(self) -> None:
-        require(self.request >= 0, "guidance.request", "0 or more", self.request)
-        require(all(weight >= 0 for _, weight in self.weights), "guidance.weights", "0 or more each", self.weights)
+        require(self.request >= 0, "request", "0 or more", self.request)
+        require(all(weight >= 0 for _, weight in self.weights), "weights", "0 or more each", self.weights)
         if self.interval is not None:
-            require(self.interval[0] < self.interval[1], "guidance.interval", "(low, high) with low < high", self.interval)
-        require(0 <= self.parallel <= 1, "guidance.parallel", "in [0, 1]", self.parallel)
-        require(self.max_norm is None or self.max_norm > 0, "guidance.max_norm", "positive or none", self.max_norm)
-        require(-1 < self.momentum < 1, "guidance.momentum", "in (-1, 1)", self.momentum)
-        require(0 <= self.rescale <= 1, "guidance.rescale", "in [0, 1]", self.rescale)
-        require(self.threshold is None or 0 < self.threshold <= 1, "guidance.threshold", "in (0, 1] or none", self.threshold)
+            require(self.interval[0] < self.interval[1], "interval", "(low, high) with low < high", self.interval)
+        require(0 <= self.parallel <= 1, "parallel", "in [0, 1]", self.parallel)
+        require(self.max_norm is None or self.max_norm > 0, "max_norm", "positive or none", self.max_norm)
+        require(-1 < self.momentum < 1, "momentum", "in (-1, 1)", self.momentum)
+        require(0 <= self.rescale <= 1, "rescale", "in [0, 1]", self.rescale)
+        require(self.threshold is None or 0 < self.threshold <= 1, "threshold", "in (0, 1] or none", self.threshold)
 
     def weights_of(self, signals: Sequence[Signal]) -> dict[str, float]:
         """The guidance weight of the similarity and of each of these signals alone. Raises ConfigError for weights of others."""
         weights = {SIMILARITY: self.request} | {signal.name: signal.weight for signal in signals}
         for name, weight in self.weights:
             if name not in weights:
-                raise ConfigError(f"guidance.weights: expected {' or '.join(weights)}, got {name}; this denoiser is told no {name}")
+                raise ConfigError(f"weights: expected {' or '.join(weights)}, got {name}; this denoiser is told no {name}")
             weights[name] = weight
         return weights

@@ -19,7 +19,8 @@ import torch
 
 from semantica.config import from_dict, to_dict
 from semantica.data.dataset import FileEntry, Manifest, StageOutput, read_manifest, read_shard
-from semantica.data.location import Location, Where, location, write_atomically
+from semantica.data.durable import write_atomically
+from semantica.data.location import Location, Where, location
 from semantica.data.pictures import decode
 from semantica.data.schemas import HELD_OUT
 from semantica.distributed.shards import in_actors, with_meter

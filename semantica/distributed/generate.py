@@ -10,7 +10,8 @@ import torch
 
 from semantica.config import to_dict
 from semantica.data.dataset import Manifest, StageOutput, read_manifest
-from semantica.data.location import Location, location, write_atomically
+from semantica.data.durable import write_atomically
+from semantica.data.location import Location, location
 from semantica.data.pictures import PictureRef, list_pictures
 from semantica.data.schemas import SAMPLES
 from semantica.distributed.shards import in_actors, with_meter

@@ -210,9 +210,10 @@ def _check_size(settings: EncoderConfig, config: Any) -> None:
     sizes = [size if isinstance(size, int) else size[0] for size in (config.patch_size, getattr(config, "image_size", 0))]
     require(
         settings.image_px % sizes[0] == 0 or settings.image_px == sizes[1],
-        "encoder.image_px",
+        "image_px",
         f"a multiple of the {sizes[0]} px patch of {settings.weights!r}",
         settings.image_px,
+        of=EncoderConfig,
     )
 
 

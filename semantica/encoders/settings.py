@@ -20,7 +20,7 @@ class EncoderConfig:
     def __post_init__(self) -> None:
         require(
             self.image_px > 0 and (self.image_px % 14 == 0 or self.image_px % 16 == 0),
-            "encoder.image_px",
+            "image_px",
             "a positive multiple of the patch (14 or 16 px)",
             self.image_px,
         )
@@ -40,5 +40,5 @@ class EncodeConfig:
     rows_per_group: int = 64
 
     def __post_init__(self) -> None:
-        require(self.batch_size > 0, "encode.batch_size", "positive", self.batch_size)
-        require(self.rows_per_group > 0, "encode.rows_per_group", "positive", self.rows_per_group)
+        require(self.batch_size > 0, "batch_size", "positive", self.batch_size)
+        require(self.rows_per_group > 0, "rows_per_group", "positive", self.rows_per_group)

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from semantica.config import config, from_dict, to_dict
 from semantica.data.dataset import Manifest, read_manifest, read_shard
-from semantica.data.location import Location, atomic_file, file_sha256, write_atomically
+from semantica.data.durable import atomic_file, write_atomically
+from semantica.data.location import Location, file_sha256
 from semantica.denoiser.configs import DenoiserConfig
 from semantica.denoiser.uvit import UViT
 from semantica.diffusion.settings import Prediction, SamplerConfig, ScheduleConfig

@@ -34,9 +34,9 @@ class GenerateConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require(len(self.guidance) > 0 and min(self.guidance) >= 0, "generate.guidance", "weights of 0 or more", self.guidance)
-        require(len(set(self.guidance)) == len(self.guidance), "generate.guidance", "all different", self.guidance)
+        require(len(self.guidance) > 0 and min(self.guidance) >= 0, "guidance", "weights of 0 or more", self.guidance)
+        require(len(set(self.guidance)) == len(self.guidance), "guidance", "all different", self.guidance)
         similarity = self.similarity is None or -1 <= self.similarity <= 1
-        require(similarity, "generate.similarity", "a cosine, in [-1, 1]", self.similarity)
+        require(similarity, "similarity", "a cosine, in [-1, 1]", self.similarity)
         for name in ("num_conditions", "samples_per_condition", "batch_size"):
-            require(getattr(self, name) > 0, f"generate.{name}", "positive", getattr(self, name))
+            require(getattr(self, name) > 0, name, "positive", getattr(self, name))

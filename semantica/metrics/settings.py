@@ -20,5 +20,5 @@ class EvaluateConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require(self.guidance >= 0, "evaluate.guidance", "0 or more", self.guidance)
-        require(self.batch_size > 0, "evaluate.batch_size", "positive", self.batch_size)
+        require(self.guidance >= 0, "guidance", "0 or more", self.guidance)
+        require(self.batch_size > 0, "batch_size", "positive", self.batch_size)

@@ -266,13 +266,13 @@ def test_png_keeps_every_pixel_of_a_tensor_and_of_an_array():
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
-        ({"guidance": ()}, "generate.guidance"),
-        ({"guidance": (-0.1,)}, "generate.guidance"),
-        ({"guidance": (0.5, 0.5)}, "generate.guidance"),
-        ({"num_conditions": 0}, "generate.num_conditions"),
-        ({"samples_per_condition": 0}, "generate.samples_per_condition"),
-        ({"batch_size": 0}, "generate.batch_size"),
-        ({"similarity": 1.5}, "generate.similarity"),
+        ({"guidance": ()}, "guidance"),
+        ({"guidance": (-0.1,)}, "guidance"),
+        ({"guidance": (0.5, 0.5)}, "guidance"),
+        ({"num_conditions": 0}, "num_conditions"),
+        ({"samples_per_condition": 0}, "samples_per_condition"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"similarity": 1.5}, "similarity"),
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(changes, field):

@@ -34,7 +34,7 @@ from guard_cases import (
 
 from semantica.conditioning import Conditioning
 from semantica.config import override
-from semantica.data.manifest import read_manifest
+from semantica.data.dataset import read_manifest
 from semantica.diffusion.samplers import Step, ddim_invert, levels_of
 from semantica.diffusion.samplers import sample as sample_by
 from semantica.diffusion.settings import GuidanceConfig, SamplerConfig
