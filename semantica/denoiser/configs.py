@@ -47,7 +47,7 @@ class DenoiserConfig:
     max_images: int = 1  # conditioning images it takes; more than the paper's one costs their tokens in cross-attention
     similarity: bool = False  # whether it takes the wanted similarity to the conditioning image, which the paper suggests
     channels: int = 3  # of z and v_hat: 3 for pictures; a vector of D numbers has D channels at resolution_px 1
-    signals: tuple[Signal, ...] = ()  # what else it is told, one declaration per signal
+    signals: tuple[Signal, ...] = ()  # what else it is told, one declaration per signal: in YAML or a preset
 
     def __post_init__(self) -> None:
         for name in ("resolution_px", "patch_px", "token_dim", "num_tokens", "pooled_dim", "head_dim", "mlp_ratio"):
