@@ -6,6 +6,7 @@ Beside each size: the parameters expected of it, and the GFLOP of forward and ba
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 from semantica.config import config, require
@@ -197,3 +198,11 @@ def tiny(
         head_dim=32,
         norm_groups=16,
     )
+
+
+def shapes(denoiser: DenoiserConfig) -> tuple[DenoiserConfig, DenoiserConfig]:
+    """The denoiser (with 2×2 patching, without), the pair of the paper's Fig. 2. One is `denoiser`; the finest stage differs."""
+    if denoiser.patch_px == 1:
+        return replace(denoiser, patch_px=2, stages=denoiser.stages[1:]), denoiser
+    finest = StageConfig(channels=denoiser.stages[0].channels, num_blocks=2, kind="conv")
+    return denoiser, replace(denoiser, patch_px=1, stages=(finest, *denoiser.stages))
