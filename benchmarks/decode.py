@@ -15,10 +15,10 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.record import Measured, record
+from semantica.assets import ARCADE, fetch
 from semantica.episodes.decoder import Decoder, InProcessDecoder
 from semantica.episodes.images import ImageConfig, NormalisedImage
 from semantica.episodes.quarantine import Refused
-from semantica.packages import ARCADE, fetch
 
 _MAX_RATIO = 1.10
 _ROUNDS = 12

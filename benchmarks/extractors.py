@@ -19,9 +19,9 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.record import Measured, record
-from semantica.metrics.inception import INPUT_PX, prepare
-from semantica.metrics.inception_network import NormedConv, inception_network, with_weights
-from semantica.metrics.resize import resize_as_clean_fid
+from semantica.measure.networks.inception import INPUT_PX, prepare
+from semantica.measure.networks.inception_network import NormedConv, inception_network, with_weights
+from semantica.measure.networks.resize import resize_as_clean_fid
 
 _BATCH, _PX = 8, 256
 

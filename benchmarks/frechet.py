@@ -29,7 +29,7 @@ from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics
 from benchmarks.measure import in_a_process, median_of, peak_growth_mib
 from benchmarks.record import Measured, record
 from semantica.config import config, from_args, require
-from semantica.metrics.frechet import FeatureStatistics, Reference, frechet_distance
+from semantica.measure.frechet import FeatureStatistics, Reference, frechet_distance
 
 Result = TypeVar("Result")
 NUM_PICTURES, DIM = 50_000, 2048

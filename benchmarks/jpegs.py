@@ -17,11 +17,11 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from semantica.datasets import StageOutput, read_manifest
-from semantica.packages import ARCADE, fetch
+from semantica.assets import ARCADE, fetch
+from semantica.data.dataset import StageOutput, read_manifest
+from semantica.data.schemas import encodings_schema
 from semantica.pairs.scores import finish_scores, score_shard
 from semantica.pairs.selection import BandConfig, select, selection_stage
-from semantica.schemas import encodings_schema
 
 PICTURES_A_PAGE = 6
 _SPRITES, _GRAIN = 96, 6.0  # files; levels of 255

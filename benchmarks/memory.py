@@ -114,7 +114,7 @@ def run_stage(name: str, crawl: Path, folder: Path, encoder: Path) -> None:
 
 def _measure(crawl: Path, folder: Path, encoder: Path) -> dict[str, dict[str, float]]:
     """MiB by stage and role, after checking that no picture was lost on the way."""
-    from semantica.datasets import read_manifest
+    from semantica.data.dataset import read_manifest
 
     found = {}
     for name in _STAGES:

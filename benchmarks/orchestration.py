@@ -47,7 +47,7 @@ def _configs(top: Path) -> tuple[Any, Any]:
 def plain_stages(top: Path, out: Path) -> Iterator[tuple[str, Callable[[], object]]]:
     """(stage, what runs it) for every stage as a loop in this process; each needs the one before."""
     from semantica.config import to_dict
-    from semantica.datasets import StageOutput, read_manifest
+    from semantica.data.dataset import StageOutput, read_manifest
     from semantica.encoders.encoder import load_encoder
     from semantica.encoders.shard import encode_shard
     from semantica.encoders.totals import finish_encodings, shards_of
@@ -86,13 +86,13 @@ def _plain_ingest(config: Any, root: Path, out: Path) -> None:
     import pyarrow as pa
 
     from semantica.config import to_dict
-    from semantica.datasets import StageOutput
+    from semantica.data.dataset import StageOutput
+    from semantica.data.schemas import EPISODES
     from semantica.episodes.census import Census
     from semantica.episodes.decoder import open_decoder
     from semantica.episodes.ingest import count_pictures, ingest_pages
     from semantica.episodes.quarantine import quarantine_table
     from semantica.episodes.sources import SOURCES
-    from semantica.schemas import EPISODES
 
     source = SOURCES[config.source]
     parts = source.parts(root, config.read)

@@ -24,15 +24,15 @@ from benchmarks.trials import Measurer, run_trial
 from benchmarks.variants import VARIANTS, Variant, train_config
 from benchmarks.verdicts import Figure
 from semantica.config import require, to_dict
-from semantica.datasets import read_manifest
+from semantica.data.dataset import read_manifest
+from semantica.data.location import write_atomically
 from semantica.diffusion.samplers import SamplerConfig
 from semantica.encoders.encoder import EncoderConfig, load_encoder
 from semantica.errors import DataError, SemanticaError
 from semantica.generation.generate import GenerateConfig
-from semantica.metrics.extractors import encoder_features, load_features, load_perceptual, resolve
+from semantica.measure.networks.extractors import encoder_features, load_features, load_perceptual, resolve
 from semantica.pairs.selection import BandConfig
 from semantica.presets import PRESETS, preset
-from semantica.storage import write_atomically
 
 FORMAT = 1
 

@@ -33,8 +33,8 @@ _SHARD_EPISODES = 10_000
 
 def make_encodings(folder: Path, num_episodes: int, width: int) -> None:
     """Write encodings of 2 to 8 pictures a page, whose cosines fill the whole range, through the project's own writer."""
-    from semantica.datasets import StageOutput
-    from semantica.schemas import EPISODES, encodings_schema
+    from semantica.data.dataset import StageOutput
+    from semantica.data.schemas import EPISODES, encodings_schema
 
     stage = StageOutput(folder, "encodings", {"store_tokens": False, "rows_per_group": _ROWS_PER_GROUP}, {})
     stage.open()
@@ -61,7 +61,7 @@ def make_encodings(folder: Path, num_episodes: int, width: int) -> None:
 
 def ours(folder: Path) -> dict[str, Any]:
     """Score and select, as the stage's workers and its driver do."""
-    from semantica.datasets import StageOutput, read_manifest
+    from semantica.data.dataset import StageOutput, read_manifest
     from semantica.pairs.scores import finish_scores, score_shard, unscored
     from semantica.pairs.selection import BandConfig, select, selection_stage
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.record import Measured, record
 from semantica.config import take_flag
-from semantica.datasets import TIMING
+from semantica.data.dataset import TIMING
 from semantica.distributed.quickstart import obtain, quickstart
 from semantica.presets import tiny
 from semantica.runtime import Runtime

@@ -17,13 +17,13 @@ import numpy as np
 
 from benchmarks.record import Measured, record
 from semantica.config import override
+from semantica.data.location import write_atomically
 from semantica.diffusion.samplers import SamplerConfig
 from semantica.distributed.session import shared_ray
 from semantica.distributed.sweep import sweep
 from semantica.errors import SemanticaError
 from semantica.presets import preset
 from semantica.runtime import ClusterConfig, Runtime
-from semantica.storage import write_atomically
 from semantica.sweeps.plan import SweepPlan
 from semantica.sweeps.ranking import rank_correlations, share_of_grid, simulated_asha, winner
 from semantica.sweeps.results import Result, read_results

@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from benchmarks.verdicts import Comparison, Ordering, Place
 from semantica.denoiser.patching import shapes
-from semantica.metrics.paper import ORDERINGS as PAPER_ORDERINGS
 from semantica.presets import PipelineConfig
+from semantica.report.paper import ORDERINGS as PAPER_ORDERINGS
 from semantica.training.recipe import TrainConfig
 
 Source = Literal["run", "labelled", "pages", "siglip"]

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from semantica.config import fail, from_args, take_flag
+from semantica.data.location import explained, is_storage_error
 from semantica.errors import DataError, SemanticaError, Stopped
 from semantica.presets import PRESETS, PipelineConfig, preset
-from semantica.storage import explained, is_storage_error
 
 T = TypeVar("T")
 

@@ -12,13 +12,13 @@ from rich.console import Console
 
 from jobs.command import run
 from semantica.config import config
-from semantica.datasets import read_manifest
+from semantica.data.dataset import read_manifest
+from semantica.data.location import location
 from semantica.planning.machines import PlanConfig
 from semantica.planning.pairs import page_counts
 from semantica.planning.plan import make_plan
 from semantica.planning.tables import show
 from semantica.presets import PipelineConfig
-from semantica.storage import location
 
 
 @config

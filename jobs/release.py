@@ -8,12 +8,12 @@ from pathlib import Path
 
 from jobs.command import run
 from semantica.config import config
+from semantica.data.location import location
 from semantica.diffusion.samplers import SamplerConfig
 from semantica.generation.model_card import model_card, read_report
 from semantica.generation.pipeline import trained
 from semantica.generation.release import release_of, write_release
 from semantica.presets import PRESETS
-from semantica.storage import location
 from semantica.training.checkpoint import open_checkpoint
 
 

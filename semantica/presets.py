@@ -25,8 +25,7 @@ from semantica.generation.model import SpeedConfig
 from semantica.metrics.evaluate import EvaluateConfig
 from semantica.pairs.selection import BandConfig
 from semantica.training.compute import ComputeConfig
-from semantica.training.recipe import EmaConfig, OptimizerConfig, TrainConfig
-from semantica.training.retention import KeepConfig
+from semantica.training.recipe import EmaConfig, KeepConfig, OptimizerConfig, TrainConfig
 
 
 @config

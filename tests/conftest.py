@@ -80,7 +80,7 @@ def episodes(sizes, side=16, first=0):
     """An EPISODES table: one page of `size` numbered pictures for each of `sizes`."""
     import pyarrow as pa
 
-    from semantica.schemas import EPISODES
+    from semantica.data.schemas import EPISODES
 
     rows, number = [], first
     for index, size in enumerate(sizes):
@@ -104,8 +104,8 @@ def encodings(folder, sizes=((4, 3, 2, 5, 3, 4), (2, 4, 1, 3, 5, 3)), *, rows_pe
     """An encodings dataset: a shard for each tuple of page sizes."""
     import pyarrow as pa
 
-    from semantica.datasets import StageOutput
-    from semantica.schemas import encodings_schema
+    from semantica.data.dataset import StageOutput
+    from semantica.data.schemas import encodings_schema
 
     config = {"store_tokens": tokens, "rows_per_group": rows_per_group, "encoder": {}, "salt": salt}
     stage = StageOutput(folder, "encodings", config, {"episodes": "1" * 64})
@@ -132,7 +132,7 @@ def encodings(folder, sizes=((4, 3, 2, 5, 3, 4), (2, 4, 1, 3, 5, 3)), *, rows_pe
 
 def scores(folder, of):
     """The scores of an encodings folder, as distributed.pairs writes them."""
-    from semantica.datasets import StageOutput, read_manifest
+    from semantica.data.dataset import StageOutput, read_manifest
     from semantica.pairs.scores import finish_scores, score_shard
 
     source = read_manifest(of, "encodings")

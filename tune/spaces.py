@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from semantica.data.location import location
 from semantica.errors import ConfigError
 from semantica.evaluation.models import named
 from semantica.pairs.selection import BandConfig
 from semantica.presets import PipelineConfig
-from semantica.storage import location
 from semantica.sweeps.plan import SweepPlan
 from semantica.sweeps.settings import SweepConfig
 from semantica.sweeps.space import SpaceConfig

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 import ray
 
+from semantica.data.location import location
 from semantica.doctor.authentication import check_authentication, find_token, host_of
 from semantica.doctor.devices import check_devices
 from semantica.doctor.finding import Finding, fail, guarded, ok, sentence, warn
@@ -25,7 +26,6 @@ from semantica.doctor.tracking import check_tracking
 from semantica.doctor.versions import check_versions
 from semantica.doctor.weights import check_weights
 from semantica.encoders.encoder import EncoderConfig
-from semantica.storage import location
 from semantica.tracking import TrackingConfig
 
 _TRIED_S = 150.0  # of a TPU, which is slow to start

@@ -12,14 +12,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from semantica.config import from_dict
-from semantica.datasets import MANIFEST, Manifest, read_manifest
+from semantica.data.dataset import MANIFEST, Manifest, read_manifest
+from semantica.data.location import Location, location
 from semantica.distributed.encode import encode
 from semantica.distributed.generate import check_same_encoder
 from semantica.distributed.ingest import ingest
 from semantica.encoders.encode import EncodeConfig
 from semantica.encoders.encoder import EncoderConfig
 from semantica.episodes.images import ImageConfig
-from semantica.episodes.ingest import IngestConfig, SourceName
+from semantica.episodes.ingest import IngestConfig
 from semantica.episodes.pages import ReadConfig
 from semantica.episodes.sources.labels import pictures_below
 from semantica.episodes.sources.tree import is_picture, open_tree, what_is_there
@@ -27,7 +28,6 @@ from semantica.errors import DataError
 from semantica.evaluation.requests import content_hash
 from semantica.evaluation.sets import EvaluationSet, open_set
 from semantica.runtime import Runtime
-from semantica.storage import Location, location
 from semantica.tracking import Run
 from semantica.training.checkpoint import Checkpoint
 
@@ -39,7 +39,7 @@ _ANY_NUMBER = 2**31
 class Found:
     """What lies at a path: the format that ingest reads it as, or the kind of a finished dataset; and the classes it names."""
 
-    source: SourceName | None
+    source: str | None
     kind: str = ""
     labels: tuple[str, ...] = ()
 
@@ -70,7 +70,7 @@ def look(name: str, root: Location) -> Found:
     return Found("imagefolder", labels=tuple(folders))
 
 
-def ingest_settings(source: SourceName, picture_px: int) -> IngestConfig:
+def ingest_settings(source: str, picture_px: int) -> IngestConfig:
     """How evaluation data is read: everything is held out, nothing is left out but what is broken, blank or there twice."""
     return IngestConfig(
         source=source,

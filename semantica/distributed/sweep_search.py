@@ -10,13 +10,13 @@ from typing import Any
 import ray.tune
 from ray.tune.search import Searcher
 
-from semantica import lease
-from semantica.datasets import read_manifest
+from semantica.data import lease
+from semantica.data.dataset import read_manifest
+from semantica.data.location import location
 from semantica.denoiser.sizes import training_flops
 from semantica.distributed.session import say
 from semantica.distributed.sweep_trial import AGAIN, Shared, free_workers
 from semantica.distributed.training_reports import FRECHET
-from semantica.storage import location
 from semantica.sweeps.results import TRAINING, Result, begin, end, read_result, read_results, trial_folder
 from semantica.sweeps.search import drawn, num_trials
 from semantica.sweeps.settings import SweepConfig

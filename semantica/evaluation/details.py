@@ -17,12 +17,12 @@ from semantica.evaluation.figures import SIMILARITY, Measurer
 from semantica.evaluation.outcome import Metric, Outcome
 from semantica.evaluation.requests import Cell, Request
 from semantica.evaluation.sets import some_of
-from semantica.metrics.diversity import diversity
-from semantica.metrics.kernel import kernel_distance
-from semantica.metrics.manifold import manifold
-from semantica.metrics.nearest import nearest_training
-from semantica.metrics.protocol import Protocol
-from semantica.metrics.report import Figure
+from semantica.measure.diversity import diversity
+from semantica.measure.kernel import kernel_distance
+from semantica.measure.manifold import manifold
+from semantica.measure.nearest import nearest_training
+from semantica.report.page import Figure
+from semantica.report.protocol import Protocol
 
 _SUBSET, _MANY_SUBSETS = 1000, 100  # of the kernel distance, as torch-fidelity
 

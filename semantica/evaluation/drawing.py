@@ -16,10 +16,10 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from semantica.conditioning import Conditioning
+from semantica.data.schemas import SAMPLES
 from semantica.evaluation.requests import Batch
 from semantica.generation.generate import GenerateConfig, png_bytes, sample_pictures
 from semantica.generation.model import Model
-from semantica.schemas import SAMPLES
 
 
 def draw(model: Model, cond: Conditioning, batch: Batch, settings: GenerateConfig) -> UInt8[Tensor, "b 3 h w"]:

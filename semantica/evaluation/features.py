@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float32, Float64
 
-from semantica.datasets import FileEntry, read_manifest, read_shard
+from semantica.data.dataset import FileEntry, read_manifest, read_shard
+from semantica.data.location import Location
 from semantica.errors import DataError
-from semantica.storage import Location
 
 _FILES_AT_ONCE = 8
 

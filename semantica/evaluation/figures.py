@@ -12,16 +12,16 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Float
 
+from semantica.data.location import Location
 from semantica.errors import DataError
 from semantica.evaluation.features import Features
 from semantica.evaluation.requests import Cell, Request, repeated, wanted_pictures
 from semantica.evaluation.sets import EvaluationSet
 from semantica.evaluation.settings import EvaluationConfig
-from semantica.metrics.extractors import ExtractorIdentity
-from semantica.metrics.frechet import FeatureStatistics, Reference, frechet_distance
-from semantica.metrics.reference import cached_reference, reference_key
-from semantica.metrics.similarity import OwnOther, own_and_other
-from semantica.storage import Location
+from semantica.measure.frechet import FeatureStatistics, Reference, frechet_distance
+from semantica.measure.networks.extractors import ExtractorIdentity
+from semantica.measure.reference import cached_reference, reference_key
+from semantica.measure.similarity import OwnOther, own_and_other
 
 SIMILARITY = "encoder"  # the network whose cosines are reported
 

@@ -11,9 +11,9 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from semantica.data.schemas import DISTANCES, FEATURES
 from semantica.errors import DataError
-from semantica.metrics.extractors import FeatureExtractor, PerceptualNet
-from semantica.schemas import DISTANCES, FEATURES
+from semantica.measure.networks.extractors import FeatureExtractor, PerceptualNet
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 from semantica.encoders.encoder import EncoderIdentity
 from semantica.evaluation.requests import content_hash
 from semantica.evaluation.settings import EvaluationConfig, ExtractorName, PerceptualName
-from semantica.metrics.extractors import ExtractorIdentity, Found, encoder_identity, resolve, resolve_available
+from semantica.measure.networks.extractors import ExtractorIdentity, Found, encoder_identity, resolve, resolve_available
 
 ENCODER = "encoder"
 

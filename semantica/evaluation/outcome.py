@@ -12,8 +12,8 @@ from semantica.evaluation.networks import Networks
 from semantica.evaluation.requests import Cell
 from semantica.evaluation.sets import EvaluationSet
 from semantica.evaluation.settings import EvaluationConfig
-from semantica.metrics.paper import BEDROOM, CHURCH, IMAGENET, SUN397
-from semantica.metrics.protocol import Protocol
+from semantica.report.paper import BEDROOM, CHURCH, IMAGENET, SUN397
+from semantica.report.protocol import Protocol
 
 PAPER_SETS = {"imagenet": IMAGENET, "bedroom": BEDROOM, "church": CHURCH, "sun397": SUN397}  # by the names that --data gives
 _SHORT = {"inception": "fid", "inception-clean": "fid-clean", "dinov2": "fd-dinov2", "encoder": "fd-encoder"}

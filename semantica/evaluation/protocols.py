@@ -14,10 +14,10 @@ from semantica.evaluation.models import last_of_runs
 from semantica.evaluation.outcome import PAPER_SETS, Metric, Outcome
 from semantica.evaluation.requests import Cell, Kind
 from semantica.evaluation.settings import EvaluationConfig
-from semantica.metrics.paper import PAPER, PaperRow, PaperTable
-from semantica.metrics.paper_charts import StepPoint, TradeOffPoint, frechet_by_step, trade_off
-from semantica.metrics.protocol import Protocol
-from semantica.metrics.report import Curve, Figure, Table
+from semantica.report.page import Curve, Figure, Table
+from semantica.report.paper import PAPER, PaperRow, PaperTable
+from semantica.report.paper_charts import StepPoint, TradeOffPoint, frechet_by_step, trade_off
+from semantica.report.protocol import Protocol
 
 _PAPER_MODELS = ("semantica", "label_grouped")
 _APPENDIX_B = "one_shot.semantica.imagenet.w0.5"  # whose standard errors are given there

@@ -10,7 +10,7 @@ from semantica.config import to_yaml
 from semantica.evaluation.outcome import Outcome
 from semantica.evaluation.protocols import paper_table, parts
 from semantica.evaluation.requests import Cell, without_classes
-from semantica.metrics.report import Figure, Gallery, Grid, Report, Table, Value
+from semantica.report.page import Figure, Gallery, Grid, Report, Table, Value
 from semantica.tracking import git_commit
 
 MAX_SENTENCES = 12  # that say one figure each; of more, the lowest of each set

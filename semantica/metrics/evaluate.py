@@ -21,8 +21,8 @@ from torch import Tensor
 from semantica.config import config, require
 from semantica.errors import DataError
 from semantica.generation.generate import to_pixels
-from semantica.metrics.frechet import FeatureStatistics, frechet_distance
-from semantica.metrics.similarity import OwnOther, own_and_other
+from semantica.measure.frechet import FeatureStatistics, frechet_distance
+from semantica.measure.similarity import OwnOther, own_and_other
 from semantica.training.step import slot_seed
 
 

@@ -14,9 +14,9 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from semantica.data.schemas import HELD_OUT_FEATURES
 from semantica.encoders.encoder import Encoder
-from semantica.metrics.extractors import Found, identity_of, load_features, load_perceptual, resolve_available
-from semantica.schemas import HELD_OUT_FEATURES
+from semantica.measure.networks.extractors import Found, identity_of, load_features, load_perceptual, resolve_available
 
 _PERCEPTUAL = ("lpips-alex", "st-lpips-alex")  # the first that is there
 

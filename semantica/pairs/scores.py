@@ -19,10 +19,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float, Int
 
-from semantica.datasets import FileEntry, Manifest, StageOutput
+from semantica.data.dataset import FileEntry, Manifest, StageOutput
+from semantica.data.location import Location
+from semantica.data.schemas import SCORES
 from semantica.errors import DataError
-from semantica.schemas import SCORES
-from semantica.storage import Location
 
 _BLOCK_VALUES = 2**22  # numbers read at once: 8 MiB of float16
 _WORKING_BYTES = 2**20  # float64 of one batched product, which then stays in the processor's cache

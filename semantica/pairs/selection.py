@@ -18,10 +18,10 @@ import pyarrow as pa
 from jaxtyping import Bool, Float, Int
 
 from semantica.config import config, require, to_dict
-from semantica.datasets import Manifest, StageOutput, read_manifest
+from semantica.data.dataset import Manifest, StageOutput, read_manifest
+from semantica.data.location import Location, follow, relative
 from semantica.errors import DataError
 from semantica.pairs.scores import read_blocks
-from semantica.storage import Location, follow, relative
 
 NUM_BINS = 80  # of width 0.025 over [-1, 1], so that 0.3 and 0.9 are edges
 

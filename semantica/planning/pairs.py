@@ -17,11 +17,11 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from semantica.datasets import FileEntry, read_manifest
+from semantica.data.dataset import FileEntry, read_manifest
+from semantica.data.location import Location
 from semantica.errors import DataError
 from semantica.pairs.scores import read_blocks
 from semantica.pairs.selection import BandConfig, ScoredPairs, score_rows
-from semantica.storage import Location
 
 _MIN_FILES = 8  # fewer say nothing of how files differ
 MIN_PAGES = 30  # with fewer, the error that is told is too small (Cochran 1977, section 6.4)

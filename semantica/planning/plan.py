@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from semantica.datasets import Manifest
+from semantica.data.dataset import Manifest
 from semantica.planning.fitting import what_does_not_fit
 from semantica.planning.machines import PlanConfig
 from semantica.planning.memory import TrainingMemory, training_memory

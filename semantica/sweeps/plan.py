@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 from semantica.config import config, from_dict, to_dict
+from semantica.data.location import write_atomically
 from semantica.errors import DataError
 from semantica.pairs.selection import BandConfig
-from semantica.storage import write_atomically
 from semantica.sweeps.settings import SweepConfig
 from semantica.sweeps.space import Swept
 from semantica.training.recipe import TrainConfig

@@ -17,10 +17,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from semantica.datasets import MANIFEST
+from semantica.data.dataset import MANIFEST
+from semantica.data.location import write_atomically
 from semantica.errors import DataError
 from semantica.pairs.selection import BandConfig
-from semantica.storage import write_atomically
 from semantica.sweeps.space import Drawn, Setting, Settings
 
 TRIALS, TRIAL, FIGURES, ENDED, TRAINING = "trials", "trial.json", "figures", "ended.json", "training"

@@ -8,7 +8,7 @@ from semantica.config import config, require
 from semantica.diffusion.samplers import SamplerConfig
 from semantica.errors import ConfigError
 from semantica.generation.generate import GenerateConfig
-from semantica.metrics.extractors import FEATURE_NAMES
+from semantica.measure.networks.extractors import FEATURE_NAMES
 from semantica.sweeps.space import SpaceConfig
 
 

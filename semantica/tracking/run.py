@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from semantica.config import config, require
+from semantica.data.location import Location, explained
 from semantica.errors import ConfigError, Stopped
-from semantica.storage import Location, explained
 from semantica.tracking import sender
 from semantica.tracking.sender import Sender
 from semantica.tracking.server import load, shown

@@ -28,7 +28,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from semantica.storage import explained, write_atomically
+from semantica.data.location import explained, write_atomically
 
 log = logging.getLogger(__name__)
 

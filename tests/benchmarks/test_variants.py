@@ -5,8 +5,8 @@ import pytest
 from benchmarks.variants import FINAL, FRECHET, ORDERINGS, SIMILARITY, VARIANTS, address, shapes, train_config
 from semantica.denoiser import configs
 from semantica.denoiser.sizes import training_flops
-from semantica.metrics.paper import ORDERINGS as PAPER_ORDERINGS
 from semantica.presets import preset
+from semantica.report.paper import ORDERINGS as PAPER_ORDERINGS
 
 ENCODER = {"token_dim": 384, "num_tokens": 65, "pooled_dim": 384}
 

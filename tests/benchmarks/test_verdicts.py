@@ -21,7 +21,7 @@ from benchmarks.verdicts import (
     jackknife,
     ranks_alike,
 )
-from semantica.metrics.frechet import FeatureStatistics, Reference, frechet_distance
+from semantica.measure.frechet import FeatureStatistics, Reference, frechet_distance
 
 AB = Comparison(Place("a", "x"), Place("b", "x"))
 numbers = st.floats(-100, 100, allow_nan=False)

@@ -11,7 +11,8 @@ import pyarrow as pa
 from small import draw_pages
 
 from semantica.config import to_dict
-from semantica.datasets import StageOutput
+from semantica.data.dataset import StageOutput
+from semantica.data.schemas import EPISODES
 from semantica.diffusion.samplers import SamplerConfig
 from semantica.encoders.encode import EncodeConfig
 from semantica.encoders.encoder import load_encoder
@@ -20,7 +21,6 @@ from semantica.encoders.totals import finish_encodings, shards_of
 from semantica.episodes.clean import image_id
 from semantica.episodes.images import ImageConfig, normalise
 from semantica.evaluation.settings import EvaluationConfig
-from semantica.schemas import EPISODES
 
 ROOT = Path(__file__).parents[2]
 NUM_CLASSES, NUM_PICTURES = 4, 4

@@ -22,7 +22,7 @@ from PIL import Image
 from small import random_encoder, small_config
 
 from semantica.config import override, to_dict
-from semantica.datasets import MANIFEST, read_manifest
+from semantica.data.dataset import MANIFEST, read_manifest
 from semantica.errors import DataError
 from semantica.runtime import Runtime
 from semantica.tracking import TrackingConfig

@@ -15,7 +15,7 @@ from small import SmallRun
 
 from jobs import evaluate_samples
 from semantica.config import config_hash, override, to_dict
-from semantica.datasets import MANIFEST, read_manifest
+from semantica.data.dataset import MANIFEST, read_manifest
 from semantica.distributed.train import MODEL, train
 from semantica.training.checkpoint import open_checkpoint
 

@@ -9,7 +9,7 @@ import torch
 from small import SmallRun
 
 from semantica.config import override
-from semantica.datasets import read_manifest, read_shard
+from semantica.data.dataset import read_manifest, read_shard
 from semantica.distributed.encode import encode
 from semantica.distributed.generate import generate
 from semantica.distributed.pairs import pairs

@@ -21,7 +21,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from small import draw_pages, random_encoder, small_config
 
 from semantica.config import override, to_dict
-from semantica.datasets import MANIFEST, read_manifest
+from semantica.data.dataset import MANIFEST, read_manifest
 from semantica.distributed.pipeline import pipeline
 from semantica.distributed.session import check_absolute_when_submitted
 from semantica.errors import ConfigError

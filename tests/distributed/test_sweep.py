@@ -19,7 +19,7 @@ from small import SmallRun
 
 from jobs.train import main as train_job
 from semantica.config import from_dict, override, to_dict
-from semantica.datasets import MANIFEST, read_manifest
+from semantica.data.dataset import MANIFEST, read_manifest
 from semantica.distributed.sweep import sweep
 from semantica.distributed.train import MODEL
 from semantica.errors import DataError

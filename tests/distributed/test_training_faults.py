@@ -27,7 +27,7 @@ from training_case import (
 )
 
 from semantica.config import override
-from semantica.datasets import MANIFEST
+from semantica.data.dataset import MANIFEST
 from semantica.denoiser.uvit import UViT
 from semantica.distributed.encode import encode
 from semantica.distributed.ingest import ingest

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from semantica.config import to_dict
-from semantica.datasets import MANIFEST
+from semantica.data.dataset import MANIFEST
 from semantica.distributed.train import MODEL
 from semantica.training.checkpoint import open_checkpoint
 from semantica.training.recipe import TrainConfig

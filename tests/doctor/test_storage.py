@@ -6,8 +6,8 @@ import uuid
 
 import pytest
 
+from semantica.data.location import location
 from semantica.doctor.storage import _seen_while_replaced, check_storage, file_system, shared, space
-from semantica.storage import location
 
 GOOD = ["storage.place", "storage.rename", "storage.create"]
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
+from semantica.data.schemas import QUARANTINE, encodings_schema
 from semantica.encoders.encode import EncodeConfig, decode_picture, encode_episodes, encode_pictures, encode_stream
 from semantica.encoders.encoder import EncoderConfig, load_encoder
 from semantica.errors import ConfigError, DataError
 from semantica.pairs.scores import pooled_rows
-from semantica.schemas import QUARANTINE, encodings_schema
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Dinov2Model
 
+from semantica.data.location import file_sha256
 from semantica.encoders.encoder import EncoderConfig, EncoderIdentity, load_encoder
 from semantica.errors import ConfigError, DataError, WeightsError
-from semantica.storage import file_sha256
 
 
 @pytest.fixture

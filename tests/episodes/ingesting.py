@@ -8,11 +8,11 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from semantica.data.schemas import EPISODES
 from semantica.episodes.census import Census
 from semantica.episodes.images import ImageConfig, normalise
 from semantica.episodes.ingest import IngestConfig, count_pictures, ingest_pages
 from semantica.episodes.quarantine import quarantine_table
-from semantica.schemas import EPISODES
 
 TINY = ImageConfig(image_px=16, min_side_px=8)
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from semantica.config import from_dict, to_dict
+from semantica.data.schemas import EPISODES, QUARANTINE
 from semantica.episodes.clean import image_id
 from semantica.episodes.images import normalise
 from semantica.episodes.ingest import IngestConfig, count_pictures, episode_id, ingest_pages, num_damaged
@@ -18,7 +19,6 @@ from semantica.episodes.pages import ImageRef, Page, ReadConfig
 from semantica.episodes.quarantine import MAX_TEXT, DamagedFile, Reason
 from semantica.episodes.sources import SOURCES
 from semantica.errors import ConfigError
-from semantica.schemas import EPISODES, QUARANTINE
 from tests.episodes.ingesting import TINY, census_of, held, ingest, noise, reasons, settings_for
 
 

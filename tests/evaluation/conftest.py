@@ -19,10 +19,10 @@ def a_set(tmp_path):
 def make_set(folder, sizes, *, name="set", labels=None, seed=0):
     import pyarrow as pa
 
-    from semantica.datasets import StageOutput
+    from semantica.data.dataset import StageOutput
+    from semantica.data.schemas import encodings_schema
     from semantica.evaluation.sets import open_set
     from semantica.generation.generate import png_bytes
-    from semantica.schemas import encodings_schema
 
     generator = np.random.default_rng(seed)
     stage = StageOutput(folder, "encodings", {"store_tokens": False, "seed": seed}, {"episodes": "1" * 64})

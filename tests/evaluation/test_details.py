@@ -6,7 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from semantica.datasets import StageOutput
+from semantica.data.dataset import StageOutput
+from semantica.data.schemas import FEATURES
 from semantica.evaluation.details import TrainPictures, details
 from semantica.evaluation.features import Features
 from semantica.evaluation.figures import Measurer
@@ -14,12 +15,11 @@ from semantica.evaluation.networks import Networks
 from semantica.evaluation.outcome import Outcome
 from semantica.evaluation.requests import Cell, repeated, requests_of
 from semantica.evaluation.settings import EvaluationConfig
-from semantica.metrics.diversity import diversity
-from semantica.metrics.extractors import ExtractorIdentity
-from semantica.metrics.kernel import kernel_distance
-from semantica.metrics.manifold import manifold
-from semantica.metrics.nearest import nearest_training
-from semantica.schemas import FEATURES
+from semantica.measure.diversity import diversity
+from semantica.measure.kernel import kernel_distance
+from semantica.measure.manifold import manifold
+from semantica.measure.nearest import nearest_training
+from semantica.measure.networks.extractors import ExtractorIdentity
 
 DIM = 5
 CELL = Cell("m", "set", "pictures", 0.5)

@@ -7,16 +7,16 @@ import pyarrow as pa
 import pytest
 import torch
 
-from semantica.datasets import StageOutput
+from semantica.data.dataset import StageOutput
+from semantica.data.schemas import DISTANCES, FEATURES
 from semantica.errors import DataError
 from semantica.evaluation.features import Features
 from semantica.evaluation.figures import CellFigures, Measurer, estimate
 from semantica.evaluation.measuring import Measured, distance_rows, feature_rows
 from semantica.evaluation.requests import Cell, repeated, requests_of
 from semantica.evaluation.settings import EvaluationConfig
-from semantica.metrics.extractors import ExtractorIdentity, FeatureExtractor, PerceptualNet
-from semantica.metrics.frechet import FeatureStatistics, frechet_distance
-from semantica.schemas import DISTANCES, FEATURES
+from semantica.measure.frechet import FeatureStatistics, frechet_distance
+from semantica.measure.networks.extractors import ExtractorIdentity, FeatureExtractor, PerceptualNet
 
 SIZES = {"cats": 6, "dogs": 6, "pond": 6}
 DIM = 4

@@ -7,7 +7,7 @@ from semantica.evaluation.protocols import _table
 from semantica.evaluation.requests import Cell
 from semantica.evaluation.settings import EvaluationConfig
 from semantica.evaluation.summary import MAX_SENTENCES, _sentences
-from semantica.metrics.extractors import ExtractorIdentity
+from semantica.measure.networks.extractors import ExtractorIdentity
 
 SIZES = {"cats": 6, "dogs": 6, "pond": 6}
 

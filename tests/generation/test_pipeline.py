@@ -9,7 +9,8 @@ import torch
 from PIL import Image, ImageCms
 
 import semantica
-from semantica.datasets import read_manifest, read_shard
+from semantica.data.dataset import read_manifest, read_shard
+from semantica.data.schemas import token_rows
 from semantica.diffusion.samplers import SamplerConfig
 from semantica.encoders.encode import encode_pictures
 from semantica.encoders.encoder import load_encoder
@@ -18,7 +19,6 @@ from semantica.errors import ConfigError, DataError, WeightsError
 from semantica.generation.conditioning_images import ConditioningImages, square_of
 from semantica.generation.generate import GenerateConfig, sample_pictures
 from semantica.pairs.scores import pooled_rows
-from semantica.schemas import token_rows
 from tests.generation.drawing import draw, pixels
 
 

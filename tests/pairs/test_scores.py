@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from semantica.datasets import StageOutput, read_manifest, read_shard
+from semantica.data.dataset import StageOutput, read_manifest, read_shard
+from semantica.data.schemas import SCORES, encodings_schema
 from semantica.errors import DataError
 from semantica.pairs.scores import (
     cosine_upper,
@@ -23,7 +24,6 @@ from semantica.pairs.scores import (
     unscored,
 )
 from semantica.pairs.selection import BandConfig, select, selection_stage
-from semantica.schemas import SCORES, encodings_schema
 
 
 def vectors(n, d=8, seed=0, dtype=np.float32):
@@ -270,7 +270,7 @@ def test_the_row_groups_of_the_scores_are_those_of_the_encodings_whatever_their_
     if damaged:
         truncated(tmp_path / "encodings" / entry.path)
     # A row group of scores may be larger than the writer would make it.
-    monkeypatch.setattr("semantica.shard_writer.MAX_GROUP_BYTES", 64)
+    monkeypatch.setattr("semantica.data.shard_writer.MAX_GROUP_BYTES", 64)
     stage = StageOutput(tmp_path / "scores", "scores", {})
     for block in (1, 50, 2**22):  # numbers at once: one row group, a few, all
         monkeypatch.setattr(scores, "_BLOCK_VALUES", block)

@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from semantica.datasets import StageOutput, read_manifest, read_shard
+from semantica.data.dataset import StageOutput, read_manifest, read_shard
+from semantica.data.location import file_sha256
+from semantica.data.schemas import SCORES
 from semantica.errors import DataError
 from semantica.pairs import scores as pairs_scores
 from semantica.pairs.scores import square
@@ -25,8 +27,6 @@ from semantica.pairs.selection import (
     selection_stage,
     shares,
 )
-from semantica.schemas import SCORES
-from semantica.storage import file_sha256
 
 COSINE = st.floats(-1, 1, width=32)
 

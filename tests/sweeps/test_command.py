@@ -3,7 +3,7 @@ from types import SimpleNamespace
 import pytest
 
 from semantica.config import from_args, from_dict
-from semantica.datasets import read_manifest
+from semantica.data.dataset import read_manifest
 from semantica.distributed.sweep import check, concurrency, scheduler
 from semantica.distributed.sweep_trial import AGAIN
 from semantica.distributed.training_reports import FRECHET

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from semantica.datasets import MANIFEST
+from semantica.data.dataset import MANIFEST
 from semantica.errors import DataError
 from semantica.sweeps.results import Figure, begin, end, figure_path, keep_figure, read_result, read_results, trial_folder
 

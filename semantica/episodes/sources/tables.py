@@ -13,11 +13,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from semantica.data.location import Location
 from semantica.episodes.pages import ImageRef, Part, ReadConfig
 from semantica.episodes.quarantine import DamagedFile, Reason, utf8
 from semantica.episodes.sources.files import DAMAGED, label_of, list_parts, location_of, opened
 from semantica.episodes.sources.remote import remote_image
-from semantica.storage import Location
 
 MIN_CUT_BYTES = 8 << 20  # a smaller file is one part; its footer is not read on the driver
 FOOTERS_AT_ONCE = 16  # a footer is one small request, so over a network they are read side by side

@@ -7,10 +7,10 @@ import tarfile
 import lmdb
 import pytest
 
+from semantica.data.location import location
 from semantica.episodes.pages import ReadConfig
 from semantica.episodes.quarantine import DamagedFile
 from semantica.episodes.sources import SOURCES, tables
-from semantica.storage import location
 
 SETTINGS = ReadConfig()
 FILES = {"mmc4": "a.jsonl", "wit": "a.tsv", "warc": "a.warc", "webdataset": "a.tar", "obelics": "a.parquet"}

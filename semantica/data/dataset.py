@@ -1,0 +1,250 @@
+"""A stage's output: a folder of Parquet shards with a manifest, shown whole or not at all.
+
+`StageOutput` is what a stage fills: each shard appears whole, then its receipt (`_shards/NAME.json`); the manifest, with size and
+SHA-256 of every file, comes last. A folder without a manifest is never read as data, and running a stage again finishes the
+shards without a receipt and repeats nothing. One process fills a folder at a time (`lease.py`). Folders are `Location`s: a local
+path or an object store.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import pyarrow as pa
+
+from semantica.data import lease
+from semantica.data.location import Location, explained, file_sha256, is_storage_error, remove_tree, write_atomically
+from semantica.data.manifest import MANIFEST, Manifest, read_manifest, read_shard
+from semantica.data.schemas import SCHEMA_VERSION
+from semantica.data.shard_writer import FileEntry, ShardWriter
+from semantica.errors import DataError
+
+T = TypeVar("T")
+
+TIMING = "_timing.json"
+__all__ = ["MANIFEST", "TIMING", "FileEntry", "Manifest", "ShardWriter", "StageOutput", "read_manifest", "read_shard"]
+
+_PLAN = "_plan.json"
+_RECEIPTS = "_shards"
+
+
+@dataclass(frozen=True)
+class StageOutput:
+    """The folder that one run of a stage fills. Picklable: the driver opens it, workers write shards, the driver finishes it."""
+
+    folder: Location
+    kind: str
+    config: Mapping[str, Any]
+    inputs: Mapping[str, str] = field(default_factory=dict)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """A block in which no other process may fill this folder. Raises DataError when another one does."""
+        if not self.folder.name:
+            raise DataError(f"{self.kind}: {self.folder} is the root of a bucket; name a folder in it")
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(lease.held(self.folder, self.kind))
+            except Exception as error:
+                if is_storage_error(error):
+                    raise self._cannot_write(error) from None
+                raise
+            yield
+
+    def finished(self) -> Manifest | None:
+        """The manifest when this same work is already done; touches nothing."""
+        plan = self.folder / _PLAN
+        try:
+            if not plan.exists() or not (self.folder / MANIFEST).exists() or self._difference(plan, self._plan()):
+                return None
+        except Exception as error:
+            if is_storage_error(error):
+                raise DataError(f"{self.kind}: cannot look at {self.folder} ({explained(error)})") from None
+            raise
+        return read_manifest(self.folder, self.kind)
+
+    def open(self, *, fresh: bool = False) -> Manifest | None:
+        """Make the folder ready. Returns the manifest when the same work is already done, None when there is work to do.
+
+        Raises DataError when the folder holds the output of another configuration or other inputs; `fresh` deletes such an output,
+        and only such a one, instead.
+        """
+        try:
+            return self._open(fresh)
+        except Exception as error:
+            if is_storage_error(error):
+                raise self._cannot_write(error) from None
+            raise
+
+    def reopen(self) -> None:
+        """Let a finished output of this same work take further shards: it is not finished again before `finish`."""
+        if self.finished() is not None:
+            (self.folder / MANIFEST).unlink(missing_ok=True)
+
+    def _cannot_write(self, error: Exception) -> DataError:
+        return DataError(f"{self.kind}: cannot write to {self.folder} ({explained(error)}); choose another folder")
+
+    def _open(self, fresh: bool) -> Manifest | None:
+        plan = self._plan()
+        path = self.folder / _PLAN
+        difference = self._difference(path, plan) if path.exists() else ""
+        if difference and fresh:
+            self._clear()
+        elif difference:
+            raise DataError(f"{self.kind}: {self.folder} {difference}; pass --fresh to replace it, or another output folder")
+        if path.exists():
+            pass
+        elif self.folder.exists() and any(not p.name.endswith(".partial") for p in self.folder.iterdir()):
+            raise DataError(f"{self.kind}: {self.folder} is not empty and was not made by this stage; choose another folder")
+        else:
+            write_atomically(path, json.dumps(plan, indent=1).encode())
+        if (self.folder / MANIFEST).exists():
+            return read_manifest(self.folder, self.kind)
+        return None
+
+    def _clear(self) -> None:
+        """Delete the output of another configuration, in an order that a kill in the middle leaves as "not finished" at worst."""
+        (self.folder / MANIFEST).unlink(missing_ok=True)
+        if (self.folder / _RECEIPTS).exists():
+            remove_tree(self.folder / _RECEIPTS)
+        for path in cast("list[Location]", list(self.folder.iterdir())):
+            if path.name == _PLAN:
+                continue
+            if path.is_dir():
+                remove_tree(path)
+            else:
+                path.unlink(missing_ok=True)
+        (self.folder / _PLAN).unlink()
+
+    def _plan(self) -> dict[str, Any]:
+        plan = {"kind": self.kind, "config": self.config, "inputs": self.inputs, "schema_version": SCHEMA_VERSION}
+        plain: dict[str, Any] = json.loads(json.dumps(plan))
+        return plain
+
+    def _difference(self, path: Location, plan: Mapping[str, Any]) -> str:
+        try:
+            earlier = json.loads(path.read_text())
+        except ValueError as error:
+            return f"has a damaged plan, {path.name} ({error})"
+        found = _first_difference(earlier, plan)
+        return f"was made with another configuration ({found})" if found else ""
+
+    @property
+    def _suffix(self) -> str:
+        """How receipts of this work end: those of another configuration, by a worker that outlived its driver, end otherwise."""
+        return f".{hashlib.sha256(json.dumps(self._plan(), sort_keys=True).encode()).hexdigest()[:12]}.json"
+
+    def _receipt(self, name: str) -> Location:
+        return self.folder / _RECEIPTS / f"{name}{self._suffix}"
+
+    def has_shard(self, name: str) -> bool:
+        """True when the shard was written whole."""
+        return self._receipt(name).exists()
+
+    def shard_names(self) -> frozenset[str]:
+        """The shards that were written whole; one listing, where `has_shard` is a request each."""
+        return frozenset(path.name.removesuffix(self._suffix) for path in self._receipt_files())
+
+    @contextmanager
+    def shard_writer(self, name: str, rows_per_group: int) -> Iterator[ShardWriter]:
+        """A writer of the shard; at the end of the block its files appear whole, then its receipt; after an exception, nothing."""
+        with ExitStack() as files:
+            writer = ShardWriter(self.folder, name, rows_per_group, files)
+            try:
+                yield writer
+            except BaseException:
+                writer.abandon()
+                raise
+            entries = writer.close()
+            self._check_ours(name)
+        receipt = {"files": [asdict(entry) for entry in entries], "stats": dict(writer.stats)}
+        write_atomically(self._receipt(name), json.dumps(receipt).encode())
+
+    def _check_ours(self, name: str) -> None:
+        """Raise DataError when the folder was given to another configuration since: a worker must not write into its data."""
+        path = self.folder / _PLAN
+        if not path.exists() or self._difference(path, self._plan()):
+            raise DataError(f"{self.kind}: {self.folder} was replaced by another run while {name} was made; nothing of it is kept")
+
+    def write_shard(self, name: str, tables: Mapping[str, pa.Table], stats: Mapping[str, Any], rows_per_group: int = 256) -> None:
+        """Write {sub-folder ("" for the folder itself): table} as NAME.parquet each, then the receipt with `stats` (plain data)."""
+        with self.shard_writer(name, rows_per_group) as writer:
+            for prefix, table in tables.items():
+                writer.write(prefix, table)
+            writer.stats = stats
+
+    def receipts(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """(shard name, stats) of every shard written so far, in order of name."""
+        for path, stats in self._of_receipts(lambda path: _read_json(path)["stats"]):
+            yield path.name.removesuffix(self._suffix), stats
+
+    def _of_receipts(self, function: Callable[[Location], T]) -> Iterator[tuple[Location, T]]:
+        with ThreadPoolExecutor(16) as threads:  # requests, on an object store
+            files = self._receipt_files()
+            yield from zip(files, threads.map(function, files), strict=True)
+
+    def _receipt_files(self) -> list[Location]:
+        folder = self.folder / _RECEIPTS
+        return sorted(folder.glob(f"*{self._suffix}"), key=lambda path: path.name) if folder.exists() else []
+
+    def finish(self, counts: Mapping[str, int], facts: Mapping[str, Any], extra_files: Sequence[str] = ()) -> Manifest:
+        """Write the manifest over all shards and `extra_files` (paths inside the folder); the dataset is whole from here on.
+
+        Raises DataError when a file is not what its receipt says, or when the output was taken over by another process.
+        """
+        lease.check(self.folder, self.kind)
+        entries = [entry for _, found in self._of_receipts(self._entries) for entry in found]
+        for relative in extra_files:
+            path = self.folder / relative
+            entries.append(FileEntry(relative, path.stat().st_size, file_sha256(path)))
+        manifest = Manifest(
+            self.kind, dict(self.config), dict(self.inputs), dict(counts), dict(facts), tuple(sorted(entries, key=lambda e: e.path))
+        )
+        if isinstance(self.folder, Path):  # what killed workers were writing
+            for partial in list(self.folder.rglob(".*.partial")):
+                remove_tree(partial) if partial.is_dir() else partial.unlink(missing_ok=True)
+        write_atomically(self.folder / MANIFEST, json.dumps(asdict(manifest), indent=1).encode())
+        return read_manifest(self.folder, self.kind)
+
+    def _entries(self, receipt: Location) -> list[FileEntry]:
+        """The files of a receipt, which are there. Raises DataError when one is not what the receipt says."""
+        entries = [FileEntry.from_dict(values) for values in _read_json(receipt)["files"]]
+        for entry in entries:
+            path = self.folder / entry.path
+            if not _has_size(path, entry.num_bytes):
+                raise DataError(f"{self.kind}: {path} is not what its receipt {receipt} says; delete both, run again")
+        return entries
+
+
+def _read_json(path: Location) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(path.read_text())
+    return values
+
+
+def _has_size(path: Location, num_bytes: int) -> bool:
+    try:
+        return bool(path.stat().st_size == num_bytes)
+    except FileNotFoundError:
+        return False
+
+
+def _first_difference(old: Any, new: Any, path: str = "") -> str:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in [*old, *(n for n in new if n not in old)]:
+            found = _first_difference(old.get(name), new.get(name), f"{path}.{name}" if path else str(name))
+            if found:
+                return found
+        return ""
+    return "" if old == new else f"{path}: was {_short(old)}, now {_short(new)}"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else text[:37] + "..."

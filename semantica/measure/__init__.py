@@ -1,0 +1,1 @@
+"""The mathematics of evaluation: distances, diversity, similarity. No pages."""

@@ -1,0 +1,1 @@
+"""The pages of a report: charts, galleries, tables. No mathematics."""

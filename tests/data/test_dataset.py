@@ -1,0 +1,260 @@
+"""A stage's folder: shown whole or not at all, finished by running it again, never mixed and never deleted by mistake."""
+
+import dataclasses
+import json
+import shutil
+
+import pyarrow as pa
+import pytest
+
+from semantica.data.dataset import MANIFEST, StageOutput, read_manifest, read_shard
+from semantica.data.location import file_sha256, write_atomically
+from semantica.errors import DataError
+
+CONFIG = {"image": {"side": 64}, "seed": 0}
+
+
+def table(*values):
+    return pa.table({"value": pa.array(values, pa.int64())})
+
+
+def output(folder, config=CONFIG, kind="episodes", inputs=None):
+    return StageOutput(folder, kind, config, inputs or {"pages": "abc"})
+
+
+def filled(folder, names=("a", "b"), **kwargs):
+    stage = output(folder, **kwargs)
+    stage.open()
+    for name in names:
+        stage.write_shard(name, {"": table(1, 2, 3), "held_out": table(4)}, {"rows": 3}, rows_per_group=2)
+    return stage
+
+
+def finished(folder, **kwargs):
+    stage = filled(folder, **kwargs)
+    return stage, stage.finish({"num": 6}, {"fact": [1.5]})
+
+
+def content(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_what_was_written_is_read_back_with_its_size_hash_and_row_groups(tmp_path):
+    stage, manifest = finished(tmp_path / "d")
+    assert read_manifest(stage.folder, "episodes") == manifest
+    assert [e.path for e in manifest.shards()] == ["a.parquet", "b.parquet"]
+    assert [e.path for e in manifest.shards("held_out")] == ["held_out/a.parquet", "held_out/b.parquet"]
+    for entry in manifest.files:
+        path = stage.folder / entry.path
+        assert (path.stat().st_size, file_sha256(path)) == (entry.num_bytes, entry.sha256)
+    entry = manifest.shards()[0]
+    assert (entry.row_group_rows, entry.num_rows) == ((2, 1), 3)
+    assert read_shard(stage.folder, entry) == table(1, 2, 3)
+    assert (manifest.counts, manifest.facts) == ({"num": 6}, {"fact": [1.5]})
+
+
+def test_a_folder_without_a_manifest_is_never_read_as_data(tmp_path):
+    stage = filled(tmp_path / "d")
+    with pytest.raises(DataError, match=r"has no manifest\.json, so it is not finished; run jobs\.ingest again"):
+        read_manifest(stage.folder, "episodes")
+    with pytest.raises(DataError, match=r"no folder .*none; run jobs\.ingest first"):
+        read_manifest(tmp_path / "none", "episodes")
+
+
+def test_a_shard_is_there_whole_or_not_at_all(tmp_path):
+    stage = output(tmp_path / "d")
+    stage.open()
+    assert not stage.has_shard("a")
+    with pytest.raises(TypeError):  # the receipt cannot be written: as good as a crash between data and receipt
+        stage.write_shard("a", {"": table(1)}, {"rows": {1, 2}})
+    assert not stage.has_shard("a")
+    assert list(stage.receipts()) == []
+    assert stage.finish({}, {}).files == ()
+    stage.write_shard("a", {"": table(5)}, {"rows": 1})
+    assert stage.has_shard("a")
+    assert list(stage.receipts()) == [("a", {"rows": 1})]
+    assert [e.path for e in stage.finish({}, {}).files] == ["a.parquet"]
+    assert not list(stage.folder.rglob("*.partial"))
+
+
+def test_a_second_run_finishes_the_shards_without_a_receipt_and_repeats_none(tmp_path):
+    filled(tmp_path / "d", names=("a",))
+    before = content(tmp_path / "d")
+    again = output(tmp_path / "d")
+    assert again.open() is None
+    assert [name for name in ("a", "b") if not again.has_shard(name)] == ["b"]
+    again.write_shard("b", {"": table(1, 2, 3), "held_out": table(4)}, {"rows": 3}, rows_per_group=2)
+    whole = again.finish({"num": 6}, {"fact": [1.5]})
+    assert before.items() <= content(tmp_path / "d").items()
+    assert whole.hash == finished(tmp_path / "uninterrupted")[1].hash
+
+
+def test_finished_work_is_recognised(tmp_path):
+    stage, manifest = finished(tmp_path / "d")
+    assert output(stage.folder).open() == manifest
+
+
+def test_equal_content_has_an_equal_hash_wherever_and_in_whatever_order_it_was_made(tmp_path):
+    first = finished(tmp_path / "one")[1]
+    second = finished(tmp_path / "elsewhere" / "two", names=("b", "a"))[1]
+    assert first.hash == second.hash
+    shutil.move(tmp_path / "one", tmp_path / "moved")
+    assert read_manifest(tmp_path / "moved", "episodes").hash == first.hash
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"config": {**CONFIG, "seed": 1}}, {"inputs": {"pages": "abd"}}, {"kind": "encodings"}, {"names": ("a",)}],
+)
+def test_other_content_has_another_hash(tmp_path, change):
+    assert finished(tmp_path / "one")[1].hash != finished(tmp_path / "two", **change)[1].hash
+
+
+def test_one_changed_value_has_another_hash(tmp_path):
+    hashes = set()
+    for value in (1, 2):
+        stage = output(tmp_path / str(value))
+        stage.open()
+        stage.write_shard("a", {"": table(value)}, {})
+        hashes.add(stage.finish({}, {}).hash)
+    assert len(hashes) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"config": {"image": {"side": 32}, "seed": 0}}, "config.image.side: was 64, now 32"),
+        ({"config": {"image": {"side": 64}, "seed": 0, "more": True}}, "config.more: was null, now true"),
+        ({"inputs": {"pages": "other"}}, 'inputs.pages: was "abc", now "other"'),
+        ({"kind": "encodings"}, 'kind: was "episodes", now "encodings"'),
+    ],
+)
+def test_another_plan_is_refused_with_the_field_and_fresh_replaces_it(tmp_path, change, says):
+    stage, _ = finished(tmp_path / "d")
+    before = content(stage.folder)
+    other = output(stage.folder, **change)
+    with pytest.raises(DataError) as caught:
+        other.open()
+    assert says in str(caught.value)
+    assert "--fresh" in str(caught.value)
+    assert content(stage.folder) == before
+    assert other.open(fresh=True) is None
+    assert [p.name for p in stage.folder.iterdir()] == ["_plan.json"]
+    assert other.open() is None
+
+
+def test_fresh_keeps_what_the_same_plan_has_made(tmp_path):
+    stage, manifest = finished(tmp_path / "d")
+    assert output(stage.folder).open(fresh=True) == manifest
+    assert stage.has_shard("a")
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_foreign_folder_is_refused_and_keeps_every_file(tmp_path, fresh):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "holiday.jpg").write_bytes(b"dear")
+    with pytest.raises(DataError, match="is not empty and was not made by this stage"):
+        output(folder).open(fresh=fresh)
+    assert content(folder) == {"holiday.jpg": b"dear"}
+
+
+def test_an_empty_folder_may_be_filled(tmp_path):
+    assert output(tmp_path).open() is None
+
+
+def test_a_damaged_plan_is_refused_by_name_and_fresh_replaces_it(tmp_path):
+    stage, _ = finished(tmp_path / "d")
+    (stage.folder / "_plan.json").write_text("{")
+    with pytest.raises(DataError, match="has a damaged plan"):
+        output(stage.folder).open()
+    assert output(stage.folder).open(fresh=True) is None
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", "null", '{"files": 1}', '{"kind": "episodes", "files": [{"path": "a"}]}', "\x00\x01"]
+)
+def test_a_damaged_manifest_is_refused_by_its_path(tmp_path, text):
+    stage, _ = finished(tmp_path / "d")
+    (stage.folder / MANIFEST).write_text(text)
+    with pytest.raises(DataError) as caught:
+        read_manifest(stage.folder, "episodes")
+    assert f"{stage.folder / MANIFEST} is damaged" in str(caught.value)
+
+
+def test_another_kind_and_another_schema_version_are_refused(tmp_path):
+    stage, manifest = finished(tmp_path / "d")
+    with pytest.raises(DataError, match="holds episodes, expected encodings"):
+        read_manifest(stage.folder, "encodings")
+    values = {**dataclasses.asdict(manifest), "schema_version": 999}
+    (stage.folder / MANIFEST).write_text(json.dumps(values))
+    with pytest.raises(DataError, match="schema version 999, expected 2"):
+        read_manifest(stage.folder, "episodes")
+
+
+def test_a_truncated_or_missing_shard_is_refused_by_its_path(tmp_path):
+    stage, manifest = finished(tmp_path / "d")
+    entry = manifest.shards()[0]
+    path = stage.folder / entry.path
+    data = path.read_bytes()
+    path.write_bytes(data[:-7])
+    with pytest.raises(DataError) as caught:
+        read_shard(stage.folder, entry)
+    assert f"{path}: expected {len(data)} bytes, got {len(data) - 7}" in str(caught.value)
+    path.unlink()
+    with pytest.raises(DataError, match=r"a\.parquet: not readable"):
+        read_shard(stage.folder, entry)
+
+
+def test_a_shard_of_the_right_size_that_is_no_parquet_is_refused_by_its_path(tmp_path):
+    stage, manifest = finished(tmp_path / "d")
+    entry = manifest.shards()[0]
+    for junk in (bytes(entry.num_bytes), b"PAR1" + bytes(entry.num_bytes - 8) + b"PAR1"):
+        (stage.folder / entry.path).write_bytes(junk)
+        with pytest.raises(DataError, match=r"a\.parquet: not readable"):
+            read_shard(stage.folder, entry)
+
+
+def test_a_receipt_without_its_file_is_one_sentence(tmp_path):
+    stage = StageOutput(tmp_path / "out", "scores", {})
+    stage.open()
+    stage.write_shard("part-0", {"": pa.table({"x": [1]})}, {})
+    (tmp_path / "out" / "part-0.parquet").unlink()
+    with pytest.raises(DataError, match="is not what its receipt"):
+        stage.finish({}, {})
+
+
+def test_only_the_columns_asked_for_are_read(tmp_path):
+    stage = output(tmp_path / "d")
+    stage.open()
+    stage.write_shard("a", {"": table(1).append_column("other", pa.array([2]))}, {})
+    entry = stage.finish({}, {}).files[0]
+    assert read_shard(stage.folder, entry, ["other"]).column_names == ["other"]
+
+
+def test_extra_files_are_in_the_manifest_with_their_hash(tmp_path):
+    stage = output(tmp_path / "d")
+    stage.open()
+    (stage.folder / "model").mkdir()
+    (stage.folder / "model" / "weights").write_bytes(b"w" * 10)
+    (entry,) = stage.finish({}, {}, ["model/weights"]).files
+    assert (entry.path, entry.num_bytes, entry.num_rows) == ("model/weights", 10, 0)
+    assert entry.sha256 == file_sha256(stage.folder / "model" / "weights")
+
+
+def test_an_atomic_write_replaces_whole_and_leaves_no_partial(tmp_path):
+    path = tmp_path / "deep" / "file"
+    write_atomically(path, b"one")
+    write_atomically(path, b"two")
+    assert content(tmp_path) == {"deep/file": b"two"}
+
+
+def test_an_atomic_write_that_fails_leaves_no_partial_and_the_old_file(tmp_path):
+    (tmp_path / "folder" / "inside").mkdir(parents=True)
+    with pytest.raises(OSError, match="folder"):
+        write_atomically(tmp_path / "folder", b"data")
+    assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+    write_atomically(tmp_path / "file", b"old")
+    with pytest.raises(TypeError):
+        write_atomically(tmp_path / "file", None)
+    assert content(tmp_path) == {"file": b"old"}
