@@ -1,5 +1,7 @@
 """The calls that the guards need, with the code of commit f049af4: frozen, for `record` alone. `today` has the same functions."""
 
+# ruff: noqa: I001 - the order of imports would depend on which of the modules of then are still there
+
 from __future__ import annotations
 
 from dataclasses import replace
