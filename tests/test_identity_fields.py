@@ -14,8 +14,8 @@ DECIDED = {
     "BandConfig": ("low high score", ""),
     "ComputeConfig": ("precision", "channels_last compile recompute parallel shard_workers"),
     "DenoiserConfig": (
-        "resolution_px channels patch_px stages conditioning token_dim num_tokens pooled_dim noise_embedding_dim head_dim mlp_ratio "
-        "norm_groups max_images similarity",
+        "resolution_px channels patch_px stages conditioning token_dim num_tokens pooled_dim noise_embedding_dim head_dim "
+        "mlp_ratio norm_groups max_images similarity",
         "",
     ),
     "EmaConfig": ("decay warmup", ""),
