@@ -127,8 +127,8 @@ def cooldown_note(output: Path, config: TrainConfig) -> str:
     if not other:
         return ""
     return (
-        f"steps {other[0] + 1} to {other[-1] + 1} had the learning rates of a training of {planned} steps, cool-down included: the weights "
-        f"will not be those of a training that had {new} steps from the start; for these, train into another --out"
+        f"steps {other[0] + 1} to {other[-1] + 1} had the learning rates of a training of {planned} steps, cool-down included: "
+        f"the weights will not be those of a training that had {new} steps from the start; for these, train into another --out"
     )
 
 
