@@ -40,12 +40,12 @@ def config(cls: type[T]) -> type[T]:
 
 def free(default: T) -> T:
     """The default of a field that does not change what is made, or only its rounding: it may change when work resumes."""
-    return typing.cast(T, dataclasses.field(default=default, metadata={FREE: True}))
+    return dataclasses.field(default=default, metadata={FREE: True})
 
 
 def added(default: T, *, before: T) -> T:
     """The default of a field that older versions did not have. before: the value that their code behaved as, if not `default`."""
-    return typing.cast(T, dataclasses.field(default=default, metadata={BEFORE: before}))
+    return dataclasses.field(default=default, metadata={BEFORE: before})
 
 
 def require(holds: bool, field: str, expected: str, got: object) -> None:
