@@ -15,7 +15,7 @@ DECIDED = {
     "ComputeConfig": ("precision", "channels_last compile recompute parallel shard_workers"),
     "DenoiserConfig": (
         "resolution_px patch_px stages conditioning token_dim num_tokens pooled_dim noise_embedding_dim head_dim mlp_ratio "
-        "norm_groups max_images similarity",
+        "norm_groups max_images similarity channels",
         "",
     ),
     "EmaConfig": ("decay warmup", ""),
@@ -72,8 +72,11 @@ NOT_RECORDED = {
 
 
 def config_classes():
+    """Every @config class by its name, but those of commands, which hold the settings of stages and places."""
     classes = {}
     for module in pkgutil.walk_packages(semantica.__path__, "semantica."):
+        if module.name.startswith("semantica.jobs"):
+            continue
         for value in vars(importlib.import_module(module.name)).values():
             if isinstance(value, type) and dataclasses.is_dataclass(value) and hasattr(value, "__pydantic_config__"):
                 classes[value.__name__] = value

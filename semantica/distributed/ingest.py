@@ -16,7 +16,8 @@ from typing import Any
 import pyarrow as pa
 
 from semantica.data.dataset import Manifest, ShardWriter, StageOutput
-from semantica.data.location import Location, file_sha256, remove_tree, write_atomically
+from semantica.data.durable import write_atomically
+from semantica.data.location import Location, file_sha256, remove_tree
 from semantica.data.schemas import EPISODES, HELD_OUT
 from semantica.distributed.session import say
 from semantica.distributed.stage import Pass, Stage, StageSession, run_stage

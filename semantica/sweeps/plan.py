@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from semantica.config import config, to_dict
-from semantica.data.location import write_atomically
+from semantica.data.durable import write_atomically
 from semantica.errors import DataError
 from semantica.identity import from_record
 from semantica.pairs.selection import BandConfig
