@@ -19,7 +19,8 @@ from torch import nn
 
 from semantica.data.durable import appearing, new_attempt
 from semantica.data.location import file_sha256
-from semantica.denoiser.uvit import DenoiserConfig, UViT
+from semantica.denoiser.configs import DenoiserConfig
+from semantica.denoiser.uvit import UViT
 from semantica.errors import FieldError, WeightsError
 from semantica.identity import differences
 from semantica.training.checkpoint import CONFIG, MANIFEST, Keeper
