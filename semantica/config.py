@@ -31,8 +31,8 @@ import yaml
 from semantica.errors import ConfigError, FieldError
 
 T = TypeVar("T")
-FREE, BEFORE = "free", "before"  # keys of a field's metadata
 _CHECKS = ContextVar("range checks", default=True)  # off while a command line is put together
+FREE, BEFORE = "free", "before"  # keys of a field's metadata
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)

@@ -14,8 +14,8 @@ DECIDED = {
     "BandConfig": ("low high score", ""),
     "ComputeConfig": ("precision", "channels_last compile recompute parallel shard_workers"),
     "DenoiserConfig": (
-        "resolution_px patch_px stages conditioning token_dim num_tokens pooled_dim noise_embedding_dim head_dim mlp_ratio "
-        "norm_groups max_images similarity channels",
+        "resolution_px channels patch_px stages conditioning token_dim num_tokens pooled_dim noise_embedding_dim head_dim "
+        "mlp_ratio norm_groups max_images similarity",
         "",
     ),
     "EmaConfig": ("decay warmup", ""),
@@ -80,7 +80,7 @@ def config_classes():
         for value in vars(importlib.import_module(module.name)).values():
             if isinstance(value, type) and dataclasses.is_dataclass(value) and hasattr(value, "__pydantic_config__"):
                 classes[value.__name__] = value
-    return classes
+    return {name: cls for name, cls in classes.items() if not cls.__module__.startswith("semantica.jobs")}  # flags of commands
 
 
 CLASSES = config_classes()

@@ -10,9 +10,8 @@ from semantica.config import to_dict
 from semantica.data.location import file_sha256
 from semantica.identity import differences
 from semantica.training.checkpoint import open_checkpoint, write_checkpoint
-from semantica.training.compute import ComputeConfig
 from semantica.training.loop import Hooks, fit
-from semantica.training.recipe import KeepConfig
+from semantica.training.recipe import ComputeConfig, KeepConfig
 
 FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors", "config.json")
 
