@@ -195,7 +195,11 @@ def draw_loaded(guards: Path, name: str) -> Any:
 
 def expected_config(stage: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration that the manifest of a stage has today, from that of f049af4: fields that were renamed or added."""
-    return _with_new_fields(dict(config))
+    expected: dict[str, Any] = _with_new_fields(dict(config))
+    if stage == "checkpoint":  # `init_from` came; how workers share the state is recorded like all that is free to change
+        expected |= {"init_from": "", "init_weights": "ema"}
+        expected["compute"] = {**expected["compute"], "parallel": "ddp", "shard_workers": None}
+    return expected
 
 
 def _with_new_fields(values: Any) -> Any:
