@@ -8,7 +8,7 @@ from semantica.config import config, require
 from semantica.diffusion.samplers import SamplerConfig
 from semantica.errors import ConfigError
 from semantica.generation.generate import GenerateConfig
-from semantica.measure.networks.extractors import FEATURE_NAMES
+from semantica.measure.networks.extractors import feature_names
 from semantica.sweeps.space import SpaceConfig
 
 
@@ -33,7 +33,8 @@ class MeasureConfig:
         for name, least in (("num_points", 1), ("num", 2), ("num_reference", 2), ("num_shown", 1)):
             require(getattr(self, name) >= least, f"measure.{name}", f"{least} or more", getattr(self, name))
         require(self.guidance >= 0, "measure.guidance", "0 or more", self.guidance)
-        require(self.extractor in FEATURE_NAMES, "measure.extractor", f"one of {', '.join(FEATURE_NAMES)}", self.extractor)
+        known = feature_names()
+        require(self.extractor in known, "measure.extractor", f"one of {', '.join(known)}", self.extractor)
 
     def steps(self, num_steps: int) -> tuple[int, ...]:
         """The steps of a training after which it is measured, the last one included. Raises ConfigError for too few steps."""

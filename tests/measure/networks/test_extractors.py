@@ -9,23 +9,25 @@ from semantica.encoders.encoder import Encoder, EncoderIdentity
 from semantica.errors import AbsentWeights, ConfigError, DataError, WeightsError
 from semantica.measure.networks import dinov2, inception
 from semantica.measure.networks.extractors import (
-    FEATURE_NAMES,
-    PERCEPTUAL_NAMES,
     ExtractorIdentity,
     FeatureExtractor,
     Found,
     PerceptualNet,
     encoder_features,
     encoder_identity,
+    feature_names,
     identity_of,
     load_features,
     load_perceptual,
+    perceptual_distance,
+    perceptual_names,
     resolve,
     resolve_available,
 )
 from semantica.measure.networks.inception_network import NormedConv, inception_network, with_weights
-from semantica.measure.networks.perceptual import ShiftTolerantLpips, load_shift_tolerant_lpips, perceptual_distance
+from semantica.measure.networks.perceptual import ShiftTolerantLpips, load_shift_tolerant_lpips
 
+FEATURE_NAMES, PERCEPTUAL_NAMES = feature_names(), perceptual_names()
 PUBLISHED = [name for name in FEATURE_NAMES + PERCEPTUAL_NAMES if name != "encoder"]
 
 
