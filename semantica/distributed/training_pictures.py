@@ -20,7 +20,7 @@ from semantica.generation.model import Model, SpeedConfig
 from semantica.pairs.loader import decode_at
 from semantica.pairs.row_groups import RowGroupReader
 from semantica.report.charts import Curve, curve_svg
-from semantica.report.grids import grid_png
+from semantica.report.pictures import grid_png
 from semantica.training.levels import LevelLoss
 from semantica.training.loop import initial_network
 from semantica.training.recipe import TrainConfig

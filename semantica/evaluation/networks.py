@@ -6,12 +6,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from semantica.encoders.encoder import EncoderIdentity
+from semantica.config import from_dict
+from semantica.encoders.encoder import EncoderConfig, EncoderIdentity, load_encoder
+from semantica.errors import DataError
 from semantica.evaluation.requests import content_hash
-from semantica.evaluation.settings import EvaluationConfig, ExtractorName, PerceptualName
-from semantica.measure.networks.extractors import ExtractorIdentity, Found, encoder_identity, resolve, resolve_available
-
-ENCODER = "encoder"
+from semantica.evaluation.settings import EvaluationConfig
+from semantica.measure.networks.extractors import (
+    ENCODER,
+    ExtractorIdentity,
+    FeatureExtractor,
+    Found,
+    PerceptualNet,
+    encoder_features,
+    encoder_identity,
+    load_features,
+    load_perceptual,
+    resolve,
+    resolve_available,
+)
 
 
 @dataclass(frozen=True)
@@ -25,9 +37,21 @@ class Networks:
     identities: Mapping[str, ExtractorIdentity]
     columns: Mapping[str, str] = field(default_factory=dict)
 
+    def load(self, name: str, device: str, batch_size: int) -> FeatureExtractor | PerceptualNet:
+        """The network on a device. Raises DataError for another encoder than the one that made the encodings."""
+        if name in self.perceptual:
+            return load_perceptual(self.found[name], device, batch_size)
+        if name != ENCODER:
+            return load_features(self.found[name], device, batch_size)
+        encoder = load_encoder(from_dict(EncoderConfig, dict(self.encoder)), device)
+        expected = EncoderIdentity.from_dict(dict(self.encoder_identity))
+        if expected.differing(encoder.identity):
+            raise DataError(f"evaluate: the weights of {expected.name} are no longer those that made the encodings; encode again")
+        return encoder_features(encoder, batch_size)
 
-_USUAL_EXTRACTORS: tuple[ExtractorName, ...] = ("inception", "encoder")
-_USUAL_PERCEPTUAL: tuple[PerceptualName, ...] = ("lpips-alex", "st-lpips-alex")
+
+_USUAL_EXTRACTORS = ("inception", ENCODER)
+_USUAL_PERCEPTUAL = ("lpips-alex", "st-lpips-alex")
 
 
 def chosen(settings: EvaluationConfig) -> tuple[EvaluationConfig, list[str]]:
@@ -42,7 +66,7 @@ def chosen(settings: EvaluationConfig) -> tuple[EvaluationConfig, list[str]]:
     here = {ENCODER, *(one.name for one in found)}
     filled = {field: tuple(name for name in usual if name in here) for field, usual in open_fields.items()}
     notes = [f"{one.name} was not measured: {one.reason}" for one in skipped]
-    return replace(settings, **filled), notes  # type: ignore[arg-type]
+    return replace(settings, **filled), notes
 
 
 def find_networks(settings: EvaluationConfig, encoder: Mapping[str, Any], own: Mapping[str, Any]) -> Networks:

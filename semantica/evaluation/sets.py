@@ -101,7 +101,7 @@ class EvaluationSet:
         return [(p, i) for group in by_label.values() for p in self._chosen(group, 1, seed) for i in range(num_copies)]
 
     def reference(self, without: Sequence[str], num: int | None, seed: int) -> list[str]:
-        """The ids of the pictures that samples are compared with, sorted: all but `without`, at most `num` of them.
+        """The ids of the pictures that samples are compared with: all but `without`, at most `num` of them.
 
         Which of them has nothing to do with the choice of conditioning images of the same seed.
         """
@@ -112,7 +112,7 @@ class EvaluationSet:
                 f"evaluate: {self.name} has {len(names)} pictures that are no conditioning images, at least 2 are needed; "
                 "ask for fewer with --num, or compare with all: --reference all"
             )
-        return sorted(names) if num is None else some_of(names, num, f"reference/{seed}")
+        return names if num is None else some_of(names, num, f"reference/{seed}")
 
     def _chosen(self, pictures: Sequence[SetPicture], num: int, seed: int) -> list[SetPicture]:
         return [self.pictures[c.image_id] for c in choose_conditions([p.candidate for p in pictures], num, seed)]

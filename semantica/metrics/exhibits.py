@@ -12,9 +12,7 @@ from semantica.data.location import Location
 from semantica.metrics.evaluate import Figures
 from semantica.pairs.loader import decode_at
 from semantica.report.charts import Curve
-from semantica.report.gallery import Example, Gallery, Grid
-from semantica.report.grids import sheet_png
-from semantica.report.paper_charts import guidance_grid
+from semantica.report.pictures import Example, Gallery, Grid, guidance_grid, sheet_png
 from semantica.training.checkpoint import Checkpoint
 
 _GRID_ROWS = 10

@@ -18,7 +18,7 @@ from semantica.encoders.encoder import EncoderIdentity
 from semantica.measure.networks.extractors import ExtractorIdentity, encoder_identity, identity_of
 from semantica.metrics.evaluate import EvaluateConfig, Figures, GuidanceFigures
 from semantica.report.page import Figure
-from semantica.report.protocol import SMALL_N, Protocol
+from semantica.report.written import SMALL_N, Protocol
 
 _SAMPLERS = {"ddpm": "DDPM", "ddim": "DDIM", "dpm_solver": "DPM-Solver++(2M)"}
 

@@ -12,8 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from semantica.errors import DataError
-from semantica.report.protocol import Protocol
-from semantica.report.written import Number, Value, number, plain
+from semantica.report.written import Number, Protocol, Value, number, plain
 
 IMAGENET, BEDROOM, CHURCH, SUN397 = "ImageNet validation", "LSUN Bedroom", "LSUN Church", "SUN397"  # the names of `Protocol.data`
 SOURCE = "arXiv 2405.14857"

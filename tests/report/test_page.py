@@ -8,8 +8,8 @@ from selectolax.lexbor import LexborHTMLParser
 
 from semantica.errors import DataError
 from semantica.report.charts import Curve, Histogram, curve_svg, histogram_svg
-from semantica.report.grids import sheet_png
 from semantica.report.page import Figure, Grid, Report, Table, render, to_json
+from semantica.report.pictures import sheet_png
 
 EVIL = '<script>alert("x")</script> & <b>'
 

@@ -1,4 +1,4 @@
-"""The protocol `details`: what one Fréchet distance hides, for the samples of one w. Pure; the metrics are `semantica.metrics`'.
+"""The protocol `details`: what one Fréchet distance hides, for the samples of one w.
 
 Kernel distance and the manifold's precision, recall, density and coverage in every extractor's features; in the encoder's features
 the diversity among samples of one condition, and whether samples are nearer to training pictures than held-out pictures are.
@@ -7,43 +7,53 @@ the diversity among samples of one condition, and whether samples are nearer to 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Float32
 
 from semantica.evaluation.features import Features
 from semantica.evaluation.figures import SIMILARITY, Measurer
-from semantica.evaluation.outcome import Metric, Outcome
+from semantica.evaluation.outcome import Metric, Outcome, TrainPictures
+from semantica.evaluation.protocols import EvaluationProtocol, Part, protocol
 from semantica.evaluation.requests import Cell, Request
 from semantica.evaluation.sets import some_of
+from semantica.evaluation.settings import EvaluationConfig
 from semantica.measure.diversity import diversity
 from semantica.measure.kernel import kernel_distance
 from semantica.measure.manifold import manifold
 from semantica.measure.nearest import nearest_training
 from semantica.report.page import Figure
-from semantica.report.protocol import Protocol
+from semantica.report.written import Protocol
 
 _SUBSET, _MANY_SUBSETS = 1000, 100  # of the kernel distance, as torch-fidelity
 
 
-@dataclass(frozen=True)
-class TrainPictures:
-    """The features of training pictures, and their names."""
+@protocol("details")
+class Details(EvaluationProtocol):
+    """The cell of one w, and a grid of several samples per condition."""
 
-    features: Features
-    names: Sequence[str]
+    def cells(self, base: Cell, settings: EvaluationConfig) -> Iterator[Cell]:
+        yield replace(base, guidance=settings.details_guidance)
+        yield replace(base, kind="grid", guidance=settings.details_guidance)
+
+    def networks(self, cell: Cell, settings: EvaluationConfig) -> tuple[str, ...]:
+        everything = super().networks(cell, settings)
+        return everything if cell.kind != "grid" else tuple(name for name in everything if name == SIMILARITY)
+
+    def part(self, outcome: Outcome) -> Part:
+        part = Part()
+        for model in outcome.last:
+            for data in outcome.sets:
+                (cell, grid) = self.cells(Cell(model.name, data, "pictures"), outcome.settings)
+                part.figures.extend(details(cell, outcome.requests[cell], outcome.requests[grid], outcome))
+        return part
 
 
-def details(
-    cell: Cell,
-    requests: Sequence[Request],
-    grid: Sequence[Request],
-    measurer: Measurer,
-    outcome: Outcome,
-    train: TrainPictures | None,
-) -> Iterator[Figure]:
+def details(cell: Cell, requests: Sequence[Request], grid: Sequence[Request], outcome: Outcome) -> Iterator[Figure]:
     """The figures of a cell. grid: several samples of some conditions, for the diversity. Needs two samples, as every cell does."""
+    assert outcome.measurer is not None
+    measurer, train = outcome.measurer, outcome.train
     settings, features = measurer.settings, measurer.features[cell.data]
     names = [request.name for request in requests][: settings.num_details]
     reference = measurer.reference(measurer.sets[cell.data], [r.image_id for r in requests])
@@ -56,12 +66,12 @@ def details(
         protocol = replace(protocol, num_samples=len(drawn), num_reference=len(real))
         yield from _kernel(where, metric, real, drawn, settings.seed, protocol)
         if min(len(real), len(drawn)) > settings.neighbours:
-            found = manifold(real, drawn, settings.neighbours)
-            stated = replace(protocol, more=f"{protocol.more}; k = {found.k}")
+            figures = manifold(real, drawn, settings.neighbours)
+            stated = replace(protocol, more=f"{protocol.more}; k = {figures.k}")
             for name in ("precision", "recall", "density", "coverage"):
                 title = f"{name.capitalize()} of the samples' manifold in {metric.network} features."
                 yield Figure(
-                    name=f"{where}/{name}-{metric.network}", value=getattr(found, name), explanation=title, protocol=stated
+                    name=f"{where}/{name}-{metric.network}", value=getattr(figures, name), explanation=title, protocol=stated
                 )
     if SIMILARITY in (settings.extractor or ()):
         yield from _diversity(where, grid, features, measurer)
