@@ -1,7 +1,7 @@
 """python -m benchmarks.scaling: stages on a simulated cluster of 1, 2, 4 and 8 nodes, each with one CPU of Ray's, on this machine.
 
 Two regimes, which say different things. *Waiting*: a shard sleeps instead of computing, as a host waits for its GPU, and writes its
-receipt; everything else is the stages' own shell (Ray Data, `distributed.shards`, `StageOutput`). Nodes that only wait do not share
+receipt; everything else is the stages' own shell (Ray Data, `distributed.stage`, `StageOutput`). Nodes that only wait do not share
 the cores of this machine, so this shows how orchestration scales, and with shards of no work at all where it stops. *Real*: ingest,
 encode and score do their real work, which the cores of this machine share: no speed-up beyond their number is to be expected, and
 what is lost beyond it is what more nodes cost.

@@ -10,6 +10,7 @@ import tyro
 
 from jobs.command import run
 from semantica.config import config
+from semantica.data.location import location
 from semantica.distributed.encode import encode
 from semantica.encoders.encode import EncodeConfig
 from semantica.runtime import Runtime
@@ -29,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The exit code of the job."""
     return run(
         EncodeJob,
-        lambda job: encode(job.encode, episodes=job.episodes, out=job.out, runtime=job.runtime),
+        lambda job: encode(job.encode, episodes=location(job.episodes), out=location(job.out), runtime=job.runtime),
         prog="jobs.encode",
         description="Encode every picture of the episodes with a frozen pretrained encoder.",
         sections=lambda p: {"encode": p.encode},

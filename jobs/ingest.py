@@ -10,6 +10,7 @@ import tyro
 
 from jobs.command import run
 from semantica.config import config
+from semantica.data.location import location
 from semantica.distributed.ingest import ingest
 from semantica.episodes.ingest import IngestConfig
 from semantica.runtime import Runtime
@@ -29,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The exit code of the job."""
     return run(
         IngestJob,
-        lambda job: ingest(job.ingest, root=job.root, out=job.out, runtime=job.runtime),
+        lambda job: ingest(job.ingest, root=location(job.root), out=location(job.out), runtime=job.runtime),
         prog="jobs.ingest",
         description="Turn pages with pictures into episodes: decode, clean, resize, split. What is refused goes to quarantine/. "
         "The preset tiny is the demo's, with 64 px pictures; for a crawl take base. The formats: docs/data.md.",

@@ -10,6 +10,7 @@ import tyro
 
 from jobs.command import run
 from semantica.config import config
+from semantica.data.location import location
 from semantica.distributed.pairs import pairs
 from semantica.pairs.selection import BandConfig
 from semantica.runtime import Runtime
@@ -33,7 +34,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The exit code of the job."""
     return run(
         PairsJob,
-        lambda job: pairs(job.band, encodings=job.encodings, out=job.out, scores=job.scores, runtime=job.runtime),
+        lambda job: pairs(
+            job.band,
+            encodings=location(job.encodings),
+            out=location(job.out),
+            scores=location(job.scores) if job.scores else None,
+            runtime=job.runtime,
+        ),
         prog="jobs.pairs",
         description="Score all pairs of every episode and select those in a band. Another band re-reads one small column.",
         sections=lambda p: {"band": p.band},

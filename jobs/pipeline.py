@@ -11,6 +11,7 @@ import tyro
 
 from jobs.command import run, shown_command
 from semantica.config import config
+from semantica.data.location import location
 from semantica.distributed.pipeline import pipeline
 from semantica.presets import PipelineConfig
 from semantica.runtime import Runtime
@@ -35,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def call(job: PipelineJob) -> None:
         command = shown_command("jobs.pipeline", argv)
-        pipeline(job.pipeline, root=job.root, out=job.out, data=job.data or None, runtime=job.runtime, command=command)
+        data = location(job.data) if job.data else None
+        pipeline(job.pipeline, root=location(job.root), out=job.out, data=data, runtime=job.runtime, command=command)
         print(f"Report: {job.out.absolute() / 'evaluation' / 'report.html'}")
 
     return run(

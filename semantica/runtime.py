@@ -6,6 +6,13 @@ from semantica.config import config, require
 from semantica.tracking import TrackingConfig
 
 
+def device() -> str:
+    """The device that this process computes on: "cuda" where there is a GPU, else "cpu"."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 @config
 class ClusterConfig:
     """Ray resources. num_cpus and object_store_mb are for a local Ray only; with RAY_ADDRESS set, the cluster decides."""

@@ -15,8 +15,8 @@ import torch
 from semantica.config import from_dict, to_dict
 from semantica.data.dataset import Manifest, StageOutput, read_manifest
 from semantica.data.location import Location, location
-from semantica.distributed.session import stage_session
 from semantica.distributed.shards import in_actors, with_meter
+from semantica.distributed.stage import stage_session
 from semantica.encoders.on_the_fly import tokens_on_the_fly
 from semantica.evaluation.drawing import draw, sample_rows
 from semantica.evaluation.models import EvaluatedModel
@@ -78,6 +78,7 @@ def draw_samples(
     with stage_session("draw", stage, runtime, parent) as session:
         if session.done is not None:
             return session.done
+        session.start_ray()
         shards = [{"batch": batch.to_dict(), "lie": [_lies(data, request) for request in batch.requests]} for batch in todo]
         arguments = (to_dict(settings), str(model.checkpoint.folder), str(data.encodings), stage, encoder)
         results = in_actors(_DrawBatch, arguments, shards, runtime.cluster)

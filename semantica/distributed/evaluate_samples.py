@@ -20,9 +20,9 @@ import torch
 from semantica.config import from_dict, to_dict
 from semantica.data.dataset import FileEntry, Manifest, StageOutput, read_manifest, read_shard
 from semantica.data.location import Location, Where, location, write_atomically
-from semantica.distributed.encode import HELD_OUT
-from semantica.distributed.session import stage_session
+from semantica.data.schemas import HELD_OUT
 from semantica.distributed.shards import in_actors, with_meter
+from semantica.distributed.stage import stage_session
 from semantica.encoders.encoder import EncoderConfig, load_encoder
 from semantica.errors import DataError
 from semantica.metrics.evaluate import EvaluateConfig, compute_figures, noise_picture
@@ -115,6 +115,7 @@ def evaluate_samples(
     with stage_session("evaluate", stage, runtime, parent) as session:
         if session.done is not None:
             return session.done
+        session.start_ray()
         job = {
             "config": to_dict(config),
             "encodings": str(encodings),

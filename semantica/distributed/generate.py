@@ -13,8 +13,8 @@ from semantica.config import to_dict
 from semantica.data.dataset import Manifest, StageOutput, read_manifest
 from semantica.data.location import Location, location, write_atomically
 from semantica.data.schemas import SAMPLES
-from semantica.distributed.session import stage_session
 from semantica.distributed.shards import in_actors, with_meter
+from semantica.distributed.stage import stage_session
 from semantica.encoders.encoder import EncoderIdentity
 from semantica.encoders.on_the_fly import tokens_on_the_fly
 from semantica.errors import ConfigError, DataError
@@ -82,6 +82,7 @@ def generate(
     with stage_session("generate", stage, runtime, parent) as session:
         if session.done is not None:
             return session.done
+        session.start_ray()
         candidates = held_out_candidates(encodings)
         chosen = choose_conditions(list(candidates), config.num_conditions, config.seed)
         if not chosen:

@@ -17,8 +17,8 @@ import torch
 from semantica.config import from_dict
 from semantica.data.dataset import FileEntry, StageOutput, read_manifest, read_shard
 from semantica.data.location import Location, location
-from semantica.distributed.session import stage_session
 from semantica.distributed.shards import in_actors, with_meter
+from semantica.distributed.stage import stage_session
 from semantica.encoders.encoder import EncoderConfig, EncoderIdentity, load_encoder
 from semantica.errors import DataError
 from semantica.evaluation.measuring import Measured, distance_rows, feature_rows
@@ -166,6 +166,7 @@ def measure(
     with stage_session("measure", stage, runtime, parent) as session:
         if session.done is not None:
             return
+        session.start_ray()
         arguments = (networks, resolution_px, batch_size, stage)
         results = in_actors(_MeasureShard, arguments, todo, runtime.cluster)
         total = sum(len(shard["work"]["names"]) for shard in todo)

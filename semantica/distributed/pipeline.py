@@ -12,7 +12,7 @@ from textwrap import indent
 
 from semantica.config import config_hash, override, to_dict, to_yaml
 from semantica.data.dataset import MANIFEST, Manifest
-from semantica.data.location import Location, Where, location
+from semantica.data.location import Location
 from semantica.distributed.encode import encode
 from semantica.distributed.evaluate_samples import evaluate_samples
 from semantica.distributed.generate import generate
@@ -32,9 +32,9 @@ Provenance = Sequence[tuple[str, str, str]]
 def pipeline(
     config: PipelineConfig,
     *,
-    root: Where,
+    root: Location,
     out: Path,
-    data: Where | None = None,
+    data: Location | None = None,
     runtime: Runtime,
     pictures: Provenance = (),
     name: str = "pipeline",
@@ -52,7 +52,7 @@ def pipeline(
     # When all is done, no stage records anything, and the parent run would be empty.
     with parent_run(name, out, runtime, work=config_hash(config), done=done) as (parent, inner):
         parent.params(to_dict(config))
-        manifest = _stages(config, location(root), location(data or out), out, inner, parent, pictures, command)
+        manifest = _stages(config, root, data or out, out, inner, parent, pictures, command)
         for name in ("report.html", "report.json"):
             parent.artifact(out / "evaluation" / name)
     return manifest

