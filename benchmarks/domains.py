@@ -20,10 +20,10 @@ from jaxtyping import Float16
 
 from semantica.conditioning import Conditioning
 from semantica.data.dataset import StageOutput, read_manifest, read_shard
-from semantica.data.schemas import token_rows
+from semantica.data.pictures import PictureRef
+from semantica.data.schemas import HELD_OUT, token_rows
 from semantica.errors import DataError
-from semantica.generation.conditions import HELD_OUT
-from semantica.generation.generate import Candidate, choose_conditions
+from semantica.generation.generate import choose_conditions
 from semantica.pairs.scores import pooled_rows
 from semantica.pairs.selection import BandConfig, select, selection_stage
 
@@ -164,7 +164,7 @@ def evaluation_sets(
     for name, is_member in members.items():
         if name == "pages" and not has_pages:
             continue
-        of = [Candidate(p.image_id, p.page) for p in listing if is_member(p)]
+        of = [PictureRef(p.image_id, p.page, 0, 0) for p in listing if is_member(p)]
         if len(of) < 2:
             raise DataError(
                 f"orderings: expected at least 2 pictures in the set {name}, got {len(of)}; is --labelled {labelled} right?"

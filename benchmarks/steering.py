@@ -17,17 +17,16 @@ from torch import Tensor
 
 from semantica.conditioning import Conditioning
 from semantica.data.dataset import read_manifest, read_shard
-from semantica.data.schemas import token_rows
+from semantica.data.pictures import decode
+from semantica.data.schemas import HELD_OUT, token_rows
 from semantica.diffusion.guidance import GuidanceConfig
 from semantica.diffusion.samplers import SamplerConfig
 from semantica.encoders.encode import encode_pictures
 from semantica.encoders.encoder import Encoder, EncoderConfig, load_encoder
-from semantica.generation.conditions import HELD_OUT
 from semantica.generation.generate import GenerateConfig, png_bytes, sample_pictures
 from semantica.generation.model import Model
 from semantica.measure.frechet import FeatureStatistics, frechet_distance
 from semantica.pairs.draw import generator
-from semantica.pairs.loader import decode_at
 from semantica.pairs.scores import pooled_rows
 from semantica.pairs.selection import BandConfig, select, selection_stage
 from semantica.training.checkpoint import Checkpoint, TrainState, open_checkpoint
@@ -81,7 +80,7 @@ class Bench:
             table = read_shard(self.run / "encodings", entry, ["episode_id", "images", "pooled", "tokens"])
             for row, (pooled, tokens) in enumerate(zip(pooled_rows(table["pooled"]), token_rows(table["tokens"]), strict=True)):
                 images = table["images"][row].as_py()
-                small = [png_bytes(decode_at(image["bytes"], self.checkpoint.config.denoiser.resolution_px)) for image in images]
+                small = [png_bytes(decode(image["bytes"], self.checkpoint.config.denoiser.resolution_px)) for image in images]
                 at_size = encode_pictures(small, self.encoder, 16).pooled.numpy()
                 for index, image in enumerate(images):
                     own = torch.from_numpy(tokens[index].astype(np.float32).reshape(shape))

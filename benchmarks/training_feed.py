@@ -18,7 +18,7 @@ from benchmarks.jpegs import Corpus, write_encodings
 from benchmarks.peers import Size, denoiser_config
 from benchmarks.record import Measured
 from semantica.diffusion.schedule import ScheduleConfig
-from semantica.pairs.loader import Batch, PairLoader
+from semantica.pairs.loader import Batch, LoaderWorker, PairLoader
 from semantica.training.compute import ComputeConfig
 from semantica.training.ema import Ema
 from semantica.training.feed import feed
@@ -74,8 +74,7 @@ def loader_of(folder: Path, config: TrainConfig, num_threads: int) -> PairLoader
         config,
         folder / "encodings",
         folder / "selection",
-        max_open_bytes=_NUM_PICTURES * shape.num_tokens * shape.token_dim,
-        num_threads=num_threads,
+        LoaderWorker(max_open_bytes=_NUM_PICTURES * shape.num_tokens * shape.token_dim, num_threads=num_threads),
     )
 
 
@@ -95,7 +94,10 @@ def training_share(
                 training.wait()
                 started = time.perf_counter()
                 for step in range(steps):
-                    training(step, held[step] if way == "in memory" else next(made))
+                    batch, noise = held[step] if way == "in memory" else next(made)
+                    training(step, (batch, noise))
+                    if way == "from the loader":
+                        batch.recycle()
                 training.wait()
                 if number:  # the first warms up
                     taken[way].append(time.perf_counter() - started)

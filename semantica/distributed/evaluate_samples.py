@@ -20,7 +20,13 @@ import torch
 from semantica.config import from_dict, to_dict
 from semantica.data.dataset import FileEntry, Manifest, StageOutput, read_manifest, read_shard
 from semantica.data.location import Location, Where, location, write_atomically
+<<<<<<< HEAD
 from semantica.data.schemas import HELD_OUT
+=======
+from semantica.data.pictures import decode
+from semantica.data.schemas import HELD_OUT
+from semantica.distributed.session import stage_session
+>>>>>>> signals
 from semantica.distributed.shards import in_actors, with_meter
 from semantica.distributed.stage import stage_session
 from semantica.encoders.encoder import EncoderConfig, load_encoder
@@ -29,7 +35,6 @@ from semantica.metrics.evaluate import EvaluateConfig, compute_figures, noise_pi
 from semantica.metrics.feature_rows import Extractors, MetricWeights, Picture, find_weights
 from semantica.metrics.summary import NO_SOURCES, Sources, build_report
 from semantica.pairs.draw import generator
-from semantica.pairs.loader import decode_at
 from semantica.report.page import render, to_json
 from semantica.runtime import Runtime
 from semantica.tracking import Run
@@ -79,7 +84,7 @@ class _FeatureShard:
         rows = read_shard(self.samples, FileEntry.from_dict(shard["entry"])).to_pylist()
         side = self.job["resolution_px"]
         return [
-            Picture(r["sample_id"], decode_at(r["bytes"], side), r["image_id"], self.conditions[r["image_id"]], r["guidance"])
+            Picture(r["sample_id"], decode(r["bytes"], side), r["image_id"], self.conditions[r["image_id"]], r["guidance"])
             for r in rows
         ]
 
@@ -90,7 +95,7 @@ class _FeatureShard:
     def _of_entry(self, entry: dict[str, Any], wanted: Callable[[str], bool]) -> list[Picture]:
         column = read_shard(self.encodings, FileEntry.from_dict(entry), ["images"])["images"].to_pylist()
         images = {image["image_id"]: image["bytes"] for row in column for image in row if wanted(image["image_id"])}
-        return [Picture(name, decode_at(data, self.job["resolution_px"])) for name, data in images.items()]
+        return [Picture(name, decode(data, self.job["resolution_px"])) for name, data in images.items()]
 
 
 def evaluate_samples(

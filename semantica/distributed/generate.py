@@ -12,14 +12,15 @@ import torch
 from semantica.config import to_dict
 from semantica.data.dataset import Manifest, StageOutput, read_manifest
 from semantica.data.location import Location, location, write_atomically
+from semantica.data.pictures import PictureRef, list_pictures
 from semantica.data.schemas import SAMPLES
 from semantica.distributed.shards import in_actors, with_meter
 from semantica.distributed.stage import stage_session
 from semantica.encoders.encoder import EncoderIdentity
 from semantica.encoders.on_the_fly import tokens_on_the_fly
 from semantica.errors import ConfigError, DataError
-from semantica.generation.conditions import Conditions, Place, held_out_candidates
-from semantica.generation.generate import Candidate, GenerateConfig, choose_conditions, png_bytes, sample_pictures
+from semantica.generation.conditions import Conditions
+from semantica.generation.generate import GenerateConfig, choose_conditions, png_bytes, sample_pictures
 from semantica.generation.model import Model
 from semantica.metrics.exhibits import grids
 from semantica.runtime import Runtime
@@ -38,23 +39,22 @@ class _GenerateShard:
         self.conditions = Conditions(encodings, tokens_of)
 
     def __call__(self, shard: dict[str, Any]) -> dict[str, int]:
-        samples = [(Candidate(*s["condition"]), s["index"]) for s in shard["samples"]]
-        names = [f"{candidate.image_id}/{index}" for candidate, index in samples]
-        places = [Place(*s["place"]) for s in shard["samples"]]
-        cond = self.conditions.read([(candidate, place) for (candidate, _), place in zip(samples, places, strict=True)])
+        samples = [(PictureRef(*s["condition"], *s["place"]), s["index"]) for s in shard["samples"]]
+        names = [f"{picture.image_id}/{index}" for picture, index in samples]
+        cond = self.conditions.read([picture for picture, _ in samples])
         if self.config.similarity is not None:
             cond = replace(cond, similarity=torch.full((len(cond),), self.config.similarity))
         pictures = sample_pictures(self.model, cond, names, shard["guidance"], self.config)
         rows = [
             {
                 "sample_id": f"{name}/{shard['guidance']:g}",
-                "image_id": candidate.image_id,
-                "episode_id": candidate.episode_id,
+                "image_id": condition.image_id,
+                "episode_id": condition.episode_id,
                 "guidance": shard["guidance"],
                 "sample_index": index,
                 "bytes": png_bytes(picture),
             }
-            for name, (candidate, index), picture in zip(names, samples, pictures, strict=True)
+            for name, (condition, index), picture in zip(names, samples, pictures, strict=True)
         ]
         self.stage.write_shard(shard["name"], {"": pa.Table.from_pylist(rows, schema=SAMPLES)}, {"num_samples": len(rows)})
         return {"num_samples": len(rows)}
@@ -83,12 +83,11 @@ def generate(
         if session.done is not None:
             return session.done
         session.start_ray()
-        candidates = held_out_candidates(encodings)
-        chosen = choose_conditions(list(candidates), config.num_conditions, config.seed)
+        chosen = choose_conditions(list_pictures(encodings), config.num_conditions, config.seed)
         if not chosen:
             raise DataError(f"generate: {encodings} holds no held-out pictures; ingest with held_out_share above 0")
         samples = [
-            {"condition": [c.image_id, c.episode_id], "place": [candidates[c].file, candidates[c].group], "index": i}
+            {"condition": [c.image_id, c.episode_id], "place": [c.file, c.group], "index": i}
             for i in range(config.samples_per_condition)
             for c in chosen
         ]

@@ -18,6 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from semantica.config import to_dict
 from semantica.data.dataset import Manifest, StageOutput, read_manifest
 from semantica.data.location import Location, location, uri
+from semantica.data.schemas import HELD_OUT
 from semantica.distributed.session import check_resources
 from semantica.distributed.stage import stage_session
 from semantica.distributed.training_control import Control
@@ -30,7 +31,7 @@ from semantica.distributed.training_worker import train_on_worker
 from semantica.distributed.xla import XlaConfig, tpu_scaling
 from semantica.encoders.on_the_fly import tokens_on_the_fly
 from semantica.errors import ConfigError, DataError, Stopped
-from semantica.generation.conditions import HELD_OUT
+from semantica.pairs.loader import LoaderWorker
 from semantica.runtime import ClusterConfig, Runtime
 from semantica.tracking import Run
 from semantica.training.checkpoint import Provenance, open_checkpoint
@@ -69,7 +70,8 @@ def train(
     # Refused here, before any worker starts: the loader checks selection against encodings and the lanes.
     open_bytes = runtime.cluster.loader_mb * 2**20
     tokens_of = tokens_on_the_fly(source)
-    training_loader(config, encodings, selection, world=runtime.cluster.num_workers, max_open_bytes=open_bytes, tokens_of=tokens_of)
+    worker = LoaderWorker(world=runtime.cluster.num_workers, max_open_bytes=open_bytes)
+    training_loader(config, encodings, selection, worker, tokens_of=tokens_of)
     folder = out.absolute()
     stage = StageOutput(folder, "checkpoint", _identity(config), {"encodings": source.hash, "selection": chosen.hash})
     with stage_session("train", stage, runtime, parent, title=trial.name if trial else "") as session:

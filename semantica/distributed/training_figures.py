@@ -16,9 +16,9 @@ from ray.train.v2.api.callback import UserCallback
 from ray.util.placement_group import get_current_placement_group
 
 from semantica.data.location import Location, location, write_atomically
+from semantica.data.pictures import TokensOf
 from semantica.denoiser.uvit import UViT
 from semantica.distributed.training_reports import FRECHET, Reporter
-from semantica.generation.conditions import TokensOf
 from semantica.sweeps.measuring import HeldOut, TrialMeasurer
 from semantica.sweeps.results import Figure, figure_path, keep_figure, read_figure
 from semantica.sweeps.settings import MeasureConfig

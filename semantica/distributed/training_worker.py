@@ -24,6 +24,7 @@ from semantica.distributed.training_history import Journal
 from semantica.distributed.training_pictures import TrainingSamples
 from semantica.distributed.training_reports import Reporter
 from semantica.encoders.on_the_fly import tokens_on_the_fly
+from semantica.pairs.loader import LoaderWorker
 from semantica.training.checkpoint import Checkpoint, Provenance, TrainState, open_checkpoint
 from semantica.training.ema import Ema
 from semantica.training.keeper import Keeper
@@ -90,11 +91,8 @@ def _fit(config: TrainConfig, job: dict[str, Any], keeper: Keeper, start: Checkp
         config,
         encodings,
         location(job["selection"]),
-        rank=mesh.host if mesh else rank,
-        world=world,
-        max_open_bytes=job["loader_mb"] * 2**20,
+        LoaderWorker(mesh.host if mesh else rank, world, job["loader_mb"] * 2**20, job["loader_threads"]),
         tokens_of=tokens_of,
-        num_threads=job["loader_threads"],
     )
     samples: list[TrainingSamples] = []  # made when first asked for
     recent: list[float] = []  # losses of the reports since the last save

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from semantica.conditioning import Conditioning
 from semantica.config import config, require
+from semantica.data.pictures import PictureRef
 from semantica.diffusion.guidance import GuidanceConfig, guided
 from semantica.diffusion.samplers import SamplerConfig, sampler_of
 from semantica.generation.model import Model, SpeedConfig, in_chunks
@@ -52,15 +52,7 @@ class GenerateConfig:
             require(getattr(self, name) > 0, f"generate.{name}", "positive", getattr(self, name))
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A picture that may be a conditioning image."""
-
-    image_id: str
-    episode_id: str
-
-
-def choose_conditions(candidates: Sequence[Candidate], number: int, seed: int) -> list[Candidate]:
+def choose_conditions(candidates: Sequence[PictureRef], number: int, seed: int) -> list[PictureRef]:
     """Up to `number` conditioning images drawn uniformly from the candidates, without repetition.
 
     The order depends on the seed and the ids alone. A picture that stands on several pages is one candidate.

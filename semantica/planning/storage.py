@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from semantica.data.dataset import Manifest
+from semantica.data.schemas import HELD_OUT
 from semantica.data.shard_writer import MAX_GROUP_BYTES
 from semantica.denoiser.uvit import UViT
 from semantica.encoders.encode import EncodeConfig
@@ -89,13 +90,13 @@ def extrapolated(num_images: int, episodes: Manifest, ingest: IngestConfig, pair
             f"or --ingest.image.image-px {made}"
         )
     counts = episodes.counts
-    sides = [Split(counts.get(f"num_{side}_images", 0), counts.get(f"num_{side}_episodes", 0)) for side in ("train", "held_out")]
+    sides = [Split(counts.get(f"num_{side}_images", 0), counts.get(f"num_{side}_episodes", 0)) for side in ("train", HELD_OUT)]
     num = sides[0].num_images + sides[1].num_images
     if not sides[0].num_pages:
         raise ConfigError("episodes: the sample has no page to train on; run jobs.ingest on a larger one")
     size = sides[0].num_images / sides[0].num_pages
     pairs = size * (size - 1) / 2 if pairs_a_page is None else pairs_a_page
-    files = sum(f.num_bytes for prefix in ("", "held_out") for f in episodes.shards(prefix))
+    files = sum(f.num_bytes for prefix in ("", HELD_OUT) for f in episodes.shards(prefix))
     train, held_out = (side.grown(num_images / num) for side in sides)
     return Corpus(train, held_out, pairs, files / num, measured=True)
 

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -97,13 +97,15 @@ def _maker(
 
     def make_on_cuda(step: int) -> tuple[Batch, StepNoise]:
         with torch.cuda.stream(copying):
-            made = _moved(*make(step), copied)
-        copying.synchronize()  # this thread waits, not the loop: what it hands over is there
-        return made
+            batch, noise = make(step)
+            moved = _moved(batch, noise, copied)
+        copying.synchronize()  # this thread waits, not the loop: the copies are complete when the loop gets them
+        batch.recycle()
+        return moved
 
     return make_on_cuda
 
 
 def _moved(batch: Batch, noise: StepNoise, move: Callable[[Tensor], Tensor]) -> tuple[Batch, StepNoise]:
     cond = Conditioning(*(move(getattr(batch.cond, field.name)) for field in fields(Conditioning)))
-    return Batch(move(batch.x), cond, batch.slots), StepNoise(*(move(getattr(noise, field.name)) for field in fields(StepNoise)))
+    return replace(batch, x=move(batch.x), cond=cond), StepNoise(*(move(getattr(noise, field.name)) for field in fields(StepNoise)))

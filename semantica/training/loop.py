@@ -103,6 +103,7 @@ def fit(
                 norm = update(network, optimizer, config.optimizer, rate)
                 ema.update()
                 watch.add(losses, noise.t, norm)
+            batch.recycle()
             done = step + 1
             order = Order.STOP if done == hooks.last else hooks.order()
             saves = order is not Order.GO_ON or config.is_due(config.checkpoint_every, done)

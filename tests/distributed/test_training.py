@@ -17,8 +17,8 @@ from semantica.config import override
 from semantica.data.dataset import MANIFEST
 from semantica.distributed.train import MODEL, train
 from semantica.errors import ConfigError
-from semantica.pairs.loader import PairLoader
 from semantica.training.checkpoint import Provenance, open_checkpoint
+from semantica.training.loader import training_loader
 from semantica.training.loop import Hooks, fit
 from semantica.training.watch import NonFiniteError
 
@@ -74,10 +74,7 @@ def test_levels_samples_and_speed_reach_mlflow(out: Path) -> None:
 
 def test_micro_batches_of_two_workers_train_what_as_many_of_one_do(small_run: SmallRun, out: Path) -> None:
     config = override(small_run.config.train, {"micro_batch_size": 2})
-    loader = PairLoader(
-        small_run.out / "encodings", small_run.out / "selection", seed=config.seed, batch_size=config.batch_size,
-        num_lanes=config.num_lanes, resolution_px=32, window_groups=config.window_groups,
-    )  # fmt: skip
+    loader = training_loader(config, small_run.out / "encodings", small_run.out / "selection")
     hooks = Hooks(on_report=lambda report: None, on_checkpoint=lambda state: None)
     alone = dict(fit(config, loader, Provenance({}, "", ""), hooks).named_parameters())
     for name, value in open_checkpoint(out / "checkpoint" / MODEL).network(ema=False).named_parameters():

@@ -46,7 +46,7 @@ def test_one_shot_asks_for_the_copies_of_one_image_a_class(a_set):
     asked = requests_of(Cell("m", "set", "classes", 0.5), "abc", data, chosen)
     assert len(asked) == 3 * 3
     assert len({r.image_id for r in asked}) == 3
-    assert {data.pictures[r.image_id].label for r in asked} == set(SIZES)
+    assert {data.pictures[r.image_id].page_url for r in asked} == set(SIZES)
     assert [r.index for r in asked] == [0, 1, 2] * 3
     assert requests_of(Cell("", "set", "copy"), "", data, chosen) == []
 

@@ -78,7 +78,7 @@ def _train(make, folder, weights, image_px, **denoiser):
     from semantica.encoders.encoder import EncoderConfig, load_encoder
     from semantica.encoders.shard import encode_shard
     from semantica.encoders.totals import finish_encodings, shards_of
-    from semantica.pairs.loader import PairLoader
+    from semantica.pairs.loader import Batches, PairLoader
     from semantica.training.checkpoint import Provenance
     from semantica.training.loop import Hooks, fit
     from semantica.training.recipe import EmaConfig, OptimizerConfig, TrainConfig
@@ -127,11 +127,7 @@ def _train(make, folder, weights, image_px, **denoiser):
     loader = PairLoader(
         folder / "encodings",
         folder / "selection",
-        seed=0,
-        batch_size=8,
-        num_lanes=4,
-        resolution_px=16,
-        max_images=config.denoiser.max_images,
+        Batches(seed=0, batch_size=8, num_lanes=4, resolution_px=16, max_images=config.denoiser.max_images),
     )
     provenance = Provenance(
         encoder={"identity": encodings.facts["encoder"], "config": encodings.config["encoder"]},

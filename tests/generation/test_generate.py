@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from semantica.conditioning import Conditioning
+from semantica.data.pictures import PictureRef, decode
 from semantica.denoiser.uvit import DenoiserConfig, StageConfig, UViT
 from semantica.diffusion.guidance import GuidanceConfig
 from semantica.diffusion.process import x_from_v
@@ -16,7 +17,6 @@ from semantica.diffusion.samplers import SamplerConfig, ddpm
 from semantica.diffusion.schedule import ScheduleConfig
 from semantica.errors import ConfigError
 from semantica.generation.generate import (
-    Candidate,
     GenerateConfig,
     SampleNoise,
     choose_conditions,
@@ -25,7 +25,7 @@ from semantica.generation.generate import (
     to_pixels,
 )
 from semantica.generation.model import Model
-from semantica.pairs.loader import decode_at, to_unit
+from semantica.pairs.loader import to_unit
 
 SCHEDULE, SAMPLER = ScheduleConfig(resolution_px=16), SamplerConfig(num_steps=6)
 NAMES = [f"image{i}/0" for i in range(5)]
@@ -69,7 +69,7 @@ def sample(network, cond, names, guidance=0.5, seed=0, max_rows=None, **changes)
 
 
 def candidates(**sizes):
-    return [Candidate(f"{episode}{i}", episode) for episode, size in sizes.items() for i in range(size)]
+    return [PictureRef(f"{episode}{i}", episode, 0, 0) for episode, size in sizes.items() for i in range(size)]
 
 
 def test_conditions_come_from_the_episodes_in_turn():
@@ -91,7 +91,7 @@ def test_fewer_conditions_are_the_first_of_more():
 
 def test_the_choice_depends_on_seed_and_ids_and_not_on_the_order_of_the_shards():
     # A picture on two pages, too, is counted to the same one.
-    pool = [*candidates(a=5, b=5, c=5), Candidate("a1", "b"), Candidate("a1", "c")]
+    pool = [*candidates(a=5, b=5, c=5), PictureRef("a1", "b", 0, 0), PictureRef("a1", "c", 0, 0)]
     first = choose_conditions(pool, 8, seed=0)
     for seed in range(5):
         shuffled = [pool[i] for i in np.random.default_rng(seed).permutation(len(pool))]
@@ -100,7 +100,7 @@ def test_the_choice_depends_on_seed_and_ids_and_not_on_the_order_of_the_shards()
 
 
 def test_a_picture_on_two_pages_is_chosen_once():
-    chosen = choose_conditions([*candidates(a=2, b=2), Candidate("a0", "b")], 10, seed=0)
+    chosen = choose_conditions([*candidates(a=2, b=2), PictureRef("a0", "b", 0, 0)], 10, seed=0)
     assert sorted(c.image_id for c in chosen) == ["a0", "a1", "b0", "b1"]
 
 
@@ -197,7 +197,7 @@ def test_png_keeps_every_pixel_of_a_tensor_and_of_an_array():
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 16, 16), np.uint8))
     data = png_bytes(pixels)
     assert Image.open(io.BytesIO(data)).format == "PNG"
-    assert torch.equal(decode_at(data, 16), pixels)
+    assert torch.equal(decode(data, 16), pixels)
     assert png_bytes(pixels.permute(1, 2, 0).numpy()) == data
 
 

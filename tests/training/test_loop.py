@@ -81,6 +81,17 @@ def test_the_loop_trains_the_weights_of_a_plain_loop_bit_for_bit(tiny, tmp_path,
     assert equal(average, expected_average)
 
 
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_the_loop_recycles_every_batch_once_it_has_trained_on_it(tiny, tmp_path, prefetch):
+    config, memory = tiny.config(prefetch=prefetch), []
+    loader = tiny.loader(config)
+    new = loader._memory.new
+    loader._memory.new = lambda *shape: memory.append(new(*shape)) or memory[-1]  # held, so no address comes twice by chance
+    ours(tiny, config, tmp_path, loader)
+    assert len(memory) == 2 * config.num_steps  # pictures and tokens
+    assert len({tensor.data_ptr() for tensor in memory}) <= 2 * (prefetch + 2) < len(memory)
+
+
 def test_what_is_reported_and_drawn_changes_no_weight(tiny, tmp_path):
     config = tiny.config(log_every=1, sample_every=1, peak_tflops=1.0)
 

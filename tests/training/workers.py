@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from semantica.config import from_dict
 from semantica.data.durable import new_attempt
-from semantica.pairs.loader import PairLoader
+from semantica.pairs.loader import Batches, LoaderWorker, PairLoader
 from semantica.training.checkpoint import Provenance, TrainState, open_checkpoint
 from semantica.training.ema import Ema
 from semantica.training.keeper import Keeper
@@ -100,12 +100,8 @@ def work(job, run, rank):
             loader = PairLoader(
                 Path(job["encodings"]),
                 Path(job["selection"]),
-                seed=config.seed,
-                batch_size=config.batch_size,
-                num_lanes=config.num_lanes,
-                resolution_px=16,
-                rank=rank,
-                world=world,
+                Batches(config.seed, config.batch_size, config.num_lanes, resolution_px=16),
+                LoaderWorker(rank, world),
             )
 
             def total(figures):
