@@ -10,8 +10,9 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from semantica.data.pictures import PictureRef, list_pictures
 from semantica.evaluation.requests import Cell, kind
-from semantica.evaluation.sets import EvaluationSet, SetPicture, pictures_in
+from semantica.evaluation.sets import EvaluationSet, by_image
 from semantica.evaluation.settings import EvaluationConfig
 from semantica.generation.generate import to_pixels
 from semantica.pairs.draw import generator
@@ -38,12 +39,12 @@ def _noise_names(cell: Cell, data: EvaluationSet, settings: EvaluationConfig) ->
 
 def train_names(cell: Cell, data: EvaluationSet, settings: EvaluationConfig) -> list[str]:
     """Training pictures of the encodings that hold the set, `settings.num` or all there are, in the order of files and ids."""
-    pictures = pictures_in(data.encodings, "")[0]
+    pictures = by_image(list_pictures(data.encodings, ""))
     chosen = generator(settings.baseline_seed, "train pictures").permutation(sorted(pictures))[: settings.num].tolist()
-    return sorted(chosen, key=lambda name: (pictures[name].place.file, name))
+    return sorted(chosen, key=lambda name: (pictures[name].file, name))
 
 
-def _sampled(cell: Cell, data: EvaluationSet, settings: EvaluationConfig) -> list[tuple[SetPicture, int]]:
+def _sampled(cell: Cell, data: EvaluationSet, settings: EvaluationConfig) -> list[tuple[PictureRef, int]]:
     """The conditioning images of the samples that the cell stands beside."""
     return data.conditions(settings.num, settings.seed + cell.conditions)
 

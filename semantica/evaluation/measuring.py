@@ -19,15 +19,14 @@ from torch import Tensor
 
 from semantica.data.dataset import FileEntry, read_shard
 from semantica.data.location import Location
-from semantica.data.schemas import DISTANCES, FEATURES
+from semantica.data.pictures import PictureRef, StoredPictures, decode, list_pictures
+from semantica.data.schemas import DISTANCES, FEATURES, HELD_OUT
 from semantica.errors import DataError
 from semantica.evaluation.figures import Measurer
 from semantica.evaluation.requests import Cell, Request, content_hash, kind_of, names_of, wanted_pictures
 from semantica.evaluation.samples import SampleFolder
-from semantica.evaluation.sets import EvaluationSet, StoredPictures, pictures_in
-from semantica.generation.conditions import HELD_OUT, Place
+from semantica.evaluation.sets import EvaluationSet, by_image
 from semantica.measure.networks.extractors import FeatureExtractor, PerceptualNet
-from semantica.pairs.loader import decode_at
 
 _PICTURES_PER_SHARD = 128
 Pictures: TypeAlias = Callable[[Location, str], StoredPictures]  # (encodings, sub-folder) -> its reader
@@ -61,12 +60,12 @@ class StoredWork(Work):
 
     encodings: Location
     prefix: str
-    places: Mapping[str, Place]
+    places: Mapping[str, PictureRef]
     what = "pictures"
 
     def pictures(self, side: int, stored: Pictures) -> list[Measured]:
-        data = stored(self.encodings, self.prefix).read({name: self.places[name] for name in self.names})
-        return [Measured(name, decode_at(data[name], side)) for name in self.names]
+        data = stored(self.encodings, self.prefix).read([self.places[name] for name in self.names])
+        return [Measured(name, decode(data[name], side)) for name in self.names]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,15 +77,15 @@ class SampleWork(Work):
     ids: Mapping[str, str]
     conditions: Mapping[str, str]
     encodings: Location
-    places: Mapping[str, Place]
+    places: Mapping[str, PictureRef]
     what = "samples"
 
     def pictures(self, side: int, stored: Pictures) -> list[Measured]:
         rows = {row["sample_id"]: row["bytes"] for row in read_shard(self.folder, self.entry, ["sample_id", "bytes"]).to_pylist()}
         images = dict.fromkeys(self.conditions[name] for name in self.names)
-        data = stored(self.encodings, HELD_OUT).read({image: self.places[image] for image in images})
-        conditions = {image: decode_at(value, side) for image, value in data.items()}
-        return [Measured(n, decode_at(rows[self.ids[n]], side), conditions[self.conditions[n]]) for n in self.names]
+        data = stored(self.encodings, HELD_OUT).read([self.places[image] for image in images])
+        conditions = {image: decode(value, side) for image, value in data.items()}
+        return [Measured(n, decode(rows[self.ids[n]], side), conditions[self.conditions[n]]) for n in self.names]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +132,7 @@ def work_of(
     order = (*(settings.extractor or ()), *(settings.perceptual or ()))
     work: list[Work] = []
     for prefix, by_name in stored.items():
-        places = {name: p.place for name, p in (data.pictures if prefix == HELD_OUT else pictures_in(data.encodings, prefix)[0]).items()}
+        places = data.pictures if prefix == HELD_OUT else by_image(list_pictures(data.encodings, prefix))
         for by, names in _by_networks(by_name, order):
             work += stored_work(data.encodings, {name: places[name] for name in names}, by, prefix)
     for folder, by_request in drawn.items():
@@ -145,7 +144,7 @@ def work_of(
     return work
 
 
-def stored_work(encodings: Location, places: Mapping[str, Place], by: tuple[str, ...], prefix: str = HELD_OUT) -> list[Work]:
+def stored_work(encodings: Location, places: Mapping[str, PictureRef], by: tuple[str, ...], prefix: str = HELD_OUT) -> list[Work]:
     """Work that measures these pictures of an encodings dataset, cut in the order in which they lie."""
     names = sorted(places, key=lambda name: (places[name].file, places[name].group, name))
     return [
@@ -160,7 +159,7 @@ def sample_work(folder: SampleFolder, data: EvaluationSet, requests: Sequence[Re
     work: list[Work] = []
     for entry, by_id in folder.files(requests):
         conditions = {name: images[name] for name in by_id.values()}
-        places = {image: data.pictures[image].place for image in conditions.values()}
+        places = {image: data.pictures[image] for image in conditions.values()}
         ids = {name: sample_id for sample_id, name in by_id.items()}
         work.append(
             SampleWork(

@@ -8,7 +8,6 @@ from typing import Any
 
 from semantica.config import from_dict
 from semantica.encoders.encoder import EncoderConfig, EncoderIdentity, load_encoder
-from semantica.errors import DataError
 from semantica.evaluation.requests import content_hash
 from semantica.evaluation.settings import EvaluationConfig
 from semantica.measure.networks.extractors import (
@@ -38,15 +37,13 @@ class Networks:
     columns: Mapping[str, str] = field(default_factory=dict)
 
     def load(self, name: str, device: str, batch_size: int) -> FeatureExtractor | PerceptualNet:
-        """The network on a device. Raises DataError for another encoder than the one that made the encodings."""
+        """The network on a device. Raises WeightsError for another encoder than the one that made the encodings."""
         if name in self.perceptual:
             return load_perceptual(self.found[name], device, batch_size)
         if name != ENCODER:
             return load_features(self.found[name], device, batch_size)
-        encoder = load_encoder(from_dict(EncoderConfig, dict(self.encoder)), device)
         expected = EncoderIdentity.from_dict(dict(self.encoder_identity))
-        if expected.differing(encoder.identity):
-            raise DataError(f"evaluate: the weights of {expected.name} are no longer those that made the encodings; encode again")
+        encoder = load_encoder(from_dict(EncoderConfig, dict(self.encoder)), device, expected=expected)
         return encoder_features(encoder, batch_size)
 
 

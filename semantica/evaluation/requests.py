@@ -19,9 +19,10 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from semantica.config import to_dict
-from semantica.evaluation.sets import EvaluationSet, SetPicture
+from semantica.data.pictures import PictureRef
+from semantica.data.schemas import HELD_OUT
+from semantica.evaluation.sets import EvaluationSet
 from semantica.evaluation.settings import EvaluationConfig
-from semantica.generation.conditions import HELD_OUT
 from semantica.generation.generate import GenerateConfig
 
 _BY_SAMPLE = ("guidance", "num_conditions", "samples_per_condition", "seed")  # of GenerateConfig: a sample's name says its own
@@ -70,7 +71,7 @@ class Cell:
         return kind_of(self).is_drawn
 
 
-Conditions: TypeAlias = Callable[[Cell, EvaluationSet, EvaluationConfig], list[tuple[SetPicture, int]]]
+Conditions: TypeAlias = Callable[[Cell, EvaluationSet, EvaluationConfig], list[tuple[PictureRef, int]]]
 
 
 @dataclass(frozen=True)
@@ -110,23 +111,23 @@ def kind_of(cell: Cell) -> Kind:
 
 
 @kind("pictures")
-def _pictures(cell: Cell, data: EvaluationSet, settings: EvaluationConfig) -> list[tuple[SetPicture, int]]:
+def _pictures(cell: Cell, data: EvaluationSet, settings: EvaluationConfig) -> list[tuple[PictureRef, int]]:
     return data.conditions(settings.num, settings.seed + cell.conditions)
 
 
 @kind("classes", of_classes=True)
-def _classes(cell: Cell, data: EvaluationSet, settings: EvaluationConfig) -> list[tuple[SetPicture, int]]:
+def _classes(cell: Cell, data: EvaluationSet, settings: EvaluationConfig) -> list[tuple[PictureRef, int]]:
     num = settings.own_copies.get(cell.data, settings.num_copies)
     return data.one_a_class(num, settings.seed + cell.conditions)
 
 
 @kind("copy", is_drawn=False, title="Copy", of_classes=True)
-def _copy(cell: Cell, data: EvaluationSet, settings: EvaluationConfig) -> list[tuple[SetPicture, int]]:
+def _copy(cell: Cell, data: EvaluationSet, settings: EvaluationConfig) -> list[tuple[PictureRef, int]]:
     return _classes(cell, data, settings)
 
 
 @kind("grid")
-def _grid(cell: Cell, data: EvaluationSet, settings: EvaluationConfig) -> list[tuple[SetPicture, int]]:
+def _grid(cell: Cell, data: EvaluationSet, settings: EvaluationConfig) -> list[tuple[PictureRef, int]]:
     shown = data.conditions(min(settings.num_grid_rows, len(data.pictures)), settings.seed + cell.conditions)
     return [(picture, index) for picture, _ in shown for index in range(settings.num_grid_samples)]
 

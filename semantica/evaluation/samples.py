@@ -13,9 +13,9 @@ import numpy as np
 
 from semantica.data.dataset import FileEntry, StageOutput, read_manifest, read_shard
 from semantica.data.location import Location
+from semantica.data.pictures import decode, to_array
 from semantica.errors import DataError
 from semantica.evaluation.requests import Request
-from semantica.pairs.loader import decode_at
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class SampleFolder:
         for entry, names in self.files(requests):
             for row in read_shard(self.folder, entry, ["sample_id", "bytes"]).to_pylist():
                 if row["sample_id"] in names:
-                    pictures[names[row["sample_id"]]] = pixels_of(row["bytes"], side)
+                    pictures[names[row["sample_id"]]] = to_array(decode(row["bytes"], side))
         return pictures
 
     def _sample_id(self, request: Request) -> str:
@@ -64,9 +64,3 @@ class SampleFolder:
         entries: Mapping[str, FileEntry] = {entry.path.removesuffix(".parquet"): entry for entry in manifest.shards()}
         for stem, stats in StageOutput(self.folder, self.kind, manifest.config, manifest.inputs).receipts():
             yield entries[stem], stats["names"]
-
-
-def pixels_of(data: bytes, side: int) -> np.ndarray:
-    """A stored picture as (h, w, 3) uint8 of `side` px."""
-    pixels: np.ndarray = decode_at(data, side).permute(1, 2, 0).numpy()
-    return pixels

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 
+from semantica.data.pictures import StoredPictures, decode, to_array
 from semantica.evaluation.models import EvaluatedModel
 from semantica.evaluation.outcome import Outcome
 from semantica.evaluation.protocols import EvaluationProtocol, Part, protocol
 from semantica.evaluation.requests import Cell, wanted_pictures
-from semantica.evaluation.samples import pixels_of
-from semantica.evaluation.sets import EvaluationSet, StoredPictures
+from semantica.evaluation.sets import EvaluationSet
 from semantica.evaluation.settings import EvaluationConfig
 from semantica.report.pictures import Example, Gallery, Grid, guidance_grid, samples_grid
 from semantica.report.written import Protocol
@@ -40,8 +40,8 @@ class Grids(EvaluationProtocol):
 
 def read_conditions(data: EvaluationSet, names: Sequence[str], side: int | None) -> dict[str, np.ndarray]:
     """The named pictures of a set with `side` px; None: as they are stored."""
-    stored = StoredPictures(data.encodings).read({name: data.pictures[name].place for name in names})
-    return {name: pixels_of(value, side or data.pictures[name].side_px) for name, value in stored.items()}
+    stored = StoredPictures(data.encodings).read([data.pictures[name] for name in names])
+    return {name: to_array(decode(value, side or data.pictures[name].side_px)) for name, value in stored.items()}
 
 
 def grids(outcome: Outcome, model: EvaluatedModel, data: str) -> Iterator[Grid | Gallery]:
@@ -65,7 +65,7 @@ def grids(outcome: Outcome, model: EvaluatedModel, data: str) -> Iterator[Grid |
     yield guidance_grid(left, over_w, weights=settings.guidance, protocol=stated, title=f"Samples against guidance, {of}")
     labels = [f"w = {w:g}" for w in settings.guidance]
     examples = [
-        Example(condition=conditions[name], samples=row, label=the_set.pictures[name].label, sample_labels=labels)
+        Example(condition=conditions[name], samples=row, label=the_set.pictures[name].page_url, sample_labels=labels)
         for name, row in zip(shown, over_w, strict=True)
     ]
     yield Gallery(title=f"One by one, {of}", examples=examples, protocol=stated)
