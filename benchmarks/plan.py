@@ -37,7 +37,7 @@ from semantica.planning.model import denoiser_costs, encoder_shape
 from semantica.planning.pairs import MIN_PAGES, PageCounts, expected_pairs, page_counts
 from semantica.planning.storage import checkpoint_bytes, dataset_bytes, extrapolated
 from semantica.presets import preset
-from semantica.training.checkpoint import Provenance, save_checkpoint
+from semantica.training.checkpoint import Provenance, TrainState, write_checkpoint
 from semantica.training.ema import Ema
 from semantica.training.loop import initial_network
 from semantica.training.recipe import TrainConfig
@@ -107,7 +107,7 @@ def saved_bytes(train: TrainConfig, folder: Path) -> int:
     update(network, optimizer, train.optimizer, 1e-4)
     mean = tuple(float(x) for x in np.random.default_rng(0).standard_normal(train.denoiser.pooled_dim))
     provenance = Provenance({"name": "an encoder"}, "0" * 64, "1" * 64, mean)
-    save_checkpoint(folder, network, ema, optimizer, config=train, step=1, provenance=provenance)
+    write_checkpoint(folder, TrainState(network, ema, optimizer, train, 1, provenance).snapshot())
     return sum(path.stat().st_size for path in folder.iterdir())
 
 

@@ -29,12 +29,11 @@ from semantica.measure.frechet import FeatureStatistics, frechet_distance
 from semantica.pairs.draw import generator
 from semantica.pairs.scores import pooled_rows
 from semantica.pairs.selection import BandConfig, select, selection_stage
-from semantica.training.checkpoint import Checkpoint, TrainState, open_checkpoint
+from semantica.training.checkpoint import Checkpoint, TrainState, open_checkpoint, write_checkpoint
 from semantica.training.loader import training_loader
 from semantica.training.loop import Hooks, fit
 from semantica.training.recipe import TrainConfig
 from semantica.training.step import StepNoise, step_loss
-from semantica.training.writing import write_checkpoint
 
 MAX_IMAGES = 4
 SAMPLER = SamplerConfig(num_steps=48)  # the demo's

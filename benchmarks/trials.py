@@ -27,6 +27,7 @@ from semantica.generation.generate import GenerateConfig, sample_pictures
 from semantica.generation.model import Model
 from semantica.measure.frechet import FeatureStatistics, Reference, frechet_distance
 from semantica.measure.networks.extractors import FeatureExtractor, PerceptualNet
+from semantica.training.backend import TorchBackend
 from semantica.training.checkpoint import Provenance
 from semantica.training.ema import Ema
 from semantica.training.loader import training_loader
@@ -180,7 +181,7 @@ def run_trial(
         say(f"step {report.step}: loss {report.loss:.4f}")
 
     started = time.monotonic()
-    fit(config, loader, provenance, Hooks(on_report, lambda _: None, on_samples), device=measurer.device)
+    fit(config, loader, provenance, Hooks(on_report, lambda _: None, on_samples), backend=TorchBackend(measurer.device))
     return {
         "figures": {place: {"value": f.value, "without": list(f.without)} for place, f in figures.items()},
         "losses": losses,

@@ -11,14 +11,16 @@ import tyro
 
 from jobs.command import run
 from semantica.config import config
-from semantica.distributed.generate import generate
+from semantica.data.location import location
+from semantica.distributed.sample import generate
 from semantica.generation.generate import GenerateConfig
 from semantica.runtime import Runtime
+from semantica.training.checkpoint import checkpoint_folder
 
 
 @config
 class GenerateJob:
-    """checkpoint: out/model of jobs.train. encodings: made by the same encoder. out: folder of the samples."""
+    """checkpoint: the output of jobs.train, or a checkpoint in it. encodings: by the same encoder. out: of the samples."""
 
     checkpoint: Path
     encodings: str
@@ -31,7 +33,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The exit code of the job."""
     return run(
         GenerateJob,
-        lambda job: generate(job.generate, checkpoint=job.checkpoint, encodings=job.encodings, out=job.out, runtime=job.runtime),
+        lambda job: generate(
+            job.generate,
+            checkpoint=checkpoint_folder(job.checkpoint),
+            encodings=location(job.encodings),
+            out=job.out,
+            runtime=job.runtime,
+        ),
         prog="jobs.generate",
         description="Draw new pictures with the meaning of held-out conditioning images, at several guidance weights w.",
         sections=lambda p: {"generate": p.generate},

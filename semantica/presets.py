@@ -20,13 +20,12 @@ from semantica.episodes.images import ImageConfig
 from semantica.episodes.ingest import IngestConfig
 from semantica.episodes.pages import ReadConfig
 from semantica.errors import ConfigError
+from semantica.evaluation.settings import OverviewConfig
 from semantica.generation.generate import GenerateConfig
 from semantica.generation.model import SpeedConfig
-from semantica.metrics.evaluate import EvaluateConfig
 from semantica.pairs.selection import BandConfig
 from semantica.training.compute import ComputeConfig
-from semantica.training.recipe import EmaConfig, OptimizerConfig, TrainConfig
-from semantica.training.retention import KeepConfig
+from semantica.training.recipe import EmaConfig, KeepConfig, OptimizerConfig, TrainConfig
 
 
 @config
@@ -38,7 +37,7 @@ class PipelineConfig:
     band: BandConfig
     train: TrainConfig
     generate: GenerateConfig
-    evaluate: EvaluateConfig
+    evaluate: OverviewConfig
 
 
 def tiny() -> PipelineConfig:
@@ -74,7 +73,7 @@ def tiny() -> PipelineConfig:
             checkpoint_every=200,
         ),
         generate=GenerateConfig(sampler=SamplerConfig(num_steps=48), num_conditions=48, batch_size=16),
-        evaluate=EvaluateConfig(centred=True),
+        evaluate=OverviewConfig(centred=True),
     )
 
 
@@ -191,7 +190,7 @@ def _paper(
         generate=GenerateConfig(
             sampler=SamplerConfig(num_steps=512), num_conditions=50_000, speed=SpeedConfig(precision="bfloat16", compile=True)
         ),
-        evaluate=EvaluateConfig(),
+        evaluate=OverviewConfig(),
     )
 
 

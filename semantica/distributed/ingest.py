@@ -23,14 +23,14 @@ from semantica.distributed.session import say
 from semantica.distributed.stage import Pass, Stage, StageSession, run_stage
 from semantica.episodes.census import Census, PageIds
 from semantica.episodes.decoder import PictureDecoder, open_decoder
-from semantica.episodes.fetch import Fetcher
-from semantica.episodes.fetch_config import FetchConfig, shared_by
-from semantica.episodes.fetch_store import FetchedPictures, fetch_into, fetchable, resolve
+from semantica.episodes.fetch import FetchConfig, shared_by
+from semantica.episodes.fetch.fetcher import Fetcher
+from semantica.episodes.fetch.store import FetchedPictures, fetch_into, fetchable, resolve
 from semantica.episodes.images import ImageConfig
 from semantica.episodes.ingest import IngestConfig, IngestedPage, count_pictures, ingest_pages, num_damaged, sample
 from semantica.episodes.pages import Page, Part
 from semantica.episodes.quarantine import DamagedFile, QuarantineRow, Reason, quarantine_table
-from semantica.episodes.sources import LABEL_SOURCES, SOURCES
+from semantica.episodes.sources import SOURCES, label_sources
 from semantica.errors import DataError
 from semantica.runtime import Runtime
 from semantica.tracking import Run
@@ -142,7 +142,7 @@ def _check(
 def _notes(counts: Counter[str], config: IngestConfig) -> list[str]:
     """What a person should know although the stage went well."""
     notes = []
-    if config.source in LABEL_SOURCES and config.split_by == "page" and 0 < config.held_out_share < 1:
+    if config.source in label_sources() and config.split_by == "page" and 0 < config.held_out_share < 1:
         notes.append("the pages of this source are classes, and whole classes are held out; --split-by image holds out pictures")
     if counts["num_pages_without_url"]:
         notes.append(

@@ -36,7 +36,9 @@ _PREVIEW_ROWS = 10
 class _DrawShard:
     """One actor: the network, and the shards it is given. encoder: a folder of the encoder's weights, "" where they lie."""
 
-    def __init__(self, settings: GenerateConfig, checkpoint: Path, encodings: Location, out: StageOutput, encoder: str = "") -> None:
+    def __init__(
+        self, settings: GenerateConfig, checkpoint: Path, encodings: Location, out: StageOutput, encoder: str = ""
+    ) -> None:
         self.settings, self.out = settings, out
         self.model = Model.of(open_checkpoint(checkpoint), ema=settings.use_ema).on(device(), settings.speed)
         self.conditions = Conditions(encodings, tokens_on_the_fly(read_manifest(encodings, "encodings"), device(), encoder))

@@ -34,8 +34,7 @@ from semantica.errors import ConfigError, DataError, Stopped
 from semantica.pairs.loader import LoaderWorker
 from semantica.runtime import ClusterConfig, Runtime
 from semantica.tracking import Run
-from semantica.training.checkpoint import Provenance, open_checkpoint
-from semantica.training.keeper import Keeper
+from semantica.training.checkpoint import Checkpoint, Keeper, Provenance
 from semantica.training.loader import training_loader
 from semantica.training.recipe import TrainConfig
 from semantica.training.watch import NonFiniteError
@@ -119,7 +118,7 @@ def train(
         latest = Keeper(folder / CHECKPOINTS, config.keep).newest()
         if latest is None:
             raise DataError(f"train: {folder / CHECKPOINTS} has no checkpoint; run jobs.train again")
-        _keep_model(latest.folder, folder / MODEL, config)
+        _keep_model(latest, folder / MODEL, config)
         files = [f"{MODEL}/{p.name}" for p in sorted((folder / MODEL).iterdir())]
         loss = history[-1]["loss"] if history else float("nan")
         rate = sorted(h["images_per_second"] for h in history)[len(history) // 2] if history else 0.0
@@ -204,16 +203,15 @@ def _trainer(
     return trainer
 
 
-def _keep_model(latest: Path, model: Path, config: TrainConfig) -> None:
-    """Put the last checkpoint, checked, in its final place."""
-    checkpoint = open_checkpoint(latest)
+def _keep_model(checkpoint: Checkpoint, model: Path, config: TrainConfig) -> None:
+    """Put the last checkpoint in its final place."""
     if checkpoint.step != config.num_steps:
         raise DataError(
             f"train: the last checkpoint is of step {checkpoint.step}, expected {config.num_steps}; run jobs.train again"
         )
     partial = model.with_name(".model.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(latest, partial)
+    shutil.copytree(checkpoint.folder, partial)
     if model.exists():
         shutil.rmtree(model)
     partial.rename(model)

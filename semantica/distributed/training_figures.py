@@ -23,8 +23,8 @@ from semantica.sweeps.measuring import HeldOut, TrialMeasurer
 from semantica.sweeps.results import Figure, figure_path, keep_figure, read_figure
 from semantica.sweeps.settings import MeasureConfig
 from semantica.training.ema import Ema
+from semantica.training.parallel import whole
 from semantica.training.recipe import TrainConfig
-from semantica.training.sharded import whole
 
 PLACEMENT = ".placement"  # in a trial's folder: the placement group of its workers, which may outlive it
 

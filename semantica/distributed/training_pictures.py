@@ -19,9 +19,9 @@ from semantica.generation.generate import GenerateConfig, choose_conditions, sam
 from semantica.generation.model import Model, SpeedConfig
 from semantica.report.charts import Curve, curve_svg
 from semantica.report.pictures import grid_png
-from semantica.training.levels import LevelLoss
 from semantica.training.loop import initial_network
 from semantica.training.recipe import TrainConfig
+from semantica.training.watch import LevelLoss
 
 _SAMPLER = SamplerConfig(name="dpm_solver", num_steps=32)  # [C]: enough to see what is learned, in an eighth of the paper's calls
 _GUIDANCE = 0.5

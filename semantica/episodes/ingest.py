@@ -20,15 +20,10 @@ from semantica.config import config, require
 from semantica.data.location import is_local, location, read_range
 from semantica.episodes.census import Census, PageIds
 from semantica.episodes.clean import NearDuplicates, image_id, signature
-from semantica.episodes.fetch_config import FetchConfig
+from semantica.episodes.fetch import FetchConfig
 from semantica.episodes.images import ImageConfig, NormalisedImage
 from semantica.episodes.pages import ImageRef, Page, ReadConfig
 from semantica.episodes.quarantine import DAMAGE, PAGE_REASONS, DamagedFile, QuarantineRow, Reason, Refused
-
-SourceName = Literal[
-    "folder", "html", "warc", "obelics", "mmc4", "omnicorpus", "wit", "webdataset",
-    "pictures", "imagefolder", "imagenet-train", "imagenet-val", "lsun", "sun397",
-]  # fmt: skip
 
 Decode: TypeAlias = Callable[[bytes], NormalisedImage]  # raises Refused
 
@@ -40,7 +35,7 @@ _NO_TRAINING = frozenset({"noai", "noimageai"})
 class IngestConfig:
     """How pages become episodes."""
 
-    source: SourceName = "folder"
+    source: str = "folder"  # the format of the crawl, a name of `episodes.sources`
     read: ReadConfig = ReadConfig()
     fetch_urls: bool = False  # get pictures that the crawl only names, from the web
     fetch: FetchConfig = FetchConfig()
@@ -59,6 +54,9 @@ class IngestConfig:
     rows_per_group: int = 64
 
     def __post_init__(self) -> None:
+        from semantica.episodes.sources import SOURCES  # late: the sources import what is imported here
+
+        SOURCES.check(self.source)
         require(0 <= self.near_duplicate_bits <= 64, "near_duplicate_bits", "in 0..64", self.near_duplicate_bits)
         require(0 <= self.near_duplicate_levels <= 255, "near_duplicate_levels", "in 0..255", self.near_duplicate_levels)
         require(self.max_images_per_page >= 1, "max_images_per_page", "at least 1", self.max_images_per_page)

@@ -1,8 +1,10 @@
-"""Samples of one w that are drawn together -> their pictures and rows: what one actor does, pure but for the network it is given.
+"""Samples of one w that are drawn together -> their pictures and rows: what one actor does, pure but for the network it is
+given.
 
 Where batches are filled, the network always sees batch_size rows, the last one repeated, in chunks that do not depend on free
-memory: the same kernels run whatever the batch holds, so that a sample has the same pixels with other neighbours, on another worker,
-at another try. (Only when a device says that its memory is out is a batch drawn in halves; then it is the same up to rounding.)
+memory: the same kernels run whatever the batch holds, so that a sample has the same pixels with other neighbours, on another
+worker, at another try. (Only when a device says that its memory is out is a batch drawn in halves; then it is the same up to
+rounding.)
 """
 
 from __future__ import annotations
@@ -17,8 +19,8 @@ from torch import Tensor
 from semantica.conditioning import Conditioning
 from semantica.data.pictures import PictureRef
 from semantica.data.schemas import SAMPLES
-from semantica.generation.model import Model
 from semantica.generation.generate import GenerateConfig, png_bytes, sample_pictures
+from semantica.generation.model import Model
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """What is measured, and by which networks: cells -> work, and the pictures of one piece of work -> rows keyed by name.
 
-A piece of work says where the pixels of its names lie: in encodings, in a folder of samples, or nowhere, because they are made. Each
-name is measured by the networks that some cell asks for. Nothing here depends on how many workers share the work.
+A piece of work says where the pixels of its names lie: in encodings, in a folder of samples, or nowhere, because they are made.
+Each name is measured by the networks that some cell asks for. Nothing here depends on how many workers share the work.
 """
 
 from __future__ import annotations

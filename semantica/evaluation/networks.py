@@ -18,6 +18,7 @@ from semantica.measure.networks.extractors import (
     PerceptualNet,
     encoder_features,
     encoder_identity,
+    identity_of,
     load_features,
     load_perceptual,
     resolve,
@@ -51,7 +52,7 @@ _USUAL_EXTRACTORS = ("inception", ENCODER)
 _USUAL_PERCEPTUAL = ("lpips-alex", "st-lpips-alex")
 
 
-def chosen(settings: EvaluationConfig) -> tuple[EvaluationConfig, list[str]]:
+def chosen_networks(settings: EvaluationConfig) -> tuple[EvaluationConfig, list[str]]:
     """(the settings with every network named, a sentence for each usual one that is left out because its weights are not here).
 
     What the settings name stays as it is.
@@ -64,6 +65,17 @@ def chosen(settings: EvaluationConfig) -> tuple[EvaluationConfig, list[str]]:
     filled = {field: tuple(name for name in usual if name in here) for field, usual in open_fields.items()}
     notes = [f"{one.name} was not measured: {one.reason}" for one in skipped]
     return replace(settings, **filled), notes
+
+
+def usual_networks(*, inception: bool, perceptual: bool) -> tuple[tuple[str, ...], tuple[str, ...], list[str]]:
+    """(extractors, at most one perceptual net, a sentence for each that is left out) of those whose weights are here.
+
+    The encoder is always one of the extractors.
+    """
+    here, absent = resolve_available([name for name in _USUAL_EXTRACTORS if name != ENCODER] if inception else [])
+    nets, absent_nets = resolve_available(_USUAL_PERCEPTUAL if perceptual else [])
+    notes = [f"{identity_of(one.name).figure} was not computed: {one.reason}." for one in (*absent, *absent_nets)]
+    return (ENCODER, *(one.name for one in here)), tuple(one.name for one in nets[:1]), notes
 
 
 def find_networks(settings: EvaluationConfig, encoder: Mapping[str, Any], own: Mapping[str, Any]) -> Networks:

@@ -45,12 +45,14 @@ class TrainPictures:
 class Sources:
     """What the report tells of besides the samples, where it is known: outputs of earlier stages, configuration and command.
 
-    samples: an output of jobs.generate that is measured instead of samples that the evaluation draws.
+    samples: an output of jobs.generate that is measured instead of samples that the evaluation draws. train: the encodings that the
+    first checkpoint was trained on, whose pictures `details` looks for among samples.
     """
 
     episodes: Location | None = None
     selection: Location | None = None
     samples: Location | None = None
+    train: Location | None = None
     config_yaml: str = ""
     command: str = ""
 

@@ -80,13 +80,15 @@ class Kind:
 
     is_drawn: a model draws a sample of each. Otherwise `names` are the cell's pictures (None: the conditioning images themselves),
     which are read from the sub-folder `stored_in` of the set's encodings, or made from their names by `make`. title: of pictures
-    that no model drew. of_classes: there is one conditioning image per class.
+    that no model drew. of_classes: there is one conditioning image per class. has_figures: else its pictures are shown, or compared
+    with each other.
     """
 
     conditions: Conditions
     is_drawn: bool = True
     title: str = ""
     of_classes: bool = False
+    has_figures: bool = True
     stored_in: str = HELD_OUT
     make: Callable[[str, int], UInt8[Tensor, "3 h w"]] | None = None
     names: Callable[[Cell, EvaluationSet, EvaluationConfig], list[str]] | None = None
@@ -126,7 +128,7 @@ def _copy(cell: Cell, data: EvaluationSet, settings: EvaluationConfig) -> list[t
     return _classes(cell, data, settings)
 
 
-@kind("grid")
+@kind("grid", has_figures=False)
 def _grid(cell: Cell, data: EvaluationSet, settings: EvaluationConfig) -> list[tuple[PictureRef, int]]:
     shown = data.conditions(min(settings.num_grid_rows, len(data.pictures)), settings.seed + cell.conditions)
     return [(picture, index) for picture, _ in shown for index in range(settings.num_grid_samples)]

@@ -39,8 +39,8 @@ class SampleFolder:
                 yield entry, names
         if left:
             raise DataError(
-                f"evaluate: {self.folder} holds none of {len(left)} samples that are asked for, the first is {min(left)}; give samples "
-                "that were drawn for all conditioning images at every w, or run the same command again"
+                f"evaluate: {self.folder} lacks {len(left)} samples that are asked for, the first is {min(left)}; give samples of "
+                "every conditioning image at every w, or run the same command again"
             )
 
     def read(self, requests: Sequence[Request], side: int) -> dict[str, np.ndarray]:

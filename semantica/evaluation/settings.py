@@ -105,6 +105,17 @@ class EvaluationConfig:
             baseline_seed=config.seed,
         )
 
+    def overview(self) -> OverviewConfig:
+        """The same for given samples, whose drawing is known."""
+        return OverviewConfig(
+            guidance=self.details_guidance,
+            centred=self.centred,
+            inception=self.extractor is None or "inception" in self.extractor,
+            perceptual=self.perceptual is None or len(self.perceptual) > 0,
+            batch_size=self.batch_size,
+            seed=self.baseline_seed,
+        )
+
     @classmethod
     def drawn_as(cls, drawing: GenerateConfig, *, centred: bool) -> EvaluationConfig:
         """The defaults, with samples that are drawn as jobs.generate draws them."""

@@ -80,7 +80,9 @@ def _sentences(outcome: Outcome) -> list[str]:
     if outcome.settings.num_condition_sets > 1:
         for data in outcome.sets.values():
             if outcome.settings.num >= len(data.pictures) and not all(one.needs_classes for one in protocols.values()):
-                sentences.append(f"{data.name}: the conditioning images are all {len(data.pictures)} pictures, the same in every set.")
+                sentences.append(
+                    f"{data.name}: the conditioning images are all {len(data.pictures)} pictures, the same in every set."
+                )
     return sentences
 
 

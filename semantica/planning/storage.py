@@ -21,7 +21,6 @@ from semantica.episodes.ingest import IngestConfig
 from semantica.errors import ConfigError
 from semantica.planning.model import encoder_shape
 from semantica.training.recipe import TrainConfig
-from semantica.training.retention import kept
 
 _HALF, _FLOAT = 2, 4
 # Lossless WebP of real pictures at the effort ingest uses, per pixel: 31 KB at 256 px (measured: see episodes/images.py).
@@ -187,5 +186,5 @@ def checkpoint_bytes(train: TrainConfig) -> CheckpointBytes:
     headers = sum(4 * (len(name) + _SAVED_TENSOR) + 2 * len("exp_avg_sq/") for name in named)
     provenance = 30 * train.denoiser.pooled_dim  # the corpus mean, written out
     steps = range(train.checkpoint_every, train.num_steps + 1, train.checkpoint_every)
-    stay = kept(dict.fromkeys([*steps, train.num_steps]), train.keep)
+    stay = train.keep.steps(dict.fromkeys([*steps, train.num_steps]))
     return CheckpointBytes(4 * weights + headers + provenance, len(stay) + min(train.keep.best, len(steps)) + 1)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from typing import Literal
+
 from semantica.config import config, require
 from semantica.denoiser.uvit import DenoiserConfig
 from semantica.diffusion.process import Prediction
 from semantica.diffusion.schedule import ScheduleConfig
 from semantica.training.compute import ComputeConfig
-from semantica.training.retention import KeepConfig
 
 
 @config
@@ -55,6 +58,30 @@ class EmaConfig:
     def at(self, num_updates: int) -> float:
         """The decay of the update after `num_updates` earlier ones."""
         return min(self.decay, (1 + num_updates) / (self.warmup + num_updates))
+
+
+@config
+class KeepConfig:
+    """What stays while training. A checkpoint stays when any of the rules wants it. All numbers are choices [C]."""
+
+    last: int = 2  # the newest ones; a second one is what is left when the newest is damaged
+    best: int = 0  # those with the best metric: `jobs.train` gives the mean loss of the reports since the save before
+    best_is: Literal["lowest", "highest"] = "lowest"  # a loss or a Fréchet distance: lowest
+    every_steps: int = 0  # those of a step that this divides, for good; 0: none
+
+    def __post_init__(self) -> None:
+        require(self.last >= 1, "keep.last", "at least 1", self.last)
+        require(self.best >= 0, "keep.best", "0 or more", self.best)
+        require(self.every_steps >= 0, "keep.every_steps", "0 or more", self.every_steps)
+
+    def steps(self, metrics: Mapping[int, float | None]) -> frozenset[int]:
+        """The steps whose checkpoints stay, of those given as step -> metric. Of equal metrics the later is better; NaN is none."""
+        steps = sorted(metrics)
+        sign = 1.0 if self.best_is == "lowest" else -1.0
+        measured = {step: value for step, value in metrics.items() if value is not None and not math.isnan(value)}
+        best = sorted(measured, key=lambda step: (sign * measured[step], -step))[: self.best]
+        every = [step for step in steps if self.every_steps and step % self.every_steps == 0]
+        return frozenset([*steps[-self.last :], *best, *every])
 
 
 @config

@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from evaluation_case import SETTINGS, Trained, make_trained
+from semantica.distributed.draw import _DrawBatch, _lies
 
 from semantica.config import to_dict
 from semantica.data.dataset import StageOutput
-from semantica.distributed.draw import _DrawBatch, _lies
 from semantica.distributed.measure import Work, _MeasureShard, _shards, picture_work, sample_work
 from semantica.evaluation.features import Features
 from semantica.evaluation.models import open_models

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-
 from semantica.distributed.evaluation_sets import Found, ingest_settings, look
+
 from semantica.errors import ConfigError, DataError
 from semantica.evaluation.models import named, open_models
 

@@ -23,12 +23,12 @@ from semantica.data.location import file_sha256
 from semantica.distributed import ingest as stage_code
 from semantica.episodes.census import Census, PageIds
 from semantica.episodes.clean import image_id
-from semantica.episodes.fetch import Fetcher
-from semantica.episodes.fetch_config import FetchConfig
+from semantica.episodes.fetch import FetchConfig
+from semantica.episodes.fetch.fetcher import Fetcher
 from semantica.episodes.images import ImageConfig
 from semantica.episodes.ingest import IngestConfig, is_held_out
 from semantica.episodes.pages import Page, ReadConfig
-from semantica.episodes.sources import LABEL_SOURCES, SOURCES
+from semantica.episodes.sources import SOURCES, label_sources
 
 
 @contextmanager
@@ -146,7 +146,7 @@ def test_every_picture_of_a_crawl_is_in_exactly_one_table(source: str, port: int
     assert len(files(out)) == 4 * num_parts
 
 
-@pytest.mark.parametrize("source", sorted(LABEL_SOURCES))
+@pytest.mark.parametrize("source", sorted(label_sources()))
 def test_a_class_is_cut_into_label_episodes_that_are_all_on_its_side(source: str, tmp_path: Path) -> None:
     config, root, out = (
         settings(source, read=ReadConfig(pages_per_part=2, images_per_label=2)),

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from semantica.distributed.generate import check_same_encoder, generate
 from small import NUM_PAGES, NUM_PICTURES, SmallRun, run_stages
 
 from semantica.config import override
 from semantica.data.dataset import MANIFEST, read_manifest, read_shard
 from semantica.distributed.encode import encode
-from semantica.distributed.generate import check_same_encoder, generate
 from semantica.distributed.ingest import ingest
 from semantica.distributed.pairs import pairs
 from semantica.distributed.train import MODEL, train

@@ -6,7 +6,8 @@ from collections import Counter
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from semantica.episodes.fetch import FetchConfig, Fetcher
+from semantica.episodes.fetch import FetchConfig
+from semantica.episodes.fetch.fetcher import Fetcher
 
 
 class Server(ThreadingHTTPServer):

@@ -6,7 +6,8 @@ import time
 import pytest
 
 from semantica.config import from_dict, to_dict
-from semantica.episodes.fetch import FetchConfig, share
+from semantica.episodes.fetch import FetchConfig
+from semantica.episodes.fetch.fetcher import share
 from semantica.errors import ConfigError
 from tests.episodes.fetch_server import at, fetcher, one
 

@@ -7,7 +7,7 @@ import yarl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semantica.episodes.fetch_address import check_url, is_public
+from semantica.episodes.fetch.address import check_url, is_public
 from semantica.episodes.quarantine import Refused
 
 PUBLIC = "93.184.215.14"

@@ -9,8 +9,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from semantica.episodes.fetch import FetchConfig, Fetcher
-from semantica.episodes.fetch_address import Blocked, checked_connector, checked_socket, is_public
+from semantica.episodes.fetch import FetchConfig
+from semantica.episodes.fetch.address import Blocked, checked_connector, checked_socket, is_public
+from semantica.episodes.fetch.fetcher import Fetcher
 from semantica.episodes.quarantine import Reason, Refused
 
 _EVENTS = []  # what Python itself says of sockets, whoever makes them

@@ -7,8 +7,8 @@ import yarl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semantica.episodes.fetch_http import FetchFailed, robots_directives
-from semantica.episodes.fetch_robots import rules_of
+from semantica.episodes.fetch.http import FetchFailed, robots_directives
+from semantica.episodes.fetch.politeness import rules_of
 from semantica.episodes.quarantine import Reason
 from tests.episodes.fetch_server import at, fetcher, one
 

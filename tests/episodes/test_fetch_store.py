@@ -12,9 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from semantica.data.location import location
-from semantica.episodes import fetch_store
-from semantica.episodes.fetch import FetchConfig, Fetcher
-from semantica.episodes.fetch_store import FetchedPictures, fetch_into, fetchable, resolve
+from semantica.episodes.fetch import FetchConfig
+from semantica.episodes.fetch import store as fetch_store
+from semantica.episodes.fetch.fetcher import Fetcher
+from semantica.episodes.fetch.store import FetchedPictures, fetch_into, fetchable, resolve
 from semantica.episodes.pages import ImageRef, Page
 from semantica.episodes.quarantine import Reason
 
@@ -108,8 +109,9 @@ def test_what_was_fetched_is_found_again(server, tmp_path, where, monkeypatch):
 CHILD = """
 import sys
 from pathlib import Path
-from semantica.episodes.fetch import FetchConfig, Fetcher
-from semantica.episodes.fetch_store import fetch_into
+from semantica.episodes.fetch import FetchConfig
+from semantica.episodes.fetch.fetcher import Fetcher
+from semantica.episodes.fetch.store import fetch_into
 
 async def at_home(host, port):
     return ["127.0.0.1"]

@@ -9,9 +9,8 @@ import pytest
 from semantica.data.location import location
 from semantica.episodes.pages import ReadConfig, Source
 from semantica.episodes.quarantine import Reason
-from semantica.episodes.sources.folder import FolderSource
 from semantica.episodes.sources.html import HtmlSource
-from semantica.episodes.sources.tree import RemoteTree
+from semantica.episodes.sources.tree import FolderSource, RemoteTree
 from semantica.errors import DataError
 from tests.episodes.trees import DEFAULT, page, pages_of, problems, touch, urls
 

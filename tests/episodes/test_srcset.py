@@ -2,7 +2,7 @@
 
 import pytest
 
-from semantica.episodes.sources.srcset import Candidate, parse_srcset
+from semantica.episodes.sources.html import Candidate, parse_srcset
 
 
 @pytest.mark.parametrize(

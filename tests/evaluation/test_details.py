@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 import pytest
+from semantica.evaluation.details import TrainPictures, details
 
 from semantica.data.dataset import StageOutput
 from semantica.data.schemas import FEATURES
-from semantica.evaluation.details import TrainPictures, details
 from semantica.evaluation.features import Features
 from semantica.evaluation.figures import Measurer
 from semantica.evaluation.networks import Networks

@@ -79,10 +79,9 @@ def _train(make, folder, weights, image_px, **denoiser):
     from semantica.encoders.shard import encode_shard
     from semantica.encoders.totals import finish_encodings, shards_of
     from semantica.pairs.loader import Batches, PairLoader
-    from semantica.training.checkpoint import Provenance
+    from semantica.training.checkpoint import Provenance, write_checkpoint
     from semantica.training.loop import Hooks, fit
     from semantica.training.recipe import EmaConfig, OptimizerConfig, TrainConfig
-    from semantica.training.writing import write_checkpoint
 
     episodes = StageOutput(folder / "episodes", "episodes", {}, {})
     assert episodes.open() is None

@@ -22,9 +22,8 @@ from semantica.evaluation.summary import build_report
 from semantica.measure.networks.extractors import ExtractorIdentity
 from semantica.measure.similarity import own_and_other
 from semantica.report.page import render, to_json
-from semantica.training.checkpoint import open_checkpoint
-from semantica.training.keeper import Keeper
-from semantica.training.retention import KeepConfig
+from semantica.training.checkpoint import Keeper, open_checkpoint
+from semantica.training.recipe import KeepConfig
 
 IDENTITIES = {
     "encoder": ExtractorIdentity("encoder", "the encoder", "FD (encoder)", "0" * 64, "none", 4),

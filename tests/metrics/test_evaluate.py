@@ -4,14 +4,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from semantica.metrics.evaluate import EvaluateConfig, compute_figures, noise_picture
+from semantica.metrics.feature_rows import Extractors, MetricWeights, Picture
 from transformers import Dinov2Config, Dinov2Model
 
 from semantica.data.schemas import HELD_OUT_FEATURES
 from semantica.encoders.encoder import Encoder, EncoderIdentity
 from semantica.errors import ConfigError, DataError
 from semantica.measure.frechet import FeatureStatistics, frechet_distance
-from semantica.metrics.evaluate import EvaluateConfig, compute_figures, noise_picture
-from semantica.metrics.feature_rows import Extractors, MetricWeights, Picture
 
 DIM = 6
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from semantica.metrics.keyed import KeyedStatistics
 
 from semantica.errors import DataError
 from semantica.measure.frechet import FeatureStatistics
-from semantica.metrics.keyed import KeyedStatistics
 
 N, DIM = 40, 5
 FEATURES = np.random.default_rng(0).standard_normal((N, DIM)).astype(np.float32) + 2

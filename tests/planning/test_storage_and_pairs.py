@@ -17,7 +17,7 @@ from semantica.pairs.selection import BandConfig
 from semantica.planning.pairs import PageCounts, expected_pairs, page_counts
 from semantica.planning.storage import Split, checkpoint_bytes, dataset_bytes, estimated, extrapolated
 from semantica.presets import preset
-from semantica.training.retention import KeepConfig
+from semantica.training.recipe import KeepConfig
 
 
 def _encode(store_tokens, rows):

@@ -50,8 +50,8 @@ def mesh(meshes):
 @pytest.fixture(scope="session")
 def trained(tiny, meshes):
     """trained(folder, config, xla=None, start=None, skipped=()): a run and what it reported and compiled; saves in folder/STEP."""
+    from semantica.training.checkpoint import write_checkpoint
     from semantica.training.loop import Hooks, fit
-    from semantica.training.writing import write_checkpoint
     from semantica.training.xla import compiled
 
     def run(folder, config, xla=None, start=None, skipped=()):
@@ -64,9 +64,9 @@ def trained(tiny, meshes):
             config,
             Varied(tiny.loader(config), skipped, lambda: graphs.append(compiled().num_graphs)),
             tiny.provenance,
-            Hooks(reports.append, saved, total=xla.total if xla else lambda figures: figures),
+            Hooks(reports.append, saved),
             start=start,
-            xla=xla,
+            backend=xla,
         )
         return SimpleNamespace(folder=folder, network=network, reports=reports, graphs=[*graphs, compiled().num_graphs])
 

@@ -5,9 +5,8 @@ import torch
 from safetensors.torch import load_file
 
 from semantica.data.location import file_sha256
-from semantica.training.checkpoint import open_checkpoint
+from semantica.training.checkpoint import open_checkpoint, write_checkpoint
 from semantica.training.loop import Hooks, fit
-from semantica.training.writing import write_checkpoint
 
 FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors", "config.json")
 

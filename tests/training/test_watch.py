@@ -15,13 +15,12 @@ from torch.distributed.tensor import DTensor
 from semantica.denoiser.sizes import training_flops
 from semantica.diffusion.process import diffuse, v_target
 from semantica.diffusion.schedule import ScheduleConfig, logsnr
+from semantica.training.backend import TorchBackend
 from semantica.training.ema import Ema
-from semantica.training.levels import WIDTH, centres, level_losses, level_sums
 from semantica.training.loop import Hooks, fit, initial_network
 from semantica.training.recipe import EmaConfig, OptimizerConfig
-from semantica.training.speed import memory_bytes, peak_flops
 from semantica.training.step import make_optimizer, step_loss, step_noise, update
-from semantica.training.watch import Watch
+from semantica.training.watch import WIDTH, StepSums, centres, level_losses, level_sums, memory_bytes, peak_flops
 
 SCHEDULE = ScheduleConfig(resolution_px=16)
 YES, NO = torch.tensor(True), torch.tensor(False)
@@ -72,10 +71,12 @@ def test_sums_of_parts_add_up_to_those_of_the_whole_and_a_step_not_counted_adds_
     assert not level_sums(loss * math.nan, lam, NO, SCHEDULE).any()
 
 
-def reports_of(tiny, config, total=lambda figures: figures, rank=0, world=1):
-    reports = []
-    hooks = Hooks(reports.append, lambda state: None, total=total)
-    fit(config, tiny.loader(config, rank, world), tiny.provenance, hooks)
+def reports_of(tiny, config, total=None, rank=0, world=1):
+    reports, backend = [], TorchBackend()
+    if total is not None:
+        backend.total = total
+    hooks = Hooks(reports.append, lambda state: None)
+    fit(config, tiny.loader(config, rank, world), tiny.provenance, hooks, backend=backend)
     return reports
 
 
@@ -140,13 +141,13 @@ def test_a_step_never_waits_for_the_device(tiny):
     with FakeTensorMode():
         network = nn.Linear(4, 4)
         optimizer = make_optimizer(network, config.optimizer)
-        watch = Watch(config, "cpu")
+        sums = StepSums(config, "cpu")
         for _ in range(2):
             losses = network(torch.randn(8, 4)).square().mean(1)
             losses.mean().backward()
-            watch.add(losses.detach(), torch.rand(8), update(network, optimizer, config.optimizer, 0.1))
+            sums.add(losses.detach(), torch.rand(8), update(network, optimizer, config.optimizer, 0.1))
         with pytest.raises(DataDependentOutputException):
-            watch.check(2)
+            sums.check(2)
 
 
 def test_a_gradient_that_is_not_finite_in_one_place_leaves_weights_moments_and_adds_to_the_count_of_steps():

@@ -1,42 +1,34 @@
-"""The formats of crawl that ingest reads: files come in, parts and then pages go out. One module a format."""
+"""The formats of crawl that ingest reads: files come in, parts and then pages go out. One module per format.
+
+A format is added by one module here whose class stands below `@source("its name")`; docs/add-a-source.md shows how.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
+from typing import TypeVar
 
 from semantica.episodes.pages import Source
-from semantica.episodes.sources.folder import FolderSource
-from semantica.episodes.sources.html import HtmlSource
-from semantica.episodes.sources.imagefolder import ImageFolderSource
-from semantica.episodes.sources.imagenet import ImageNetSource
-from semantica.episodes.sources.lsun import LsunSource
-from semantica.episodes.sources.mmc4 import Mmc4Source
-from semantica.episodes.sources.obelics import ObelicsSource
-from semantica.episodes.sources.omnicorpus import OmniCorpusSource
-from semantica.episodes.sources.pictures import PicturesSource
-from semantica.episodes.sources.sun397 import Sun397Source
-from semantica.episodes.sources.warc import WarcSource
-from semantica.episodes.sources.webdataset import WebDatasetSource
-from semantica.episodes.sources.wit import WitSource
+from semantica.registry import Registry
 
-SOURCES: Mapping[str, Source] = {
-    # Trees: pages with their pictures beside them.
-    "folder": FolderSource(),
-    "html": HtmlSource(),
-    # Crawls and lists of URLs.
-    "warc": WarcSource(),
-    "obelics": ObelicsSource(),
-    "mmc4": Mmc4Source(),
-    "omnicorpus": OmniCorpusSource(),
-    "wit": WitSource(),
-    "webdataset": WebDatasetSource(),
-    # Classes instead of pages: label episodes.
-    "pictures": PicturesSource(),
-    "imagefolder": ImageFolderSource(),
-    "imagenet-train": ImageNetSource("train"),
-    "imagenet-val": ImageNetSource("val"),
-    "lsun": LsunSource(),
-    "sun397": Sun397Source(),
-}
+S = TypeVar("S", bound=Source)
 
-LABEL_SOURCES = frozenset({"pictures", "imagefolder", "imagenet-train", "imagenet-val", "lsun", "sun397"})
+SOURCES: Registry[Source] = Registry("source", __name__)
+_LABELLED: set[str] = set()
+
+
+def source(name: str, *, labels: bool = False) -> Callable[[type[S]], type[S]]:
+    """The decorator that registers a Source, a class without arguments. labels: its pages are classes (label episodes)."""
+
+    def register(cls: type[S]) -> type[S]:
+        SOURCES.add(name, cls())
+        if labels:
+            _LABELLED.add(name)
+        return cls
+
+    return register
+
+
+def label_sources() -> list[str]:
+    """The names of the sources whose pages are classes."""
+    return [name for name in SOURCES if name in _LABELLED]

@@ -1,9 +1,9 @@
 """Crawls that are files of one format: which files there are, and how one is opened so that its damage has a name.
 
 Used by every source of archives and tables. Comes in: a root (a folder or one file, local or remote). Goes out: one `Part` a
-file, and streams. What is wrong with a file becomes DamagedFile, and that it may not be opened is one such thing; what is
-wrong with the storage (a network, a disk) stays the error it is, so that a task which meets it is run again and nothing is
-quarantined for it.
+file, and streams. What is wrong with a file becomes DamagedFile, and that it may not be opened is one such thing; what is wrong
+with the storage (a network, a disk) stays the error it is, so that a task which meets it is run again and nothing is quarantined
+for it.
 """
 
 from __future__ import annotations

@@ -6,24 +6,31 @@ an uncompressed tar is contiguous too. In a bucket a tar costs a request a pictu
 
 In this order the first that is there is read: the folder `train` or `val` (for val with class folders, or flat with the devkit),
 the split's tar, class folders in the root itself.
+
+The labels of the validation pictures come from the development kit as published (ILSVRC2012_devkit_t12.tar.gz), read as
+untrusted bytes: MATLAB's format holds numbers and text, never code, and what is unpacked is bounded.
 """
 
 from __future__ import annotations
 
+import io
 import re
 import tarfile
+import zlib
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Literal
 
-from semantica.data.location import Location
+import numpy as np
+
+from semantica.data.location import Location, location
 from semantica.episodes.pages import Page, Part, ReadConfig
 from semantica.episodes.quarantine import DamagedFile, utf8
-from semantica.episodes.sources.devkit import DEVKIT, validation_labels
-from semantica.episodes.sources.imagefolder import class_folders
+from semantica.episodes.sources import source
 from semantica.episodes.sources.labels import (
     LabelClass,
+    class_folders,
     folder_parts,
     label_pages,
     num_label_pages,
@@ -31,9 +38,64 @@ from semantica.episodes.sources.labels import (
     pictures_in,
     slices,
 )
-from semantica.episodes.sources.tar import open_tar, tar_image, tar_members, tar_pictures
 from semantica.episodes.sources.tree import Tree, fingerprint, join, open_tree, what_is_there
+from semantica.episodes.sources.webdataset import open_tar, tar_image, tar_members, tar_pictures
 from semantica.errors import DataError
+
+DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
+META = "data/meta.mat"  # ID -> WordNet ID
+TRUTH = "data/ILSVRC2012_validation_ground_truth.txt"  # one ID a line, in the order of the pictures
+MAX_MEMBER_BYTES = 1 << 20  # of the two; MATLAB's own compression (at most 1000 to 1) is inside this
+MAX_UNPACKED_BYTES = 64 << 20  # of the whole kit
+
+
+def validation_labels(tree: Tree) -> list[str]:
+    """The WordNet ID of each validation picture, by the position of its name. Raises DataError unless the kit says it."""
+    file = tree.image_ref(DEVKIT)
+    where = tree.root / DEVKIT
+    if file.problem:
+        raise DataError(f"ingest: {where}: expected the development kit, which labels the validation pictures, got {file.detail}")
+    meta, truth = _members(file.path, str(where))
+    ids = _wordnet_ids(meta, str(where))
+    try:
+        return [ids[int(line)] for line in truth.split()]
+    except (KeyError, ValueError) as error:
+        raise DataError(f"ingest: {where}: {TRUTH}: expected one ID of {META} a line, got {error}") from None
+
+
+def _members(path: str, where: str) -> tuple[bytes, bytes]:
+    """The bytes of META and of TRUTH."""
+    found: dict[str, bytes] = {}
+    try:
+        with location(path).open("rb") as stream, tarfile.open(fileobj=stream, mode="r|gz") as archive:
+            for member in archive:
+                name = next((name for name in (META, TRUTH) if f"/{member.name}".endswith(f"/{name}")), None)
+                if member.offset_data + member.size > MAX_UNPACKED_BYTES or (name and member.size > MAX_MEMBER_BYTES):
+                    raise DataError(
+                        f"ingest: {where}: expected {MAX_MEMBER_BYTES} bytes at most, got {member.size} in {member.name}"
+                    )
+                content = archive.extractfile(member) if name else None
+                if name and content:
+                    found[name] = content.read()
+    except (tarfile.TarError, EOFError, OSError, zlib.error, ValueError) as error:
+        raise DataError(f"ingest: {where}: expected the kit as published, got a file that is damaged ({error})") from None
+    missing = [name for name in (META, TRUTH) if name not in found]
+    if missing:
+        raise DataError(f"ingest: {where}: expected {META} and {TRUTH} in it, found no {' and no '.join(missing)}")
+    return found[META], found[TRUTH]
+
+
+def _wordnet_ids(meta: bytes, where: str) -> dict[int, str]:
+    """ID -> WordNet ID of the synsets without children, which are the classes."""
+    from scipy.io import loadmat  # late: no other source needs scipy
+
+    try:
+        synsets = np.atleast_1d(loadmat(io.BytesIO(meta), squeeze_me=True, variable_names=["synsets"])["synsets"])
+        rows = zip(synsets["ILSVRC2012_ID"], synsets["WNID"], synsets["num_children"], strict=True)
+        return {int(number): str(wordnet_id) for number, wordnet_id, num_children in rows if num_children == 0}
+    except Exception as error:  # noqa: BLE001 - the reader raises anything over damaged bytes; the message keeps the text
+        raise DataError(f"ingest: {where}: {META}: expected the table `synsets`, got {type(error).__name__}: {error}") from None
+
 
 TRAIN_TAR = "ILSVRC2012_img_train.tar"
 VAL_TAR = "ILSVRC2012_img_val.tar"
@@ -43,11 +105,10 @@ _CLASS = re.compile(r"n[0-9]{8}\Z")
 _CLASS_TAR = re.compile(r"(?:.*/)?(n[0-9]{8})\.tar\Z")
 
 
-class ImageNetSource:
+class _ImageNet:
     """Label episodes of one split of ImageNet."""
 
-    def __init__(self, split: Literal["train", "val"]) -> None:
-        self.split = split
+    split: Literal["train", "val"]
 
     def parts(self, root: Location, settings: ReadConfig) -> list[Part]:
         """Runs of label episodes: `pages_per_part` of them, or of a tar of tars the classes that make about as many.
@@ -84,6 +145,20 @@ class ImageNetSource:
             return label_pages(_validation_classes(tree, part.paths[0]), part.start, part.stop, settings)
         classes = (_folder_class(tree, folder, folder.rpartition("/")[2], pictures_below(tree, folder)) for folder in part.paths)
         return label_pages(classes, part.start, part.stop, settings)
+
+
+@source("imagenet-train", labels=True)
+class ImageNetTrain(_ImageNet):
+    """The training pictures."""
+
+    split = "train"
+
+
+@source("imagenet-val", labels=True)
+class ImageNetVal(_ImageNet):
+    """The validation pictures."""
+
+    split = "val"
 
 
 def _classes(tree: Tree, top: str) -> dict[str, dict[str, int]]:

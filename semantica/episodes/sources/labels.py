@@ -1,22 +1,29 @@
-"""What the sources of labelled pictures share: the pictures of a class, cut into random chunks, are label episodes.
+"""Label episodes: the pictures of a class, cut into random chunks. And the simplest source of them, a tree of class folders.
 
 Comes in: classes with the names of their pictures. Goes out: pages whose page_url is the label and whose piece is the number of
 the chunk. A chunk holds `images_per_label` pictures of one class (the last one the rest), in the order of the SHA-256 of their
 names within the class, so it is a random subset that every machine draws alike.
 
 Which pictures are held out is split by image (`split_by="image"`): by page a whole label would be on one side.
+
+`imagefolder` is ROOT/CLASS/*.jpg, as torchvision's ImageFolder reads it: every folder in the root is a class, the pictures below
+it belong to it, and page_url is the name of the folder. The root may be local or in a bucket.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 
+from semantica.data.location import Location
 from semantica.episodes.pages import ImageRef, Page, Part, ReadConfig
 from semantica.episodes.quarantine import utf8
-from semantica.episodes.sources.tree import Tree, fingerprint, is_picture, join
+from semantica.episodes.sources import source
+from semantica.episodes.sources.tree import Tree, fingerprint, is_picture, join, open_tree, what_is_there
+from semantica.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -93,3 +100,42 @@ def folder_parts(classes: Mapping[str, Mapping[str, int]], settings: ReadConfig)
 def folder_class(tree: Tree, folder: str, label: str, names: Collection[str]) -> LabelClass:
     """The class whose pictures lie in a folder, under these names."""
     return LabelClass(label, names, lambda name: tree.image_ref(join(folder, name)))
+
+
+log = logging.getLogger(__name__)
+
+
+@source("imagefolder", labels=True)
+class ImageFolderSource:
+    """Label episodes of a folder of class folders."""
+
+    def parts(self, root: Location, settings: ReadConfig) -> list[Part]:
+        """Runs of `pages_per_part` label episodes, class after class. Raises DataError when no class folder holds a picture."""
+        tree = open_tree(root)
+        classes = class_folders(tree, "")
+        if not classes:
+            raise DataError(f"ingest: {root}: expected ROOT/CLASS/*.jpg (torchvision's ImageFolder), found {what_is_there(tree)}")
+        return folder_parts(classes, settings)
+
+    def pages(self, root: Location, part: Part, settings: ReadConfig) -> Iterator[Page]:
+        """The label episodes of the part."""
+        tree = open_tree(root)
+        classes = (folder_class(tree, folder, folder, pictures_below(tree, folder)) for folder in part.paths)
+        return label_pages(classes, part.start, part.stop, settings)
+
+
+def class_folders(tree: Tree, top: str) -> dict[str, dict[str, int]]:
+    """For every folder in `top` with pictures in it or below: its path -> path of a picture within it -> size in bytes.
+
+    Pictures directly in `top` have no class and are left out, as torchvision does, with a warning.
+    """
+    classes: dict[str, dict[str, int]] = {}
+    for folder, files in tree.walk(top):
+        pictures = {name: size for name, size in files.items() if is_picture(name)}
+        if folder == top and pictures:
+            log.warning("ingest: %d pictures directly in %s have no class and are left out", len(pictures), tree.root / top)
+        elif pictures:
+            name, _, below = (folder[len(top) + 1 :] if top else folder).partition("/")
+            inside = classes.setdefault(join(top, name), {})
+            inside.update((join(below, picture), size) for picture, size in pictures.items())
+    return classes

@@ -1,7 +1,8 @@
 """LSUN as published: an LMDB folder a class (church_outdoor_train_lmdb), any key, values the bytes of a JPEG or WebP.
 
-Comes in: one such folder, or a folder of them, on a local disk. Goes out: label episodes (see `labels`), page_url the class without
-its split ("church_outdoor"), the pictures' bytes inline. The keys are hashes already, so that runs of them are random chunks.
+Comes in: one such folder, or a folder of them, on a local disk. Goes out: label episodes (see `labels`), page_url the class
+without its split ("church_outdoor"), the pictures' bytes inline. The keys are hashes already, so that runs of them are random
+chunks.
 
 LMDB maps the file into memory and trusts it: a truncated file is found before it is read, but pages altered inside may crash the
 worker. Read data sets of a source that you trust.
@@ -21,6 +22,7 @@ import lmdb
 from semantica.data.location import Location
 from semantica.episodes.pages import ImageRef, Page, Part, ReadConfig
 from semantica.episodes.quarantine import DamagedFile, Reason, utf8
+from semantica.episodes.sources import source
 from semantica.episodes.sources.labels import num_label_pages, slices
 from semantica.episodes.sources.tree import LocalTree, join, what_is_there
 from semantica.errors import DataError
@@ -31,6 +33,7 @@ MIN_BYTES = 8192  # two meta pages of 4096 bytes
 _SPLIT = re.compile(r"(_(train|val))?_lmdb\Z")
 
 
+@source("lsun", labels=True)
 class LsunSource:
     """Label episodes of LSUN's LMDB folders."""
 

@@ -15,6 +15,7 @@ from typing import Any, cast
 from semantica.data.location import Location
 from semantica.episodes.pages import ImageRef, Page, Part, ReadConfig
 from semantica.episodes.quarantine import DamagedFile, utf8
+from semantica.episodes.sources import source
 from semantica.episodes.sources.files import MAX_LINE_BYTES, decompressed, label_of, lines, list_parts, opened, unreadable
 from semantica.episodes.sources.remote import once, page_name, remote_image
 
@@ -22,6 +23,7 @@ SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zip")
 MAX_BAD_LINES = 100  # at the start of a file; when nothing but bad lines came, it is another format
 
 
+@source("mmc4")
 class Mmc4Source:
     """The Source of MMC4."""
 

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from semantica.data.location import Location
 from semantica.episodes.pages import Page, Part, ReadConfig
+from semantica.episodes.sources import source
 from semantica.episodes.sources.files import label_of, unreadable
 from semantica.episodes.sources.remote import once, page_name
 from semantica.episodes.sources.tables import Columns, is_image_list, parquet_parts, read_rows, table_images
@@ -31,6 +32,7 @@ COLUMNS: Columns = {
 }
 
 
+@source("obelics")
 class ObelicsSource:
     """The Source of OBELICS."""
 

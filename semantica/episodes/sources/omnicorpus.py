@@ -1,7 +1,8 @@
 """OmniCorpus-CC: Parquet files of web documents, whose pictures are URLs (Li et al. 2024; OpenGVLab/OmniCorpus-CC).
 
 A row holds `images` and `texts`, aligned lists where one of the two is null at each place, the struct `general_metadata` with
-the page's `url`, and `metadata`, a list of structs with what is known of each picture. A file is cut into parts by its row groups.
+the page's `url`, and `metadata`, a list of structs with what is known of each picture. A file is cut into parts by its row
+groups.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import pyarrow as pa
 
 from semantica.data.location import Location
 from semantica.episodes.pages import Page, Part, ReadConfig
+from semantica.episodes.sources import source
 from semantica.episodes.sources.files import label_of, unreadable
 from semantica.episodes.sources.remote import once, page_name
 from semantica.episodes.sources.tables import Columns, is_image_list, parquet_parts, read_rows, table_images
@@ -28,6 +30,7 @@ COLUMNS: Columns = {
 }
 
 
+@source("omnicorpus")
 class OmniCorpusSource:
     """The Source of OmniCorpus-CC."""
 

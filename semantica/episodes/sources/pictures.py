@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from semantica.data.location import Location
 from semantica.episodes.pages import ImageRef, Page, Part, ReadConfig
 from semantica.episodes.quarantine import DamagedFile, Reason, utf8
+from semantica.episodes.sources import source
 from semantica.episodes.sources.files import label_of, opened, unreadable
 from semantica.episodes.sources.labels import folder_class, folder_parts, label_pages, pictures_in
 from semantica.episodes.sources.tables import Columns, parquet_parts, read_rows
@@ -27,6 +28,7 @@ _BYTES, _LABELS = ("image", "bytes"), ("label", "class", "page_url")
 _ROWS_HELD = 512  # of which pictures wait for others of their label
 
 
+@source("pictures", labels=True)
 class PicturesSource:
     """Label episodes of one folder of pictures, or of Parquet files."""
 

@@ -1,7 +1,7 @@
 """SUN397 as published and extracted: SUN397/a/abbey/sun_*.jpg and deeper, the 397 classes named in ClassName.txt.
 
-Comes in: the folder SUN397, or the one that holds it, local or in a bucket. Goes out: label episodes (see `labels`) whose page_url
-is the class without its letter: "abbey", "balcony/exterior".
+Comes in: the folder SUN397, or the one that holds it, local or in a bucket. Goes out: label episodes (see `labels`) whose
+page_url is the class without its letter: "abbey", "balcony/exterior".
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from semantica.data.location import Location, location
 from semantica.episodes.pages import Page, Part, ReadConfig
 from semantica.episodes.quarantine import utf8
+from semantica.episodes.sources import source
 from semantica.episodes.sources.labels import folder_class, folder_parts, label_pages, pictures_in
 from semantica.episodes.sources.tree import Tree, is_picture, join, open_tree, what_is_there
 from semantica.errors import DataError
@@ -27,6 +28,7 @@ MAX_CLASSES_BYTES = 1 << 20  # the published file has 8 KB
 _CLASS = re.compile(r"/[a-z]/[^/]+(/[^/]+)*\Z")
 
 
+@source("sun397", labels=True)
 class Sun397Source:
     """Label episodes of the SUN397 data set."""
 

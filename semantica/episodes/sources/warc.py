@@ -1,8 +1,12 @@
 """WARC archives: what a crawler was answered, page and picture each a record of its own (ISO 28500; .warc, .warc.gz).
 
 Comes in: response, resource and revisit records. Goes out: the HTML pages with the pictures they show, joined by URL within a
-window of `join_window_mb` (see `join`), redirects followed as far as they are in the window too. What is not found keeps its URL,
-with NOT_IN_ARCHIVE; how many is logged for every file. A file is one part and is read once, from its beginning to its end.
+window of `join_window_mb` (see `join`), redirects followed as far as they are in the window too. What is not found keeps its
+URL, with NOT_IN_ARCHIVE; how many is logged for every file. A file is one part and is read once, from its beginning to its end.
+
+The first half reads one HTTP answer: status, headers, and the body with its encodings undone, within a limit. FastWARC 2.0.1
+loses its place in the archive when it decodes a damaged body itself, so the body is taken out first and decoded here, with its
+readers.
 """
 
 from __future__ import annotations
@@ -10,27 +14,142 @@ from __future__ import annotations
 import io
 import logging
 import re
+import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from urllib.parse import urldefrag, urljoin
 
-from fastwarc.warc import ArchiveIterator, WarcRecord, WarcRecordType
+from fastwarc.stream_io import BrotliReader, ChunkedReader, WarcReader, ZstdReader
+from fastwarc.warc import ArchiveIterator, HeaderMap, WarcRecord, WarcRecordType
 
 from semantica.data.location import Location
 from semantica.episodes.pages import ImageRef, Page, Part, ReadConfig
 from semantica.episodes.quarantine import DamagedFile, Reason, utf8
+from semantica.episodes.sources import source
 from semantica.episodes.sources.files import decompressed, label_of, list_parts, opened
-from semantica.episodes.sources.html import MAX_PAGE_BYTES, base_href, parse, picture_candidates, robots_directives
-from semantica.episodes.sources.http_answer import (
-    MAX_HEADER_BYTES,
-    Answer,
-    TooManyBytes,
-    decoded,
-    parse_answer,
-    resource,
-    robots_tags,
-)
+from semantica.episodes.sources.html import MAX_PAGE_BYTES, ROBOTS_NAMES, base_href, parse, picture_candidates, robots_directives
 from semantica.episodes.sources.join import Join, Picture, WaitingPage, url_key
 from semantica.episodes.sources.remote import remote_image
+
+MAX_HEADER_BYTES = 64 << 10
+STEP = 1 << 20
+
+# Directives of X-Robots-Tag that have a value after a colon; other words before a colon name a robot.
+_VALUED = frozenset({"max-snippet", "max-image-preview", "max-video-preview", "unavailable_after"})
+
+
+class TooManyBytes(Exception):
+    """A body that is larger than its reader wants."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Status line and headers of an HTTP response, and how many bytes they take."""
+
+    status: int
+    headers: HeaderMap
+    num_bytes: int
+
+    def get(self, name: str) -> str:
+        """The first header of this name, "" when there is none."""
+        return (self.headers.get(name) or "").strip()
+
+    @property
+    def media_type(self) -> str:
+        """The type of the content, lower case, without parameters."""
+        return self.get("Content-Type").partition(";")[0].strip().lower()
+
+    @property
+    def charset(self) -> str:
+        """The encoding that the Content-Type declares, "" when it declares none."""
+        for parameter in self.get("Content-Type").split(";")[1:]:
+            name, _, value = parameter.partition("=")
+            if name.strip().lower() == "charset":
+                return value.strip(" \t\"'")
+        return ""
+
+
+def parse_answer(head: bytes) -> Answer | None:
+    """The answer that begins with these bytes; None when they are no HTTP response."""
+    headers = HeaderMap()
+    try:
+        num_bytes = headers.parse(io.BytesIO(head))
+    except OSError:  # a header longer than any
+        return None
+    return Answer(headers.status_code, headers, num_bytes) if headers.status_code is not None else None
+
+
+def resource(content_type: str) -> Answer:
+    """What stands for the answer of a resource record: a file of this type, in full."""
+    headers = HeaderMap()
+    headers.append("Content-Type", content_type)
+    return Answer(200, headers, 0)
+
+
+def robots_tags(answer: Answer) -> tuple[str, ...]:
+    """The directives of the X-Robots-Tag headers that are for all robots, or for one whose wishes we follow too, lower case."""
+    found: dict[str, None] = {}
+    for header in answer.headers.get_multiple("X-Robots-Tag"):
+        ours = True
+        for word in header.lower().split(","):
+            name, colon, rest = word.partition(":")
+            if colon and name.strip() not in _VALUED:
+                ours, word = name.strip() in ROBOTS_NAMES, rest
+            if ours and word.strip():
+                found[word.strip()] = None
+    return tuple(found)
+
+
+def decoded(answer: Answer, body: bytes, limit: int) -> bytes:
+    """The body with transfer and content encodings undone, as far as it is whole.
+
+    A body that does not begin as its headers say is taken as it is: many crawlers store it decoded, under the old headers.
+    Raises TooManyBytes when it holds more than `limit` bytes, ValueError for an encoding that is not known.
+    """
+    if "chunked" in answer.get("Transfer-Encoding").lower():
+        body = _read_body(ChunkedReader(io.BytesIO(body)), body, limit)
+    for encoding in reversed(answer.get("Content-Encoding").lower().split(",")):
+        match encoding.strip():
+            case "gzip" | "x-gzip" | "deflate":
+                body = _inflate(body, limit)
+            case "br":
+                body = _read_body(BrotliReader(io.BytesIO(body)), body, limit)
+            case "zstd":
+                body = _read_body(ZstdReader(io.BytesIO(body)), body, limit)
+            case "" | "identity" | "none" | "utf-8":  # the last two are mistakes that browsers forgive
+                pass
+            case other:
+                raise ValueError(f"expected a known Content-Encoding, got {other[:40]!r}")
+    if len(body) > limit:
+        raise TooManyBytes
+    return body
+
+
+def _read_body(reader: WarcReader, otherwise: bytes, limit: int) -> bytes:
+    """What the reader gives before its end or its first error, at most limit + 1 bytes; `otherwise` when that is nothing."""
+    data = bytearray()
+    try:
+        while len(data) <= limit and (step := reader.read(min(STEP, limit + 1 - len(data)))):
+            data += step
+    except OSError:
+        if not data:
+            return otherwise
+    return bytes(data)
+
+
+def _inflate(body: bytes, limit: int) -> bytes:
+    for wbits in (zlib.MAX_WBITS | 32, -zlib.MAX_WBITS):  # gzip or zlib; then bare deflate, which some servers send
+        inflate, data, rest = zlib.decompressobj(wbits), bytearray(), body
+        try:
+            while rest and len(data) <= limit and not inflate.eof:
+                data += inflate.decompress(rest, min(STEP, limit + 1 - len(data)))
+                rest = inflate.unconsumed_tail
+        except zlib.error:
+            if not data:
+                continue
+        return bytes(data)
+    return body
+
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +173,7 @@ _MAGIC = (
 )
 
 
+@source("warc")
 class WarcSource:
     """The Source of WARC archives."""
 

@@ -1,10 +1,14 @@
 """webdataset: tar files whose members of one key are a sample, as img2dataset and webdataset's own TarWriter write them.
 
-Comes in: .tar, .tar.gz or .tgz. A member's key is its path up to the first dot of its name; what ends in a picture's extension is a
-picture, `json` says where it came from. A file whose name has no dot, or begins with one, belongs to no sample (webdataset's rule)
-and is passed over. Goes out: the pictures of one page gathered, when the JSON names the page. img2dataset carries that only as an
-extra column (`save_additional_columns=["page_url"]`); without it each sample is a page of its own and has_url is False. Nothing is
-extracted: pictures are read where they lie in the tar, or kept in memory when it is compressed.
+Comes in: .tar, .tar.gz or .tgz. A member's key is its path up to the first dot of its name; what ends in a picture's extension
+is a picture, `json` says where it came from. A file whose name has no dot, or begins with one, belongs to no sample
+(webdataset's rule) and is passed over. Goes out: the pictures of one page gathered, when the JSON names the page. img2dataset
+carries that only as an extra column (`save_additional_columns=["page_url"]`); without it each sample is a page of its own and
+has_url is False. Nothing is extracted: pictures are read where they lie in the tar, or kept in memory when it is compressed.
+
+The second half reads the members of an uncompressed tar in place, also of a tar within another, which is contiguous bytes too
+(`imagenet` uses it). Python's own reader takes the first header that it does not understand for the end; here a tar ends with
+its end mark, or it is damaged.
 """
 
 from __future__ import annotations
@@ -14,17 +18,19 @@ import json
 import logging
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from semantica.data.location import Location, uri
+from semantica.data.location import Location, location, uri
 from semantica.episodes.pages import ImageRef, Page, Part, ReadConfig
 from semantica.episodes.quarantine import DamagedFile, Reason, utf8
-from semantica.episodes.sources.files import decompressed, label_of, list_parts, location_of, opened, unreadable
-from semantica.episodes.sources.gather import Gatherer
-from semantica.episodes.sources.remote import page_name, remote_image
-from semantica.episodes.sources.tree import is_picture
+from semantica.episodes.sources import source
+from semantica.episodes.sources.files import decompressed, label_of, list_parts, location_of, opened, permitted, unreadable
+from semantica.episodes.sources.remote import Gatherer, page_name, remote_image
+from semantica.episodes.sources.tree import Tree, is_picture
+from semantica.errors import DataError
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +54,7 @@ class _Sample:
     images: list[ImageRef] = field(default_factory=list)
 
 
+@source("webdataset")
 class WebDatasetSource:
     """The Source of webdataset's tar files."""
 
@@ -198,3 +205,63 @@ def _content(stream: io.BufferedReader, member: tarfile.TarInfo) -> bytes:
     if len(data) < member.size:
         raise EOFError(f"expected {member.size} bytes of {utf8(member.name)}, got {len(data)}")
     return data
+
+
+BLOCK_BYTES = 1 << 18  # of a remote tar, read ahead while only headers are wanted; the libraries' default is megabytes
+
+
+def open_tar(tree: Tree, name: str) -> io.BufferedReader:
+    """The tar in the tree's root, for reading here and there. Raises DamagedFile when we have no permission to open it."""
+    file = tree.image_ref(name)  # the same rule as for pictures: never a file outside the root
+    if file.problem:
+        raise DataError(f"ingest: {tree.root / name}: expected a file in the root, got {file.problem} ({file.detail})")
+    where = location(file.path)
+    with permitted(name):
+        if isinstance(where, Path):
+            return where.open("rb")
+        return io.BufferedReader(where.fs.open(where.path, "rb", block_size=BLOCK_BYTES))
+
+
+def tar_members(
+    stream: io.BufferedReader, where: str, start: int, end: int, *, is_slice: bool = False
+) -> Iterator[tarfile.TarInfo]:
+    """The members of the uncompressed tar in bytes start..end of the stream; of a slice of a larger tar no end mark is expected.
+
+    Raises DamagedFile where it is no tar, ends too early, or has a member that reaches beyond the end. Python's own reader takes
+    the first header it does not understand for the end.
+    """
+    at = start
+    try:
+        stream.seek(start)
+        archive = tarfile.open(fileobj=stream, mode="r:")  # noqa: SIM115 - closing it would do nothing, the stream is not its own
+        while not (is_slice and at >= end) and (member := archive.next()) is not None:
+            if member.offset_data + member.size > end:
+                raise DamagedFile(
+                    where, f"{utf8(member.name)}: expected {member.size} bytes, the file ends before; it is cut short"
+                )
+            yield member
+            at = archive.offset
+    except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
+        raise DamagedFile(where, f"expected a tar, got {error} in bytes {start}..{end}") from None
+    if not is_slice:
+        stream.seek(at)
+        if stream.read(max(0, min(tarfile.BLOCKSIZE, end - at))) != bytes(tarfile.BLOCKSIZE):
+            raise DamagedFile(where, f"expected a header or the end mark at byte {at}, got neither; it is cut short or damaged")
+
+
+def tar_pictures(members: Iterable[tarfile.TarInfo], where: str) -> dict[str, tarfile.TarInfo]:
+    """The pictures among the members, by name. Raises DamagedFile when two have one name."""
+    found: dict[str, tarfile.TarInfo] = {}
+    for member in members:
+        if is_picture(member.name) and not member.isdir() and found.setdefault(member.name, member) is not member:
+            raise DamagedFile(where, f"expected every name once, got {utf8(member.name)} twice")
+    return found
+
+
+def tar_image(path: str, url: str, member: tarfile.TarInfo) -> ImageRef:
+    """The reference to a member of the uncompressed tar at `path`: the bytes where they lie in it, or why there are none."""
+    if not member.isfile() or member.issparse():
+        return ImageRef(url, problem=Reason.UNREADABLE_FILE, detail="expected the bytes of a file, got a link or a sparse file")
+    if not member.size:  # a length of 0 would mean all that follows
+        return ImageRef(url, problem=Reason.EMPTY_FILE, detail="expected an image, got 0 bytes")
+    return ImageRef(url, path, offset=member.offset_data, length=member.size)

@@ -14,14 +14,15 @@ from collections.abc import Iterator
 from semantica.data.location import Location
 from semantica.episodes.pages import Page, Part, ReadConfig
 from semantica.episodes.quarantine import DamagedFile, utf8
+from semantica.episodes.sources import source
 from semantica.episodes.sources.files import MAX_LINE_BYTES, decompressed, label_of, lines, list_parts, opened, unreadable
-from semantica.episodes.sources.gather import Gatherer
-from semantica.episodes.sources.remote import remote_image
+from semantica.episodes.sources.remote import Gatherer, remote_image
 
 SUFFIXES = (".tsv", ".tsv.gz")
 MAX_FIELD_CHARS = 1 << 20  # of one text; a quotation mark that is never closed eats rows until it is this long
 
 
+@source("wit")
 class WitSource:
     """The Source of WIT."""
 

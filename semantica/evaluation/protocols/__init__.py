@@ -1,4 +1,4 @@
-"""The registry of protocols: what each asks for, and what it adds to the report. A protocol is one class in one file of this package.
+"""The registry of protocols: what each asks for, and what it adds to the report. A protocol is one class in a file of this package.
 
 In: the names of --protocol, models and evaluation sets. Out: cells, each with the networks that measure it, and after the
 measuring one `Part` of the page per protocol. Nothing outside this package knows the name of a protocol.
@@ -41,11 +41,13 @@ class Part:
 
 class EvaluationProtocol:
     """One protocol. every_step: of each run all checkpoints that were kept, else the last. needs_classes: sets of one label are
-    left out where others have classes. page: the title of a page that the protocol fills alone, "" where it stands beside others.
+    left out where others have classes. needs_train: training pictures are measured, where --train names them. page: the title of a
+    page that the protocol fills alone, "" where it stands beside others.
     """
 
     every_step = False
     needs_classes = False
+    needs_train = False
     page = ""
 
     def cells(self, base: Cell, settings: EvaluationConfig) -> Iterator[Cell]:
@@ -92,7 +94,7 @@ def chosen(settings: EvaluationConfig) -> dict[str, EvaluationProtocol]:
             raise ConfigError(f"evaluation.protocol: expected names of {', '.join(sorted(protocols))}, got {name!r}; correct it")
         if protocols[name].page and len(settings.protocol) > 1:
             raise ConfigError(
-                f"evaluation.protocol: {name} fills a page alone, got {', '.join(settings.protocol)}; ask for it apart"
+                f"evaluation.protocol: {name} fills a page alone, got {', '.join(settings.protocol)}; ask for it alone"
             )
     return {name: protocols[name] for name in settings.protocol}
 

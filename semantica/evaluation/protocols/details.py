@@ -33,6 +33,8 @@ _SUBSET, _MANY_SUBSETS = 1000, 100  # of the kernel distance, as torch-fidelity
 class Details(EvaluationProtocol):
     """The cell of one w, and a grid of several samples per condition."""
 
+    needs_train = True
+
     def cells(self, base: Cell, settings: EvaluationConfig) -> Iterator[Cell]:
         yield replace(base, guidance=settings.details_guidance)
         yield replace(base, kind="grid", guidance=settings.details_guidance)

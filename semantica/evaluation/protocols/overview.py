@@ -56,7 +56,7 @@ class Overview(EvaluationProtocol):
         if not any(_is_shown(w, settings) for w in settings.guidance):
             drawn = ", ".join(f"{w:g}" for w in settings.guidance)
             raise DataError(
-                f"evaluate.guidance is {settings.details_guidance:g}, but samples were drawn at w = {drawn} only; name one of these "
+                f"evaluate.guidance is {settings.details_guidance:g}, but samples were drawn at w = {drawn} only; name one of them "
                 "(jobs.evaluate: --details-guidance)"
             )
         for w in sorted(settings.guidance):
@@ -183,9 +183,7 @@ class _Page:
     def sample_figures(self) -> Iterator[Figure]:
         """The figures at the shown w, each with what it depends on; baselines have no w, steps, EMA or seed beside them."""
         at = self.at
-        plain = Protocol(
-            resolution_px=self.outcome.resolution_px, num_samples=at.num_samples, num_reference=at.num_reference
-        )
+        plain = Protocol(resolution_px=self.outcome.resolution_px, num_samples=at.num_samples, num_reference=at.num_reference)
         small = " Small n: compare within this table only." if at.num_samples < SMALL_N else ""
         fd = "Fréchet distance to held-out real pictures, in the encoder's pooled features, of "
         by_encoder, sampled = _by(plain, self.encoder), self._sampled(plain)
@@ -393,7 +391,9 @@ class _Page:
         """Every sample at one w beside its conditioning image, to look through one by one."""
         label = [f"w = {self.middle:g}"]
         examples = [
-            Example(condition=self.stored[c], samples=[self.drawn[c, self.middle]], sample_labels=label, label=f"condition {number}")
+            Example(
+                condition=self.stored[c], samples=[self.drawn[c, self.middle]], sample_labels=label, label=f"condition {number}"
+            )
             for number, c in enumerate(self.conditions[:_MOST], start=1)
         ]
         caption = f"One sample for each held-out conditioning image, none left out up to {_MOST}."

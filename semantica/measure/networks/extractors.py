@@ -272,7 +272,7 @@ def load_perceptual(found: Found, device: torch.device | str = "cpu", batch_size
     return PerceptualNet(found.identity, network.load(Path(found.path)), device, batch_size)
 
 
-def perceptual_distance(model: nn.Module, a: UInt8[Tensor, "b 3 h w"], b: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
+def perceptual_distance(model: torch.nn.Module, a: UInt8[Tensor, "b 3 h w"], b: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
     """Distance of each pair of RGB pictures (0-255), at their own size: 0 for equal ones, about 0.5 for unrelated ones.
 
     Raises DataError when they are smaller than what the net's pools leave a pixel of.

@@ -7,10 +7,9 @@ import numpy as np
 import scipy.io
 
 from semantica.episodes.pages import ReadConfig
-from semantica.episodes.sources.devkit import DEVKIT
-from semantica.episodes.sources.imagenet import TRAIN_TAR, VAL_TAR, ImageNetSource
+from semantica.episodes.sources.imagenet import DEVKIT, TRAIN_TAR, VAL_TAR, ImageNetTrain, ImageNetVal
 
-TRAIN, VAL = ImageNetSource("train"), ImageNetSource("val")
+TRAIN, VAL = ImageNetTrain(), ImageNetVal()
 SETTINGS = ReadConfig(pages_per_part=3, images_per_label=4)
 COUNTS = {"n01440764": 9, "n01443537": 4, "n02085620": 2}
 WNIDS = list(COUNTS)

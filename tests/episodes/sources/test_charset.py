@@ -5,9 +5,8 @@ import encodings.aliases
 
 import pytest
 
-from semantica.episodes.sources import charset
-from semantica.episodes.sources.charset import codec_of, page_text
-from semantica.episodes.sources.html import parse, picture_candidates
+from semantica.episodes.sources import html as charset
+from semantica.episodes.sources.html import codec_of, page_text, parse, picture_candidates
 
 # What Python takes for an encoding and the web does not.
 FOREIGN = sorted(

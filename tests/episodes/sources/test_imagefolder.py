@@ -8,8 +8,7 @@ from torchvision.datasets import ImageFolder
 from semantica.data.location import location
 from semantica.episodes.pages import ReadConfig, Source
 from semantica.episodes.quarantine import Reason
-from semantica.episodes.sources.imagefolder import ImageFolderSource
-from semantica.episodes.sources.labels import in_random_order
+from semantica.episodes.sources.labels import ImageFolderSource, in_random_order
 from semantica.errors import DataError
 
 SOURCE = ImageFolderSource()

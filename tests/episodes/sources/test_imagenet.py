@@ -8,8 +8,7 @@ from torchvision.datasets import ImageFolder, imagenet
 
 from semantica.data.location import location
 from semantica.episodes.pages import ReadConfig, Source
-from semantica.episodes.sources.devkit import DEVKIT, validation_labels
-from semantica.episodes.sources.imagenet import VAL_TAR
+from semantica.episodes.sources.imagenet import DEVKIT, VAL_TAR, validation_labels
 from semantica.episodes.sources.tree import open_tree
 from tests.episodes.sources.imagenet_files import SETTINGS, TRAIN, VAL, WNIDS, pages_of, publish_train, publish_val, train_pictures
 

@@ -7,8 +7,7 @@ import tarfile
 import pytest
 
 from semantica.episodes.quarantine import DamagedFile, Reason
-from semantica.episodes.sources.devkit import DEVKIT, MAX_MEMBER_BYTES
-from semantica.episodes.sources.imagenet import TRAIN_TAR, VAL_TAR
+from semantica.episodes.sources.imagenet import DEVKIT, MAX_MEMBER_BYTES, TRAIN_TAR, VAL_TAR
 from semantica.errors import DataError
 from tests.episodes.sources.imagenet_files import (
     SETTINGS,

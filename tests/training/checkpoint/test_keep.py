@@ -1,4 +1,4 @@
-"""The folder of a run's checkpoints: what is kept, which one a run goes on from, and what is never deleted."""
+"""The folder of a run's checkpoints: what is kept, which one a run resumes from, and what is never deleted."""
 
 import errno
 import fcntl
@@ -11,11 +11,10 @@ from dataclasses import replace
 import pytest
 
 from semantica.data.durable import marked, new_attempt, partial_of
+from semantica.data.location import file_sha256
 from semantica.errors import ConfigError, WeightsError
-from semantica.training.checkpoint import open_checkpoint
-from semantica.training.keeper import Keeper
-from semantica.training.retention import KeepConfig, kept
-from semantica.training.writing import write_checkpoint
+from semantica.training.checkpoint import Keeper, Saver, open_checkpoint, write_checkpoint
+from semantica.training.recipe import KeepConfig
 
 NAN = float("nan")
 
@@ -43,7 +42,7 @@ NAN = float("nan")
     ],
 )
 def test_what_stays(metrics, keep, stays):
-    assert sorted(kept(metrics, KeepConfig(**keep))) == stays
+    assert sorted(KeepConfig(**keep).steps(metrics)) == stays
 
 
 @pytest.mark.parametrize(("field", "value"), [("last", 0), ("best", -1), ("every_steps", -1)])
@@ -142,17 +141,37 @@ def test_when_none_is_loadable_nothing_is_started_from_the_beginning_unasked(run
 
 def test_a_newest_checkpoint_of_another_version_stops_the_run_instead_of_going_back(run, monkeypatch):
     keeper = run(last=2)
-    monkeypatch.setattr("semantica.training.manifest.FORMAT", 3)
+    monkeypatch.setattr("semantica.training.checkpoint.format.FORMAT", 3)
     with pytest.raises(WeightsError, match="has format 2, expected 3"):
         keeper.resume()
     assert keeper.steps() == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_step_is_saved_again_only_in_the_place_of_a_damaged_one(run):
-    keeper = run(last=2)
+def test_a_step_is_saved_again_only_in_the_place_of_a_damaged_one(run, living):
+    keeper = run(last=9)
     damage(keeper, 6)
-    assert [keeper.ready_for(step) for step in (5, 6, 7)] == [False, True, True]
-    assert keeper.steps() == [1, 2, 3, 4, 5]
+    before, (fifth, sixth) = keeper.resume().hash, (replace(living(2), step=step) for step in (5, 6))
+    with Saver(keeper, print) as saver:
+        saver.save(fifth)
+        saver.save(sixth)
+    assert open_checkpoint(keeper.folder_of(5)).hash == before  # it was loadable, and is what it was
+    again = open_checkpoint(keeper.folder_of(6))
+    write_checkpoint(keeper.folder.parent / "expected", sixth.snapshot())
+    assert again.hash == open_checkpoint(keeper.folder.parent / "expected").hash
+
+
+def test_one_process_reads_every_byte_of_a_checkpoint_and_the_others_compare_sizes(run, monkeypatch):
+    keeper, hashed = run(last=2), []
+    monkeypatch.setattr("semantica.training.checkpoint.format.file_sha256", lambda path: hashed.append(path) or file_sha256(path))
+    step = keeper.resume().step
+    assert len(hashed) == 4  # the three files of tensors, and the configuration
+    hashed.clear()
+    other = keeper.at(step)
+    assert hashed == []
+    assert other == keeper.newest()
+    (keeper.folder_of(step) / "ema.safetensors").write_bytes(b"short")
+    with pytest.raises(WeightsError, match=r"ema\.safetensors is damaged \(it has 5 bytes, expected "):
+        keeper.at(step)
 
 
 def test_what_nobody_writes_any_more_is_removed_and_what_somebody_writes_is_not(run):

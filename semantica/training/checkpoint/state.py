@@ -1,8 +1,7 @@
-"""Checkpoints: safetensors for weights, EMA and optimizer, JSON for the rest, a manifest with SHA-256 of every file last.
+"""The state of a training: as it lives (`TrainState`), as a copy in host memory (`Snapshot`), as a folder on disk (`Checkpoint`).
 
-In: the state of a training. A save first copies its tensors to host memory (`Snapshot`), which is all that the training waits
-for, and then writes them (`write_checkpoint`), all by one worker or each its rows. Out: a folder that is there whole or not at all,
-and a `Checkpoint` opened from one whose hashes hold. Nothing pickled is ever opened.
+In: network, EMA and optimizer of a training, of which this worker has all or its rows. Out: a snapshot, which is all that the
+training waits for in a save; and from a checkpoint, the network, or a training that resumes at its step. Nothing pickled is opened.
 """
 
 from __future__ import annotations
@@ -21,13 +20,10 @@ from semantica.config import from_dict, to_dict
 from semantica.data.location import file_sha256
 from semantica.denoiser.uvit import UViT
 from semantica.errors import ConfigError, WeightsError
+from semantica.training.checkpoint.format import CONFIG, MANIFEST, FileEntry, Piece, checked_files, read_pieces, share
 from semantica.training.ema import Ema
-from semantica.training.manifest import CONFIG, MANIFEST, FileEntry, checked_files
+from semantica.training.parallel import local, place
 from semantica.training.recipe import TrainConfig
-from semantica.training.sharded import local, place
-from semantica.training.snapshot import HostMemory, Snapshot, copied
-from semantica.training.tensor_files import Piece, read_pieces
-from semantica.training.writing import write_checkpoint
 
 
 @dataclass(frozen=True)
@@ -40,6 +36,53 @@ class Provenance:
     encodings: str
     selection: str
     corpus_mean: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What worker `rank` of `world` writes of a training after `step` steps. Nothing in it changes while the training goes on.
+
+    pieces: kind -> name -> rows, on the CPU. described: the content of config.json.
+    """
+
+    step: int
+    pieces: Mapping[str, Mapping[str, Piece]]
+    described: Mapping[str, Any]
+    rank: int = 0
+    world: int = 1
+
+
+class HostMemory:
+    """Memory that one snapshot after the other is copied to: the pages are there already, and pinned when they come from a GPU.
+
+    It holds as many bytes as a checkpoint has, for as long as the training runs.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[str, Tensor] = {}
+
+    def copy(self, key: str, tensor: Tensor) -> Tensor:
+        """The values of a tensor, contiguous, in the memory held under the key. From a GPU they arrive by the next synchronize."""
+        held = self._held.get(key)
+        if held is None or held.shape != tensor.shape or held.dtype != tensor.dtype:
+            held = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+            self._held[key] = held
+        return held.copy_(tensor.detach(), non_blocking=True)
+
+
+def copied(tensors: Mapping[str, Mapping[str, Tensor]], memory: HostMemory, rank: int, world: int) -> dict[str, dict[str, Piece]]:
+    """The rows of worker `rank` of every kind of tensors, in host memory. All values are there when this returns."""
+    pieces: dict[str, dict[str, Piece]] = {}
+    on_gpu = False
+    with torch.no_grad():
+        for kind, named in tensors.items():
+            pieces[kind] = {}
+            for name, piece in share(named, rank, world).items():
+                on_gpu |= piece.tensor.is_cuda
+                pieces[kind][name] = Piece(memory.copy(f"{kind}/{name}", piece.tensor), piece.start, piece.rows)
+    if on_gpu:
+        torch.cuda.synchronize()
+    return pieces
 
 
 @dataclass(frozen=True)
@@ -154,23 +197,13 @@ class Checkpoint:
         return read_pieces([self.folder / file.name for file in self.files if file.kind == kind], rank, world)
 
 
-def save_checkpoint(
-    folder: Path,
-    network: nn.Module,
-    ema: Ema,
-    optimizer: torch.optim.Optimizer,
-    *,
-    config: TrainConfig,
-    step: int,
-    provenance: Provenance,
-) -> None:
-    """Write a checkpoint after `step` steps to a folder that is not there, or empty. The training waits for all of it."""
-    write_checkpoint(folder, TrainState(network, ema, optimizer, config, step, provenance).snapshot())
+def open_checkpoint(folder: Path, *, verify: bool = True) -> Checkpoint:
+    """The checkpoint in a folder. Raises WeightsError naming the file that is missing or damaged.
 
-
-def open_checkpoint(folder: Path) -> Checkpoint:
-    """The checkpoint in a folder, every file checked against its hash. Raises WeightsError naming what is missing or damaged."""
-    files = checked_files(folder)
+    verify: compare every file with its hash, which reads all of it. One process does that for all that then use the checkpoint; the
+    others give False and compare sizes only.
+    """
+    files = checked_files(folder, verify=verify)
     try:
         described = json.loads((folder / CONFIG).read_text())
         return Checkpoint(

@@ -14,11 +14,8 @@ import torch
 from torch import nn
 
 from semantica.errors import WeightsError
-from semantica.training.checkpoint import open_checkpoint
-from semantica.training.keeper import Keeper
-from semantica.training.retention import KeepConfig
-from semantica.training.saver import Saver
-from semantica.training.writing import write_checkpoint
+from semantica.training.checkpoint import Keeper, Saver, open_checkpoint, write_checkpoint
+from semantica.training.recipe import KeepConfig
 
 OPERATIONS = ("mkdir", "write", "fsync", "rename", "unlink", "rmdir")
 

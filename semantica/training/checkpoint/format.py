@@ -1,26 +1,141 @@
-"""Tensors in safetensors files, whole or split over several files by rows, as N workers write them and M workers read them.
+"""The files of a checkpoint: what is written, and what is read back. Nothing here knows a network.
 
-In: named tensors, of which a worker has all or its rows. Out: files that are hashed as they are written; from files, the rows that
-a worker asks for. A split file says in its metadata which rows of which tensor it holds; without that it is an ordinary safetensors
-file, byte for byte what safetensors itself writes.
+    model.safetensors      weights; of N workers model-00001-of-0000N.safetensors, ..., each with its rows of every tensor
+    ema.safetensors, optimizer.safetensors
+    config.json            configuration, step, provenance, metric, counters
+    manifest.json          written last: size and SHA-256 of every file, the first and last name of its tensors, a hash of itself
+
+In: named tensors, of which a worker has all or its rows. Out: files that are hashed while they are written; and from files, the
+rows that a worker asks for. A split file says in its metadata which rows of which tensor it holds. Without that it is an ordinary
+safetensors file, byte for byte what safetensors itself writes. A folder whose files are those of its manifest is a checkpoint;
+anything else is refused by name.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from semantica.data.durable import Written, write_file
+from semantica.data.durable import write_file
+from semantica.data.location import file_sha256
 from semantica.errors import WeightsError
-from semantica.training.sharded import local, place
+from semantica.training.parallel import local, place, row_range
+
+FORMAT = 2
+MANIFEST, CONFIG = "manifest.json", "config.json"
+KINDS = ("model", "ema", "optimizer")
+_SUFFIX = ".safetensors"
+_MEND = "use an earlier checkpoint, or delete the output of jobs.train and run it again"
+
+
+class DamagedCheckpoint(WeightsError):
+    """A checkpoint folder that is not what was written: a file is missing, damaged, or of another save."""
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file. kind: of its tensors, or "config". first, last: the least and the greatest of their names, "" without tensors."""
+
+    name: str
+    kind: str
+    num_bytes: int
+    sha256: str
+    first: str = ""
+    last: str = ""
+
+
+def tensor_file(kind: str, rank: int, world: int) -> str:
+    """The name of the file of worker `rank`."""
+    return f"{kind}{_SUFFIX}" if world == 1 else f"{kind}-{rank + 1:05d}-of-{world:05d}{_SUFFIX}"
+
+
+def write_config(folder: Path, described: Mapping[str, Any]) -> FileEntry:
+    """Write the file of everything that is no tensor."""
+    written = write_file(folder / CONFIG, [json.dumps(described, indent=1).encode()])
+    return FileEntry(CONFIG, "config", written.num_bytes, written.sha256)
+
+
+def write_manifest(folder: Path, files: Sequence[FileEntry]) -> None:
+    """Write the manifest of a folder whose other files are there."""
+    write_file(folder / MANIFEST, [_sealed([asdict(file) for file in files], FORMAT)])
+
+
+def checked_files(folder: Path, *, verify: bool = True) -> tuple[FileEntry, ...]:
+    """The files of a checkpoint. Raises WeightsError naming the one that is not what was written.
+
+    verify: read every byte and compare its hash; without it, sizes only. A missing or damaged file is a DamagedCheckpoint; a
+    manifest of another format, or of a whole stage, is not.
+    """
+    path = folder / MANIFEST
+    if not path.exists():
+        raise DamagedCheckpoint(f"checkpoint: {folder} has no {MANIFEST}, so it is no finished checkpoint; run jobs.train")
+    files = _read(path)
+    for file in files:
+        path = folder / file.name
+        if (fault := _fault(path, file, verify)) is not None:
+            raise DamagedCheckpoint(f"checkpoint: {path} is {fault}; {_MEND}")
+    # A stranger's notes do no harm. Tensors that the manifest does not know are of another save.
+    strange = sorted({p.name for p in folder.glob(f"*{_SUFFIX}")} - {file.name for file in files})
+    if strange:
+        raise DamagedCheckpoint(f"checkpoint: {folder / strange[0]} is not of this checkpoint; take it out of the folder")
+    return files
+
+
+def _fault(path: Path, file: FileEntry, verify: bool) -> str | None:
+    """What is wrong with a file, None when it is what was written."""
+    try:
+        if (size := path.stat().st_size) != file.num_bytes:
+            return f"damaged (it has {size} bytes, expected {file.num_bytes})"
+        if not verify or file_sha256(path) == file.sha256:
+            return None
+        return "damaged (its SHA-256 is not the manifest's)"  # noqa: TRY300
+    except FileNotFoundError:
+        return "missing"
+    except OSError as error:
+        return f"damaged (the disk does not give it back: {error.strerror})"
+
+
+def _read(path: Path) -> tuple[FileEntry, ...]:
+    damaged = DamagedCheckpoint(f"checkpoint: {path} is damaged; {_MEND}")
+    data = path.read_bytes()
+    try:
+        values = json.loads(data)
+    except ValueError:
+        raise damaged from None
+    if not isinstance(values, dict):
+        raise damaged
+    if "kind" in values and (path.parent / "model" / MANIFEST).exists():
+        raise WeightsError(
+            f"checkpoint: {path.parent} is the whole output of jobs.train; its checkpoint is {path.parent / 'model'}"
+        )
+    try:
+        if data == _sealed(values["files"], values["format"]):
+            if values["format"] != FORMAT:
+                raise WeightsError(f"checkpoint: {path.parent} has format {values['format']}, expected {FORMAT}; train it again")
+            files = tuple(FileEntry(**file) for file in values["files"])
+            if all(Path(file.name).name == file.name for file in files) and {f.kind for f in files} == {*KINDS, "config"}:
+                return files
+    except (KeyError, TypeError):
+        pass
+    raise damaged
+
+
+def _sealed(files: Sequence[Any], version: Any) -> bytes:
+    """The one text that says this: no other text is read as it, so no bit of it can flip unseen."""
+    facts = {"format": version, "files": files}
+    seal = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    return json.dumps({**facts, "seal": seal}, indent=1).encode() + b"\n"
+
 
 _ROWS = "rows"
 _DTYPES = {
@@ -41,12 +156,6 @@ class Piece:
     def is_whole(self) -> bool:
         """True when there are no other pieces."""
         return self.rows is None or len(self.tensor) == self.rows
-
-
-def row_range(rows: int, rank: int, world: int) -> tuple[int, int]:
-    """[start, stop) of the rows of worker `rank`: those of torch.chunk, which FSDP2's Shard(0) gives it. The last may have none."""
-    size = -(-rows // world)
-    return min(rank * size, rows), min((rank + 1) * size, rows)
 
 
 def share(tensors: Mapping[str, Tensor], rank: int = 0, world: int = 1) -> dict[str, Piece]:
@@ -75,9 +184,11 @@ def _own_rows(name: str, tensor: DTensor, rank: int, world: int) -> dict[str, Pi
     return {name: Piece(local(tensor), start, len(tensor))} if start < stop else {}
 
 
-def write_pieces(path: Path, pieces: Mapping[str, Piece]) -> Written:
-    """Size and hash of a safetensors file of the pieces, written as a stream: no copy of them in memory. They are on the CPU."""
-    return write_file(path, _stream(pieces))
+def write_pieces(path: Path, kind: str, pieces: Mapping[str, Piece]) -> FileEntry:
+    """A new safetensors file of the pieces, written as a stream: no copy of them in memory. They are on the CPU."""
+    written = write_file(path, _stream(pieces))
+    first, last = (min(pieces), max(pieces)) if pieces else ("", "")
+    return FileEntry(path.name, kind, written.num_bytes, written.sha256, first, last)
 
 
 def read_pieces(paths: Sequence[Path], rank: int = 0, world: int = 1) -> dict[str, Piece]:

@@ -1,7 +1,7 @@
-"""The folder of a run's checkpoints: one folder a step, the newest loadable one to go on from, and what is deleted when.
+"""The folder of a run's checkpoints: one folder per step, the newest loadable one to resume from, and when which is deleted.
 
-One worker owns it: it alone resumes, prunes and sets aside. Others read. Whatever is not a step's folder is never touched, but for
-temporary folders of which `durable` knows that nobody writes them any more.
+One worker owns it: it alone resumes, prunes and sets aside, and it alone reads every byte to compare hashes. The others read what
+it names. Only folders of steps are ever touched, and temporary folders that nobody writes any more (`durable` knows which).
 """
 
 from __future__ import annotations
@@ -10,15 +10,14 @@ import json
 import logging
 import re
 import uuid
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from semantica.data.durable import remove_abandoned, remove_folder, sync_folder
 from semantica.errors import WeightsError
-from semantica.training.checkpoint import Checkpoint, open_checkpoint
-from semantica.training.manifest import CONFIG, DamagedCheckpoint
-from semantica.training.retention import KeepConfig, kept
+from semantica.training.checkpoint.format import CONFIG, DamagedCheckpoint
+from semantica.training.checkpoint.state import Checkpoint, open_checkpoint
+from semantica.training.recipe import KeepConfig
 
 _STEM = "step-"
 _NAME = re.compile(rf"\A{_STEM}(\d{{9,}})\Z")
@@ -41,6 +40,10 @@ class Keeper:
         names = [p.name for p in self.folder.iterdir()] if self.folder.exists() else []
         return sorted(int(found[1]) for name in names if (found := _NAME.match(name)))
 
+    def at(self, step: int) -> Checkpoint:
+        """The checkpoint of a step that another process has found loadable: sizes are compared, bytes are not read again."""
+        return open_checkpoint(self.folder_of(step), verify=False)
+
     def newest(self) -> Checkpoint | None:
         """The newest checkpoint that is what was written; None in an empty folder. Changes nothing.
 
@@ -62,25 +65,10 @@ class Keeper:
             _log.warning("%s; it is called %s now, and an earlier one is used", error, self._set_aside(step).name)
         return newest
 
-    def ready_for(self, step: int) -> bool:
-        """True when a checkpoint of the step may be written: there is none, or a damaged one that is now set aside.
-
-        False when there is a loadable one, which stays.
-        """
-        folder = self.folder_of(step)
-        if not folder.exists():
-            return True
-        try:
-            open_checkpoint(folder)
-        except DamagedCheckpoint as error:
-            _log.warning("%s; it is called %s now", error, self._set_aside(step).name)
-            return True
-        return False
-
     def prune(self) -> list[int]:
         """The steps whose checkpoints were deleted: those that `keep` does not want. Never the newest loadable one."""
         metrics = {step: _metric(self.folder_of(step)) for step in self.steps()}
-        unwanted = sorted(metrics.keys() - kept(metrics, self.keep))
+        unwanted = sorted(metrics.keys() - self.keep.steps(metrics))
         if not unwanted:
             return []
         # Read back from the disk: what was just written may be damaged already.
@@ -91,12 +79,13 @@ class Keeper:
         return deleted
 
     def _search(self) -> tuple[Checkpoint | None, list[tuple[int, DamagedCheckpoint]]]:
-        """The newest loadable checkpoint, and the damaged ones of later steps, the newest first."""
+        """The newest loadable checkpoint, and the damaged ones of later steps, the newest first. Every byte of them is read."""
         damaged: list[tuple[int, DamagedCheckpoint]] = []
-        for step, opened in self._newest_first():
-            if isinstance(opened, Checkpoint):
-                return opened, damaged
-            damaged.append((step, opened))
+        for step in reversed(self.steps()):
+            try:
+                return open_checkpoint(self.folder_of(step)), damaged
+            except DamagedCheckpoint as error:
+                damaged.append((step, error))
         return None, damaged
 
     def _search_for_one(self) -> tuple[Checkpoint | None, list[tuple[int, DamagedCheckpoint]]]:
@@ -108,13 +97,6 @@ class Keeper:
                 "delete the folder to train from the start"
             )
         return loadable, damaged
-
-    def _newest_first(self) -> Iterator[tuple[int, Checkpoint | DamagedCheckpoint]]:
-        for step in reversed(self.steps()):
-            try:
-                yield step, open_checkpoint(self.folder_of(step))
-            except DamagedCheckpoint as error:
-                yield step, error
 
     def _set_aside(self, step: int) -> Path:
         folder = self.folder_of(step)

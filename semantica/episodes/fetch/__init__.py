@@ -1,4 +1,16 @@
-"""The settings of the fetcher, and what it hands back for a URL."""
+"""Fetches pictures from the web, only when a user asks for it: URLs go in, bytes or the reason why there are none come out.
+
+    URL ─ check_url ─ robots.txt ─ turn of the host ─ resolver ─ socket ─ headers ─ body ─▶ Fetched
+          (address)   (politeness) (politeness)      (address)  (address)  (http)   (http)
+           ▲                                                                  │
+           └──────────────────────────── redirect ────────────────────────────┘
+
+`address` checks scheme, port, user, host and every address of each request, so redirects and robots.txt are checked too.
+`politeness` holds what servers allow and how often a host may be asked. `http` makes one request with its limits on bytes, time
+and decompression. `fetcher` puts them together: redirects by hand, retries with back-off, many URLs at once in an event loop with
+its own thread. `store` keeps the results. The bounds hold for one Fetcher: a caller that runs several gives each its own hosts
+(`share`), or divides the rates. This module holds the settings, and the result for one URL.
+"""
 
 from __future__ import annotations
 

@@ -12,10 +12,9 @@ from torch.distributed.tensor import Shard, distribute_tensor
 
 from semantica.data.durable import new_attempt, partial_of
 from semantica.errors import WeightsError
-from semantica.training.checkpoint import open_checkpoint
-from semantica.training.manifest import DamagedCheckpoint
-from semantica.training.tensor_files import Piece, read_pieces, row_range, share, write_pieces
-from semantica.training.writing import write_checkpoint
+from semantica.training.checkpoint import DamagedCheckpoint, open_checkpoint, write_checkpoint
+from semantica.training.checkpoint.format import Piece, read_pieces, share, write_pieces
+from semantica.training.parallel import row_range
 
 KINDS = ("model", "ema", "optimizer")
 
@@ -162,11 +161,11 @@ def test_scalars_and_empty_tensors_and_every_dtype_travel(tmp_path):
     tensors |= {"scalar": torch.tensor(7.5), "empty": torch.empty(0, 3), "one row": torch.ones(1, 4), "µ": torch.zeros(2)}
     paths = [tmp_path / f"{rank}.safetensors" for rank in range(3)]
     for rank, path in enumerate(paths):
-        write_pieces(path, share(tensors, rank, 3))
+        write_pieces(path, "model", share(tensors, rank, 3))
     back = read_pieces(paths)
     assert back.keys() == tensors.keys()
     assert all(torch.equal(back[name].tensor, t) and back[name].tensor.dtype == t.dtype for name, t in tensors.items())
-    write_pieces(tmp_path / "whole", share(tensors))
+    write_pieces(tmp_path / "whole", "model", share(tensors))
     whole = load_file(tmp_path / "whole")
     assert all(torch.equal(whole[name], t) and whole[name].dtype == t.dtype for name, t in tensors.items())
 
@@ -183,7 +182,7 @@ def test_rows_that_a_worker_does_not_have_are_not_written_in_its_name(tmp_path):
 
 
 def test_a_worker_for_whom_there_are_no_rows_reads_an_empty_tensor_of_the_right_shape(tmp_path):
-    write_pieces(tmp_path / "a", share({"w": torch.ones(2, 3, dtype=torch.bfloat16)}))
+    write_pieces(tmp_path / "a", "model", share({"w": torch.ones(2, 3, dtype=torch.bfloat16)}))
     (piece,) = read_pieces([tmp_path / "a"], rank=3, world=4).values()
     assert (tuple(piece.tensor.shape), piece.tensor.dtype, piece.rows) == ((0, 3), torch.bfloat16, 2)
 
@@ -191,12 +190,12 @@ def test_a_worker_for_whom_there_are_no_rows_reads_an_empty_tensor_of_the_right_
 def test_rows_that_are_missing_or_there_twice_are_named(tmp_path):
     tensor = torch.arange(6.0)
     for name, start, stop in (("a", 0, 2), ("b", 2, 4), ("c", 4, 6), ("d", 3, 6)):
-        write_pieces(tmp_path / name, {"w": Piece(tensor[start:stop], start, 6)})
+        write_pieces(tmp_path / name, "model", {"w": Piece(tensor[start:stop], start, 6)})
     for names in ("ac", "ab", "bc", "aabc", "abd", "b"):
         with pytest.raises(WeightsError, match=r"w must have rows 0 to 6 once, got \["):
             read_pieces([tmp_path / name for name in names])
     assert torch.equal(read_pieces([tmp_path / name for name in "cab"])["w"].tensor, tensor)
-    write_pieces(tmp_path / "other", {"w": Piece(tensor[:2], 4, 8)})
+    write_pieces(tmp_path / "other", "model", {"w": Piece(tensor[:2], 4, 8)})
     with pytest.raises(WeightsError, match="w has 8 rows, another file says 6"):
         read_pieces([tmp_path / "a", tmp_path / "other"])
 

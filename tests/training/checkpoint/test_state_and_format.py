@@ -14,12 +14,11 @@ from safetensors.torch import load_file, save_file
 from semantica.config import override, to_dict
 from semantica.data.location import file_sha256
 from semantica.errors import WeightsError
-from semantica.training.checkpoint import open_checkpoint, save_checkpoint
+from semantica.training.checkpoint import open_checkpoint, write_checkpoint
+from semantica.training.checkpoint.format import DamagedCheckpoint, FileEntry, checked_files, write_manifest
 from semantica.training.ema import Ema
 from semantica.training.loop import initial_network
-from semantica.training.manifest import DamagedCheckpoint, FileEntry, checked_files, write_manifest
 from semantica.training.step import make_optimizer
-from semantica.training.writing import write_checkpoint
 
 TENSORS = ("model.safetensors", "ema.safetensors", "optimizer.safetensors")
 FILES = (*TENSORS, "config.json")
@@ -83,9 +82,7 @@ def test_weights_in_another_memory_layout_make_the_same_files(living, saved, tmp
     state = living(3)
     state.network.to(memory_format=torch.channels_last)
     assert not all(p.is_contiguous() for p in state.network.parameters())
-    save_checkpoint(
-        tmp_path / "3", state.network, state.ema, state.optimizer, config=state.config, step=3, provenance=state.provenance
-    )
+    write_checkpoint(tmp_path / "3", state.snapshot())
     assert all((tmp_path / "3" / name).read_bytes() == (saved / name).read_bytes() for name in TENSORS)
 
 
@@ -236,7 +233,7 @@ def test_another_format_is_refused_but_not_called_damaged(copy, monkeypatch):
     files = checked_files(copy)
     (copy / "manifest.json").unlink()
     with monkeypatch.context() as later:
-        later.setattr("semantica.training.manifest.FORMAT", 3)
+        later.setattr("semantica.training.checkpoint.format.FORMAT", 3)
         write_manifest(copy, files)
     with pytest.raises(WeightsError, match="has format 3, expected 2") as caught:
         open_checkpoint(copy)

@@ -20,8 +20,8 @@ import aiohttp
 import yarl
 from multidict import CIMultiDictProxy
 
-from semantica.episodes.fetch_address import Allowed, Blocked, Resolve, checked_connector
-from semantica.episodes.fetch_config import FetchConfig
+from semantica.episodes.fetch import FetchConfig
+from semantica.episodes.fetch.address import Allowed, Blocked, Resolve, checked_connector
 from semantica.episodes.quarantine import Reason, Refused
 
 log = logging.getLogger(__name__)

@@ -1,16 +1,4 @@
-"""Fetches pictures from the web, only when a user asks for it: URLs go in, bytes or the reason why there are none come out.
-
-    URL ─ check_url ─ robots.txt ─ turn of the host ─ resolver ─ socket ─ headers ─ body ─▶ Fetched
-          (address)    (robots)       (turns)          (address)  (address)  (http)   (http)
-           ▲                                                                  │
-           └──────────────────────────── redirect ────────────────────────────┘
-
-`fetch_address` is the wall: scheme, port, user, host and every address, checked for each request, so for redirects and robots.txt
-too. `fetch_robots` holds what servers allow, `fetch_turns` the bounds on requests in all, of one host and in a second, `fetch_http`
-one request with its limits on bytes, time and decompression. This file puts them together: redirects by hand, retries with back-off
-of what may pass, many URLs at once in an event loop with its own thread. `fetch_store` keeps what came. The bounds hold for one
-Fetcher: who runs several at once gives each its own hosts (`share`), or divides the rates.
-"""
+"""The fetcher: redirects by hand, retries with back-off, many URLs at once in an event loop with its own thread."""
 
 from __future__ import annotations
 
@@ -27,11 +15,10 @@ from dataclasses import dataclass
 import tenacity
 import yarl
 
-from semantica.episodes import fetch_robots
-from semantica.episodes.fetch_address import Allowed, Resolve, check_url, dns_threads, is_public, system_resolve
-from semantica.episodes.fetch_config import FetchConfig, Fetched
-from semantica.episodes.fetch_http import Answer, Client, FetchFailed
-from semantica.episodes.fetch_turns import Pace, Turns
+from semantica.episodes.fetch import FetchConfig, Fetched, politeness
+from semantica.episodes.fetch.address import Allowed, Resolve, check_url, dns_threads, is_public, system_resolve
+from semantica.episodes.fetch.http import Answer, Client, FetchFailed
+from semantica.episodes.fetch.politeness import Pace, Turns
 from semantica.episodes.quarantine import Reason, Refused, shown
 
 __all__ = ["FetchConfig", "Fetched", "Fetcher", "share"]
@@ -51,7 +38,7 @@ class Fetcher:
         self._resolve = resolve
         self._allowed = allowed
         self._pace = Pace(config)
-        self._robots = fetch_robots.Remembered()
+        self._robots = politeness.Remembered()
         if not config.contact:
             log.warning("fetch: contact is empty; set a URL or mail address where the owners of servers find you")
 
@@ -95,7 +82,7 @@ class _Run:
         resolve: Resolve,
         allowed: Allowed,
         pace: Pace,
-        robots: fetch_robots.Remembered,
+        robots: politeness.Remembered,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._config = config
@@ -105,7 +92,7 @@ class _Run:
         self._robots = robots
         self._loop = loop
         self._turns = Turns(config, pace)
-        self._asking: dict[str, asyncio.Task[fetch_robots.Rules]] = {}  # servers whose robots.txt is on its way
+        self._asking: dict[str, asyncio.Task[politeness.Rules]] = {}  # servers whose robots.txt is on its way
         self._client: Client | None = None
 
     async def start(self) -> None:
@@ -165,14 +152,14 @@ class _Run:
             rules = await self._asking[origin]
         rules.check(url, self._config.product)
 
-    async def _ask_robots(self, url: yarl.URL, origin: str) -> fetch_robots.Rules:
+    async def _ask_robots(self, url: yarl.URL, origin: str) -> politeness.Rules:
         try:
             answer = await self._follow(url.origin().with_path("/robots.txt"), _Way(), for_robots=True)
-            rules = fetch_robots.rules_of(answer.body or b"")
+            rules = politeness.rules_of(answer.body or b"")
         except FetchFailed as error:
-            rules = fetch_robots.rules_without(error)
+            rules = politeness.rules_without(error)
         except Refused as error:
-            rules = fetch_robots.rules_without(FetchFailed(error.reason, error.detail))
+            rules = politeness.rules_without(FetchFailed(error.reason, error.detail))
         self._robots.put(origin, rules)
         if (delay_s := rules.crawl_delay_s(self._config.product)) > 0:
             self._pace.slow_down(str(url.host), min(delay_s, self._config.max_crawl_delay_s))
@@ -204,7 +191,7 @@ class _Run:
         async with self._turns.turn(host) as turn:
             try:
                 if for_robots:
-                    answer = await self._client.robots(url, fetch_robots.MAX_BYTES)
+                    answer = await self._client.robots(url, politeness.MAX_BYTES)
                 else:
                     answer = await self._client.picture(url)
             except FetchFailed as error:

@@ -15,11 +15,8 @@ import torch
 from semantica.config import to_dict
 from semantica.data.durable import new_attempt
 from semantica.errors import WeightsError
-from semantica.training.checkpoint import open_checkpoint
-from semantica.training.keeper import Keeper
-from semantica.training.retention import KeepConfig
-from semantica.training.saver import Saver
-from semantica.training.writing import write_checkpoint
+from semantica.training.checkpoint import Keeper, Saver, open_checkpoint, write_checkpoint
+from semantica.training.recipe import KeepConfig
 
 
 @pytest.fixture
@@ -181,10 +178,10 @@ import torch
 from semantica.config import from_dict
 from semantica.training.checkpoint import Provenance, TrainState
 from semantica.training.ema import Ema
-from semantica.training.keeper import Keeper
+from semantica.training.checkpoint import Keeper
 from semantica.training.recipe import EmaConfig, TrainConfig
-from semantica.training.retention import KeepConfig
-from semantica.training.saver import Saver
+from semantica.training.recipe import KeepConfig
+from semantica.training.checkpoint import Saver
 
 write = os.write
 os.write = lambda *args: (time.sleep(0.05), write(*args))[1]

@@ -20,8 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from semantica.data.location import Location, atomic_file
-from semantica.episodes.fetch import Fetched, Fetcher
-from semantica.episodes.fetch_http import OPT_OUT
+from semantica.episodes.fetch import Fetched
+from semantica.episodes.fetch.fetcher import Fetcher
+from semantica.episodes.fetch.http import OPT_OUT
 from semantica.episodes.pages import ImageRef, Page
 from semantica.episodes.quarantine import Reason, utf8
 
