@@ -29,7 +29,7 @@ from semantica.encoders.encode import EncodeConfig
 from semantica.encoders.encoder import EncoderConfig
 from semantica.errors import DataError
 from semantica.evaluation.features import Features
-from semantica.evaluation.figures import Measurer
+from semantica.evaluation.figures import CellFigures, Measurer
 from semantica.evaluation.measuring import Work, stored_work, work_of
 from semantica.evaluation.models import EvaluatedModel, check_same_encoder, check_similarity, last_of_runs, open_models
 from semantica.evaluation.networks import Networks, chosen_networks, find_networks, usual_networks
@@ -178,7 +178,9 @@ def _outcome(job: _Job, networks: Networks, data: Mapping[str, str]) -> Outcome:
     )
 
 
-def measured(cells: Mapping[Cell, Sequence[str]], requests: Mapping[Cell, Sequence[Request]], measurer: Measurer) -> dict:
+def measured(
+    cells: Mapping[Cell, Sequence[str]], requests: Mapping[Cell, Sequence[Request]], measurer: Measurer
+) -> dict[Cell, CellFigures]:
     """The figures of every cell that has some. A baseline of fewer than two pictures has none."""
     results = {}
     for cell, networks in cells.items():

@@ -83,6 +83,17 @@ class EncoderIdentity:
         return Preprocessing(self.image_px, self.resize_px or self.image_px, self.resample, self.mean, self.std)
 
 
+class OtherEncoderError(WeightsError):
+    """The weights that were loaded encode differently from those of the expected identity. `difference` says in what."""
+
+    def __init__(self, weights: str, expected: EncoderIdentity, loaded: EncoderIdentity, field: str) -> None:
+        self.difference = f"{field} must be {expected.to_dict()[field]}, got {loaded.to_dict()[field]}"
+        super().__init__(
+            f"encoder: {weights!r} is not the encoder {expected.name!r} that made the encodings: {self.difference}; "
+            "put the old weights back, or encode again"
+        )
+
+
 @dataclass(frozen=True)
 class Encoded:
     """tokens (B, N, D) and pooled (B, D), float32."""
@@ -126,8 +137,12 @@ def families() -> tuple[Family, ...]:
     return dinov2.DINOV2, dinov2.DINOV2_REGISTERS, siglip.SIGLIP, siglip.SIGLIP2_NAFLEX
 
 
-def load_encoder(settings: EncoderConfig, device: str = "cpu") -> Encoder:
-    """The encoder with its identity. Raises WeightsError when the weights are missing, damaged or of another family."""
+def load_encoder(settings: EncoderConfig, device: str = "cpu", *, expected: EncoderIdentity | None = None) -> Encoder:
+    """The encoder with its identity. Raises WeightsError when the weights are missing, damaged or of another family.
+
+    expected: the identity of the encoder that made some encodings or that a model was trained with. Raises OtherEncoderError when
+    this one encodes differently.
+    """
     from safetensors import SafetensorError
     from transformers.utils import logging as transformers_logging
 
@@ -166,6 +181,8 @@ def load_encoder(settings: EncoderConfig, device: str = "cpu") -> Encoder:
         resize_px=seen.resize_px,
         resample=seen.resample,
     )
+    for field in expected.differing(identity) if expected else ():
+        raise OtherEncoderError(settings.weights, expected, identity, field)
     return Encoder(model, identity, torch.device(device), compiled=settings.compile)
 
 

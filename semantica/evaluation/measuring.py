@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +27,8 @@ from semantica.evaluation.requests import Cell, Request, content_hash, kind_of, 
 from semantica.evaluation.samples import SampleFolder
 from semantica.evaluation.sets import EvaluationSet, by_image
 from semantica.measure.networks.extractors import FeatureExtractor, PerceptualNet
+
+K = TypeVar("K")
 
 _PICTURES_PER_SHARD = 128
 Pictures: TypeAlias = Callable[[Location, str], StoredPictures]  # (encodings, sub-folder) -> its reader
@@ -224,8 +226,8 @@ def _pieces(names: Sequence[str]) -> Iterator[tuple[str, ...]]:
         yield tuple(names[start : start + _PICTURES_PER_SHARD])
 
 
-def _by_networks(wanted: Mapping[object, set[str]], order: Sequence[str]) -> Iterator[tuple[tuple[str, ...], list[object]]]:
-    groups: dict[tuple[str, ...], list[object]] = {}
+def _by_networks(wanted: Mapping[K, set[str]], order: Sequence[str]) -> Iterator[tuple[tuple[str, ...], list[K]]]:
+    groups: dict[tuple[str, ...], list[K]] = {}
     for name, networks in wanted.items():
         groups.setdefault(tuple(n for n in order if n in networks), []).append(name)
     yield from groups.items()

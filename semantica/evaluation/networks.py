@@ -64,7 +64,7 @@ def chosen_networks(settings: EvaluationConfig) -> tuple[EvaluationConfig, list[
     here = {ENCODER, *(one.name for one in found)}
     filled = {field: tuple(name for name in usual if name in here) for field, usual in open_fields.items()}
     notes = [f"{one.name} was not measured: {one.reason}" for one in skipped]
-    return replace(settings, **filled), notes
+    return replace(settings, **filled), notes  # type: ignore[arg-type]
 
 
 def usual_networks(*, inception: bool, perceptual: bool) -> tuple[tuple[str, ...], tuple[str, ...], list[str]]:

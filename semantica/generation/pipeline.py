@@ -18,6 +18,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
+from semantica import runtime
 from semantica.conditioning import Conditioning
 from semantica.config import override, require
 from semantica.denoiser.uvit import UViT
@@ -76,7 +77,7 @@ class Semantica:
         if picture_px is not None:
             require(picture_px >= 1, "load: picture_px", "at least 1", picture_px)
             release = replace(release, picture_px=picture_px)
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        device = device or runtime.device()
         model = Model(network, release.schedule, release.prediction).on(device, speed)
         eye = encoder_of(release.encoder, device, encoder)
         return cls(model, ConditioningImages(eye, release.denoiser.max_images, release.picture_px), release, card)

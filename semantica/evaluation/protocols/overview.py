@@ -328,7 +328,7 @@ class _Page:
         ]
         if self.outcome.sources.episodes is not None:
             tables.append(_refusals(read_manifest(self.outcome.sources.episodes, "episodes")))
-        times = [[name, seconds] for name, folder in self._stages() if (seconds := _seconds(folder)) is not None]
+        times: list[list[Value]] = [[name, seconds] for name, folder in self._stages() if (seconds := _seconds(folder)) is not None]
         if times:
             caption = f"On {platform.machine()}, {platform.system()}; Ray is started once, by the first stage that runs."
             tables.append(Table(title="Time of each stage", columns=["stage", "seconds"], rows=times, caption=caption))
