@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
-from semantica.distributed.evaluation_sets import ingest_settings
 
 import jobs.command
 import jobs.ingest
 from semantica.config import from_args
+from semantica.evaluation.sets import ingest_settings
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

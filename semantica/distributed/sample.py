@@ -6,7 +6,7 @@ and is finished again. Its receipts name the samples they hold, so none is drawn
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -33,7 +33,7 @@ from semantica.training.checkpoint import open_checkpoint
 _PREVIEW_ROWS = 10
 
 
-class _DrawShard:
+class DrawShard:
     """One actor: the network, and the shards it is given. encoder: a folder of the encoder's weights, "" where they lie."""
 
     def __init__(
@@ -68,17 +68,14 @@ def draw_samples(
     """
     output = StageOutput(out, "drawn", drawing_of(settings), {"encodings": data.hash, "checkpoint": model.checkpoint.hash})
     drawn = {name for _, stats in output.receipts() for name in stats["names"]}
-    todo = [
-        SampleShard(b.name, b.guidance, b.seed, tuple(Sample(r.name, data.pictures[r.image_id], r.index) for r in b.requests))
-        for b in batches(requests, settings.batch_size, drawn)
-    ]
+    todo = shards_of(requests, data, settings.batch_size, drawn)
     total = sum(len(shard.samples) for shard in todo)
     if todo:
         output.reopen()
 
     def passes(session: StageSession) -> Iterator[Pass[SampleShard, int]]:
         arguments = (settings, model.checkpoint.folder, data.encodings, output, encoder)
-        yield Pass(worker=_DrawShard, arguments=arguments, shards=todo, total=total, unit="samples", size=int, pool=True)
+        yield Pass(worker=DrawShard, arguments=arguments, shards=todo, total=total, unit="samples", size=int, pool=True)
 
     def finish(session: StageSession) -> Manifest:
         session.summary = f"{total} samples of {model.name} for pictures of {data.name}"
@@ -86,6 +83,14 @@ def draw_samples(
         return output.finish({"num_samples": num}, {"resolution_px": model.checkpoint.config.denoiser.resolution_px})
 
     return run_stage(Stage(name="draw", out=output, passes=passes, finish=finish), runtime, parent)
+
+
+def shards_of(requests: Sequence[Request], data: EvaluationSet, batch_size: int, drawn: Collection[str]) -> list[SampleShard]:
+    """The batches of the requests that are not drawn yet, with the places of their conditioning images."""
+    return [
+        SampleShard(b.name, b.guidance, b.seed, tuple(Sample(r.name, data.pictures[r.image_id], r.index) for r in b.requests))
+        for b in batches(requests, batch_size, drawn)
+    ]
 
 
 def generate(
@@ -108,7 +113,7 @@ def generate(
         todo = [shard for shard in _shards(config, _chosen(config, encodings)) if not output.has_shard(shard.name)]
         total = sum(len(shard.samples) for shard in todo)
         arguments = (config, opened.folder, encodings, output)
-        yield Pass(worker=_DrawShard, arguments=arguments, shards=todo, total=total, unit="samples", size=int, pool=True)
+        yield Pass(worker=DrawShard, arguments=arguments, shards=todo, total=total, unit="samples", size=int, pool=True)
 
     def finish(session: StageSession) -> Manifest:
         chosen = _chosen(config, encodings)

@@ -46,7 +46,7 @@ def train_names(cell: Cell, data: EvaluationSet, settings: EvaluationConfig) -> 
 
 def _sampled(cell: Cell, data: EvaluationSet, settings: EvaluationConfig) -> list[tuple[PictureRef, int]]:
     """The conditioning images of the samples that the cell stands beside."""
-    return data.conditions(settings.num, settings.seed + cell.conditions)
+    return data.conditions(settings.num, settings.seed + cell.conditions, settings.samples_per_condition)
 
 
 kind(COPIES, is_drawn=False, title="Copy")(_sampled)

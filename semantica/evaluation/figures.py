@@ -66,7 +66,7 @@ class Measurer:
         for network in (name for name in self.settings.extractor or () if name in networks):
             drawn = FeatureStatistics.of(features.matrix(network, names))
             frechet[network] = frechet_distance(drawn, self._of_reference(cell.data, network, reference))
-        nets = [net for net in self.settings.perceptual or () if net in networks]
+        nets = [net for net in self.settings.perceptual or () if net in networks and cell.is_drawn]
         unique = list(dict.fromkeys(conditions))
         is_compared = cell.is_drawn and SIMILARITY in frechet and len(unique) >= 2
         return CellFigures(

@@ -114,7 +114,7 @@ def kind_of(cell: Cell) -> Kind:
 
 @kind("pictures")
 def _pictures(cell: Cell, data: EvaluationSet, settings: EvaluationConfig) -> list[tuple[PictureRef, int]]:
-    return data.conditions(settings.num, settings.seed + cell.conditions)
+    return data.conditions(settings.num, settings.seed + cell.conditions, settings.samples_per_condition)
 
 
 @kind("classes", of_classes=True)

@@ -62,11 +62,12 @@ class EvaluationSet:
                 f"them with --image.image-px {resolution_px} or more and encode again, or give the pictures themselves as --data"
             )
 
-    def conditions(self, num: int, seed: int) -> list[tuple[PictureRef, int]]:
-        """(conditioning image, sample index) of `num` samples: an image each, drawn without repetition; beyond all, again from the
-        first, with the next index.
+    def conditions(self, num: int, seed: int, per_condition: int = 1) -> list[tuple[PictureRef, int]]:
+        """(conditioning image, sample index) of `num` samples, per_condition of each image, which are drawn without repetition.
+
+        When all images have that many, samples go on with the next index, again from the first image.
         """
-        chosen = self._chosen(list(self.pictures.values()), num, seed)
+        chosen = self._chosen(list(self.pictures.values()), -(-num // per_condition), seed)
         return [(chosen[i % len(chosen)], i // len(chosen)) for i in range(num)]
 
     def one_a_class(self, num_copies: int, seed: int) -> list[tuple[PictureRef, int]]:

@@ -41,7 +41,7 @@ class EvaluationConfig:
 
     extractor: of inception, inception-clean, dinov2, encoder. perceptual: of lpips-alex, lpips-vgg, lpips-squeeze, st-lpips-alex.
     Both: what is named must be here; without names, the usual ones that are here measure, and the report names the others.
-    num: conditioning images of a curve, one sample each; more than there are pictures: several each.
+    num: samples of a curve, one per conditioning image; more than there are pictures: several each.
 
     reference: what samples are compared with, all pictures of the set (the paper) or those that are no conditioning images.
     num_seeds, num_condition_sets: over how many sampling seeds, and sets of conditioning images, the standard errors are taken.
@@ -49,6 +49,7 @@ class EvaluationConfig:
 
     protocol: tuple[str, ...] = ("curve",)
     num: int = 50_000
+    samples_per_condition: int = 1  # of the `num` samples
     guidance: tuple[float, ...] = (0.0, 0.1, 0.2, 0.5, 1.0, 1.5)
     table_guidance: tuple[float, ...] = (0.0, 0.5)  # of one-shot and grouping, the w of Table 1
     training_guidance: float = 0.0  # of Fig. 2
@@ -89,6 +90,7 @@ class EvaluationConfig:
         return cls(
             protocol=("overview",),
             num=num,
+            samples_per_condition=drawing.samples_per_condition,
             guidance=drawing.guidance,
             details_guidance=config.guidance,
             reference="others",
@@ -132,7 +134,15 @@ class EvaluationConfig:
         for name in ("training_guidance", "details_guidance"):
             require(getattr(self, name) >= 0, f"evaluation.{name}", "0 or more", getattr(self, name))
         require(self.num >= 2, "evaluation.num", "2 or more: one sample has no covariance", self.num)
-        for name in ("num_copies", "num_seeds", "num_condition_sets", "num_grid_rows", "num_grid_samples", "neighbours"):
+        for name in (
+            "num_copies",
+            "num_seeds",
+            "num_condition_sets",
+            "num_grid_rows",
+            "num_grid_samples",
+            "neighbours",
+            "samples_per_condition",
+        ):
             require(getattr(self, name) >= 1, f"evaluation.{name}", "1 or more", getattr(self, name))
         for text in self.num_copies_of:
             is_number = re.fullmatch(r"[\w.-]+=[1-9]\d*", text) is not None

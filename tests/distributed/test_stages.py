@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from semantica.distributed.generate import check_same_encoder, generate
 from small import NUM_PAGES, NUM_PICTURES, SmallRun, run_stages
 
 from semantica.config import override
@@ -20,8 +19,10 @@ from semantica.data.dataset import MANIFEST, read_manifest, read_shard
 from semantica.distributed.encode import encode
 from semantica.distributed.ingest import ingest
 from semantica.distributed.pairs import pairs
+from semantica.distributed.sample import generate
 from semantica.distributed.train import MODEL, train
 from semantica.errors import ConfigError, DataError, WeightsError
+from semantica.evaluation.models import check_same_encoder
 from semantica.training.checkpoint import Provenance, open_checkpoint
 from semantica.training.loader import training_loader
 from semantica.training.loop import Hooks, fit
