@@ -17,7 +17,8 @@ import numpy as np
 
 from semantica.config import from_dict, require, to_dict
 from semantica.data.dataset import Manifest, StageOutput, read_manifest
-from semantica.data.location import Location, location, write_atomically
+from semantica.data.durable import write_atomically
+from semantica.data.location import Location, location
 from semantica.data.pictures import list_pictures
 from semantica.distributed.encode import encode
 from semantica.distributed.ingest import ingest
@@ -25,8 +26,7 @@ from semantica.distributed.measure import measure, measuring_pass, num_measured
 from semantica.distributed.sample import draw_samples
 from semantica.distributed.session import check_absolute_when_submitted, parent_run, say
 from semantica.distributed.stage import Pass, Stage, StageSession, run_stage
-from semantica.encoders.encode import EncodeConfig
-from semantica.encoders.encoder import EncoderConfig
+from semantica.encoders.settings import EncodeConfig, EncoderConfig
 from semantica.errors import DataError
 from semantica.evaluation.features import Features
 from semantica.evaluation.figures import CellFigures, Measurer
@@ -48,7 +48,8 @@ from semantica.evaluation.sets import (
 )
 from semantica.evaluation.settings import EvaluationConfig, OverviewConfig
 from semantica.evaluation.summary import build_report
-from semantica.generation.generate import GenerateConfig, choose_conditions
+from semantica.generation.generate import choose_conditions
+from semantica.generation.settings import GenerateConfig
 from semantica.measure.networks.extractors import ENCODER
 from semantica.report.page import Report, render, to_json
 from semantica.runtime import Runtime
@@ -100,7 +101,7 @@ def evaluate(
     for name, where in data.items():
         look(name, location(where))  # before anything starts
     unknown = sorted(set(settings.own_copies) - set(data))
-    require(not unknown, "evaluation.num_copies_of", f"names of --data ({', '.join(data)})", ", ".join(unknown))
+    require(not unknown, "num_copies_of", f"names of --data ({', '.join(data)})", ", ".join(unknown), of=EvaluationConfig)
     models = open_models(dict(checkpoints), every_step=any(one.every_step for one in protocols))
     check_similarity(models, settings.similarity)
     settings, left_out = chosen_networks(settings)

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from semantica.config import to_dict
 from semantica.data.dataset import Manifest, StageOutput, read_manifest
-from semantica.data.location import Location, write_atomically
+from semantica.data.durable import write_atomically
+from semantica.data.location import Location
 from semantica.data.pictures import PictureRef, StoredPictures, decode, list_pictures, to_array
 from semantica.distributed.stage import Pass, Stage, StageSession, run_stage
 from semantica.encoders.on_the_fly import tokens_on_the_fly
@@ -23,8 +24,9 @@ from semantica.evaluation.requests import Request, batches, drawing_of
 from semantica.evaluation.samples import SampleFolder
 from semantica.evaluation.sets import EvaluationSet
 from semantica.generation.conditions import Conditions
-from semantica.generation.generate import GenerateConfig, choose_conditions
+from semantica.generation.generate import choose_conditions
 from semantica.generation.model import Model
+from semantica.generation.settings import GenerateConfig
 from semantica.report.pictures import guidance_grid
 from semantica.runtime import Runtime, device
 from semantica.tracking import Run

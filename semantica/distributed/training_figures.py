@@ -15,7 +15,8 @@ import torch
 from ray.train.v2.api.callback import UserCallback
 from ray.util.placement_group import get_current_placement_group
 
-from semantica.data.location import Location, location, write_atomically
+from semantica.data.durable import write_atomically
+from semantica.data.location import Location, location
 from semantica.data.pictures import TokensOf
 from semantica.denoiser.uvit import UViT
 from semantica.distributed.training_reports import FRECHET, Reporter

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from semantica.config import from_dict
 from semantica.data.dataset import Manifest
-from semantica.encoders.encode import EncodeConfig, encode_pictures
+from semantica.encoders.encode import encode_pictures
 from semantica.encoders.encoder import Encoder, EncoderIdentity, load_encoder
+from semantica.encoders.settings import EncodeConfig
 
 
 class TokensOnTheFly:

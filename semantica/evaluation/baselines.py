@@ -15,15 +15,15 @@ from semantica.evaluation.requests import Cell, kind
 from semantica.evaluation.sets import EvaluationSet, by_image
 from semantica.evaluation.settings import EvaluationConfig
 from semantica.generation.generate import to_pixels
+from semantica.keyed_random import keyed_generator
 from semantica.pairs.draw import generator
-from semantica.training.step import slot_seed
 
 COPIES, TRAIN, NOISE = "copies", "train", "noise"
 
 
 def noise_picture(seed: int, index: int, resolution_px: int) -> UInt8[Tensor, "3 h w"]:
     """The index-th picture of Gaussian noise: what a sampler starts from, shown as a picture."""
-    generator = torch.Generator().manual_seed(slot_seed("noise picture", seed, index))
+    generator = keyed_generator("noise picture", seed, index)
     return to_pixels(torch.randn((1, 3, resolution_px, resolution_px), generator=generator))[0]
 
 

@@ -19,8 +19,9 @@ from torch import Tensor
 from semantica.conditioning import Conditioning
 from semantica.data.pictures import PictureRef
 from semantica.data.schemas import SAMPLES
-from semantica.generation.generate import GenerateConfig, png_bytes, sample_pictures
+from semantica.generation.generate import png_bytes, sample_pictures
 from semantica.generation.model import Model
+from semantica.generation.settings import GenerateConfig
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from semantica.config import from_dict
-from semantica.encoders.encoder import EncoderConfig, EncoderIdentity, load_encoder
+from semantica.encoders.encoder import EncoderIdentity, load_encoder
+from semantica.encoders.settings import EncoderConfig
 from semantica.evaluation.requests import content_hash
 from semantica.evaluation.settings import EvaluationConfig
 from semantica.measure.networks.extractors import (

@@ -23,7 +23,7 @@ from semantica.data.pictures import PictureRef
 from semantica.data.schemas import HELD_OUT
 from semantica.evaluation.sets import EvaluationSet
 from semantica.evaluation.settings import EvaluationConfig
-from semantica.generation.generate import GenerateConfig
+from semantica.generation.settings import GenerateConfig
 
 _BY_SAMPLE = ("guidance", "num_conditions", "samples_per_condition", "seed")  # of GenerateConfig: a sample's name says its own
 

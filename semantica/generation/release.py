@@ -19,12 +19,13 @@ from torch import Tensor
 
 from semantica.config import config, from_dict, to_dict
 from semantica.data.dataset import Manifest, read_manifest, read_shard
-from semantica.data.location import Location, atomic_file, file_sha256, write_atomically
-from semantica.denoiser.uvit import DenoiserConfig, UViT
-from semantica.diffusion.process import Prediction
-from semantica.diffusion.samplers import SamplerConfig
-from semantica.diffusion.schedule import ScheduleConfig
-from semantica.encoders.encoder import Encoder, EncoderConfig, EncoderIdentity, OtherEncoderError, load_encoder
+from semantica.data.durable import atomic_file, write_atomically
+from semantica.data.location import Location, file_sha256
+from semantica.denoiser.configs import DenoiserConfig
+from semantica.denoiser.uvit import UViT
+from semantica.diffusion.settings import Prediction, SamplerConfig, ScheduleConfig
+from semantica.encoders.encoder import Encoder, EncoderIdentity, OtherEncoderError, load_encoder
+from semantica.encoders.settings import EncoderConfig
 from semantica.errors import ConfigError, DataError, WeightsError
 from semantica.pairs.selection import BandConfig
 from semantica.training.checkpoint import Checkpoint

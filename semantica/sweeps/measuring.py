@@ -18,15 +18,17 @@ from torch import Tensor
 
 from semantica.config import from_dict
 from semantica.data.dataset import read_manifest
-from semantica.data.location import Location, write_atomically
+from semantica.data.durable import write_atomically
+from semantica.data.location import Location
 from semantica.data.pictures import PictureRef, StoredPictures, TokensOf, decode, list_pictures, to_array
-from semantica.encoders.encode import EncodeConfig
 from semantica.encoders.encoder import load_encoder
+from semantica.encoders.settings import EncodeConfig
 from semantica.errors import DataError
 from semantica.evaluation.sets import by_image
 from semantica.generation.conditions import Conditions
 from semantica.generation.generate import choose_conditions, sample_pictures
-from semantica.generation.model import Model, SpeedConfig
+from semantica.generation.model import Model
+from semantica.generation.settings import SpeedConfig
 from semantica.measure.frechet import FeatureStatistics, Reference, frechet_distance
 from semantica.measure.networks.extractors import FeatureExtractor, encoder_features, load_features, resolve
 from semantica.measure.reference import cached_reference, read_reference, reference_key

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Literal
 
 from semantica.config import config, require
-from semantica.diffusion.samplers import SamplerConfig
+from semantica.diffusion.settings import SamplerConfig
 from semantica.errors import ConfigError
-from semantica.generation.generate import GenerateConfig
-from semantica.measure.networks.extractors import feature_names
+from semantica.generation.settings import GenerateConfig
 from semantica.sweeps.space import SpaceConfig
 
 
@@ -31,10 +30,13 @@ class MeasureConfig:
 
     def __post_init__(self) -> None:
         for name, least in (("num_points", 1), ("num", 2), ("num_reference", 2), ("num_shown", 1)):
-            require(getattr(self, name) >= least, f"measure.{name}", f"{least} or more", getattr(self, name))
-        require(self.guidance >= 0, "measure.guidance", "0 or more", self.guidance)
-        known = feature_names()
-        require(self.extractor in known, "measure.extractor", f"one of {', '.join(known)}", self.extractor)
+            require(getattr(self, name) >= least, name, f"{least} or more", getattr(self, name))
+        require(self.guidance >= 0, "guidance", "0 or more", self.guidance)
+        if self.extractor != "encoder":
+            from semantica.measure.networks.extractors import feature_names  # late: it loads torch, which --help does not need
+
+            known = feature_names()
+            require(self.extractor in known, "extractor", f"one of {', '.join(known)}", self.extractor)
 
     def steps(self, num_steps: int) -> tuple[int, ...]:
         """The steps of a training after which it is measured, the last one included. Raises ConfigError for too few steps."""

@@ -10,9 +10,10 @@ from safetensors.torch import load_file, save_file
 from semantica.config import to_dict
 from semantica.data.dataset import StageOutput, read_manifest
 from semantica.data.pictures import list_pictures
-from semantica.encoders.encode import EncodeConfig, encode_pictures
-from semantica.encoders.encoder import EncoderConfig, OtherEncoderError, load_encoder
+from semantica.encoders.encode import encode_pictures
+from semantica.encoders.encoder import OtherEncoderError, load_encoder
 from semantica.encoders.on_the_fly import TokensOnTheFly, tokens_on_the_fly
+from semantica.encoders.settings import EncodeConfig, EncoderConfig
 from semantica.encoders.shard import encode_shard
 from semantica.encoders.totals import finish_encodings, shards_of
 from semantica.errors import WeightsError

@@ -12,8 +12,7 @@ import torch
 from semantica.config import override
 from semantica.data.dataset import StageOutput
 from semantica.data.schemas import DISTANCES, FEATURES
-from semantica.diffusion.guidance import GuidanceConfig
-from semantica.diffusion.samplers import SamplerConfig
+from semantica.diffusion.settings import GuidanceConfig, SamplerConfig
 from semantica.distributed.evaluate import measured
 from semantica.encoders.encoder import EncoderIdentity
 from semantica.errors import ConfigError, DataError
@@ -27,7 +26,7 @@ from semantica.evaluation.protocols import cells_of
 from semantica.evaluation.protocols.overview import _Page, sampler_words
 from semantica.evaluation.requests import Cell, requests_of
 from semantica.evaluation.settings import EvaluationConfig, OverviewConfig
-from semantica.generation.generate import GenerateConfig
+from semantica.generation.settings import GenerateConfig
 from semantica.measure.frechet import FeatureStatistics, frechet_distance
 from semantica.measure.networks.extractors import ExtractorIdentity
 from semantica.presets import tiny
@@ -168,9 +167,9 @@ def test_a_weight_that_was_not_drawn_is_refused_with_those_that_were():
 
 
 def test_settings_out_of_range_are_refused_by_name():
-    with pytest.raises(ConfigError, match=r"evaluate\.guidance must be 0 or more"):
+    with pytest.raises(ConfigError, match=r"guidance must be 0 or more"):
         OverviewConfig(guidance=-0.1)
-    with pytest.raises(ConfigError, match=r"evaluate\.batch_size must be positive"):
+    with pytest.raises(ConfigError, match=r"batch_size must be positive"):
         OverviewConfig(batch_size=0)
 
 

