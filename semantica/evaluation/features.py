@@ -42,7 +42,7 @@ class Features:
         return int(self._manifest.config["resolution_px"])
 
     def matrix(self, network: str, names: Sequence[str]) -> Float32[np.ndarray, "n d"]:
-        """The features of the named pictures, a row each; a name that stands twice has two rows."""
+        """The features of the named pictures, one row per name; a name that stands twice has two rows."""
         values: Float32[np.ndarray, "n d"] = np.stack(self._values(network, names, _vectors)) if names else np.zeros((0, 1), "f4")
         return values
 

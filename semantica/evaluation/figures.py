@@ -124,9 +124,9 @@ def estimate(
     cell: Cell, results: Mapping[Cell, CellFigures], settings: EvaluationConfig, read: Callable[[CellFigures], float]
 ) -> Estimate:
     """The figure that `read` takes from the results of the cell and its repeats. A cell without repeats is a mean of one."""
-    found = {c: read(results[c]) for c in repeated(cell, settings) if c in results}
-    seeds = [value for c, value in found.items() if c.conditions == 0]
-    conditions = [value for c, value in found.items() if c.seed == 0]
+    values = {c: read(results[c]) for c in repeated(cell, settings) if c in results}
+    seeds = [value for c, value in values.items() if c.conditions == 0]
+    conditions = [value for c, value in values.items() if c.seed == 0]
     return Estimate(
         float(np.mean(seeds)), _error(seeds), float(np.mean(conditions)), _error(conditions), len(seeds), len(conditions)
     )

@@ -173,7 +173,7 @@ def sample_work(folder: SampleFolder, data: EvaluationSet, requests: Sequence[Re
 
 
 def missing_work(work: Iterable[Work], columns: Mapping[str, str], held: Mapping[str, set[str]]) -> Iterator[Work]:
-    """The work without what is there: one piece for each set of names that the same networks still have to measure.
+    """The work that is still missing: one piece for each set of names that the same networks still have to measure.
 
     columns: network -> its sub-folder; held: sub-folder -> the names it holds.
     """

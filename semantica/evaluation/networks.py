@@ -1,4 +1,4 @@
-"""Which networks measure an evaluation: found once, by name and never another instead, with what stands beside figures."""
+"""Which networks measure an evaluation: located once, by name and never another instead, and loaded where they measure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from semantica.measure.networks.extractors import (
     ENCODER,
     ExtractorIdentity,
     FeatureExtractor,
-    Found,
+    NetworkWeights,
     PerceptualNet,
     encoder_features,
     encoder_identity,
@@ -29,9 +29,9 @@ from semantica.measure.networks.extractors import (
 
 @dataclass(frozen=True)
 class Networks:
-    """found: weights by name, but of the encoder, which comes with the checkpoint. columns: name -> sub-folder of its features."""
+    """weights: by name, but of the encoder, which comes with the checkpoint. columns: name -> sub-folder of its features."""
 
-    found: Mapping[str, Found]
+    weights: Mapping[str, NetworkWeights]
     perceptual: tuple[str, ...]
     encoder: Mapping[str, Any]  # an EncoderConfig
     encoder_identity: Mapping[str, Any]
@@ -41,9 +41,9 @@ class Networks:
     def load(self, name: str, device: str, batch_size: int) -> FeatureExtractor | PerceptualNet:
         """The network on a device. Raises WeightsError for another encoder than the one that made the encodings."""
         if name in self.perceptual:
-            return load_perceptual(self.found[name], device, batch_size)
+            return load_perceptual(self.weights[name], device, batch_size)
         if name != ENCODER:
-            return load_features(self.found[name], device, batch_size)
+            return load_features(self.weights[name], device, batch_size)
         expected = EncoderIdentity.from_dict(dict(self.encoder_identity))
         encoder = load_encoder(from_dict(EncoderConfig, dict(self.encoder)), device, expected=expected)
         return encoder_features(encoder, batch_size)
@@ -61,10 +61,10 @@ def chosen_networks(settings: EvaluationConfig) -> tuple[EvaluationConfig, list[
     wanted = {"extractor": _USUAL_EXTRACTORS, "perceptual": _USUAL_PERCEPTUAL}
     open_fields = {name: usual for name, usual in wanted.items() if getattr(settings, name) is None}
     names = [name for usual in open_fields.values() for name in usual if name != ENCODER]
-    found, skipped = resolve_available(names, local_folder=settings.weights, allow_network=settings.allow_network)
-    here = {ENCODER, *(one.name for one in found)}
+    available, absent = resolve_available(names, local_folder=settings.weights, allow_network=settings.allow_network)
+    here = {ENCODER, *(one.name for one in available)}
     filled = {field: tuple(name for name in usual if name in here) for field, usual in open_fields.items()}
-    notes = [f"{one.name} was not measured: {one.reason}" for one in skipped]
+    notes = [f"{one.name} was not measured: {one.reason}" for one in absent]
     return replace(settings, **filled), notes  # type: ignore[arg-type]
 
 
@@ -87,10 +87,10 @@ def find_networks(settings: EvaluationConfig, encoder: Mapping[str, Any], own: M
     extractors, perceptual = settings.extractor or (), settings.perceptual or ()
     ordered: list[str] = [*extractors, *perceptual]
     others = [name for name in ordered if name != ENCODER]
-    found = {name: resolve(name, local_folder=settings.weights, allow_network=settings.allow_network) for name in others}
-    identities = {name: one.identity for name, one in found.items()}
+    weights = {name: resolve(name, local_folder=settings.weights, allow_network=settings.allow_network) for name in others}
+    identities = {name: one.identity for name, one in weights.items()}
     if ENCODER in extractors:
         identities[ENCODER] = encoder_identity(EncoderIdentity.from_dict(dict(own)))
     keys = {name: identities[name].to_dict() if name != ENCODER else dict(own) for name in ordered}
     columns = {name: f"{name}-{content_hash(key)[:8]}" for name, key in keys.items()}
-    return Networks(found, perceptual, encoder, own, identities, columns)
+    return Networks(weights, perceptual, encoder, own, identities, columns)

@@ -1,4 +1,4 @@
-"""What an evaluation found, and how one figure of it is read: name, estimate, and the protocol that stands beside it."""
+"""The results of an evaluation, and how one figure of it is read: name, estimate, and the protocol that stands beside it."""
 
 from __future__ import annotations
 
@@ -87,12 +87,12 @@ class Outcome:
 
     def metrics(self, cell: Cell) -> Iterator[Metric]:
         """What was measured of this cell."""
-        found = self.results[cell]
-        for name in found.frechet:
+        figures = self.results[cell]
+        for name in figures.frechet:
             yield Metric(key_of(name), self.networks.identities[name].figure, name, partial(_frechet, name), True)
-        for name in found.perceptual:
+        for name in figures.perceptual:
             yield Metric(name, self.networks.identities[name].figure, name, partial(_perceptual, name), False)
-        if found.similarity is not None:
+        if figures.similarity is not None:
             yield Metric("similarity-own", "similarity to the own condition", SIMILARITY, _own, False)
             yield Metric("similarity-difference", "own minus other similarity", SIMILARITY, _difference, False)
 
@@ -120,11 +120,11 @@ class Outcome:
         return replace(stated, guidance=stated.guidance if len(weights) == 1 else None)
 
     def _protocol(self, cell: Cell, metric: Metric) -> Protocol:
-        found, settings, value, drawn = self.results[cell], self.settings, self.value(cell, metric), cell.is_drawn
+        figures, settings, value, drawn = self.results[cell], self.settings, self.value(cell, metric), cell.is_drawn
         dim = self.networks.identities[metric.network].dim
         of_classes = kind_of(cell).of_classes
-        more = ["one conditioning image a class" if of_classes else f"{found.num_conditions} conditioning images"]
-        if metric.is_distance and min(found.num_samples, found.num_reference) < dim:
+        more = ["one conditioning image a class" if of_classes else f"{figures.num_conditions} conditioning images"]
+        if metric.is_distance and min(figures.num_samples, figures.num_reference) < dim:
             more.append(f"n is below the {dim} dimensions, so the distance is biased upwards")
         if settings.similarity is not None and drawn:
             more.append(f"asked for similarity {settings.similarity:g}")
@@ -132,8 +132,8 @@ class Outcome:
         return Protocol(
             data=PAPER_SETS.get(cell.data, cell.data),
             resolution_px=self.resolution_px,
-            num_samples=found.num_samples,
-            num_reference=found.num_reference if metric.is_distance else None,
+            num_samples=figures.num_samples,
+            num_reference=figures.num_reference if metric.is_distance else None,
             extractor=metric.network,
             resize=identity.resize,
             num_steps=settings.sampler.num_steps if drawn else None,
@@ -149,17 +149,17 @@ class Outcome:
         return next(m.run for m in self.models if m.name == model)
 
 
-def _frechet(name: str, found: CellFigures) -> float:
-    return found.frechet[name]
+def _frechet(name: str, figures: CellFigures) -> float:
+    return figures.frechet[name]
 
 
-def _perceptual(name: str, found: CellFigures) -> float:
-    return found.perceptual[name]
+def _perceptual(name: str, figures: CellFigures) -> float:
+    return figures.perceptual[name]
 
 
-def _own(found: CellFigures) -> float:
-    return float("nan") if found.similarity is None else found.similarity.own
+def _own(figures: CellFigures) -> float:
+    return float("nan") if figures.similarity is None else figures.similarity.own
 
 
-def _difference(found: CellFigures) -> float:
-    return float("nan") if found.similarity is None else found.similarity.difference
+def _difference(figures: CellFigures) -> float:
+    return float("nan") if figures.similarity is None else figures.similarity.difference

@@ -51,19 +51,19 @@ class EvaluationConfig:
     guidance: tuple[float, ...] = (0.0, 0.1, 0.2, 0.5, 1.0, 1.5)
     table_guidance: tuple[float, ...] = (0.0, 0.5)  # of one-shot and grouping, the w of Table 1
     training_guidance: float = 0.0  # of Fig. 2
-    num_copies: int = 50  # samples a class of one-shot, of the sets that num_copies_of does not name
-    num_copies_of: tuple[str, ...] = ()  # NAME=NUMBER: samples a class of one set, such as the paper's sun397=120
+    num_copies: int = 50  # samples per class of one-shot, of sets that num_copies_of does not name
+    num_copies_of: tuple[str, ...] = ()  # NAME=NUMBER: samples per class of one set, such as the paper's sun397=120
     num_seeds: int = 1
     num_condition_sets: int = 1
     details_guidance: float = 0.5  # of details; in overview the w whose figures stand first
     num_grid_rows: int = 8
     num_grid_samples: int = 4
     reference: Literal["all", "others"] = "all"
-    num_reference: int | None = None  # a random choice of so many; None: all
+    num_reference: int | None = None  # how many pictures of it, chosen at random; None: all
     extractor: tuple[str, ...] | None = None
     perceptual: tuple[str, ...] | None = None
     centred: bool = False  # subtract the corpus mean before cosines, where the pair score did
-    num_details: int = 10_000  # at most so many samples and pictures enter kernel distance, manifold and nearest pictures
+    num_details: int = 10_000  # samples and pictures that enter kernel distance, manifold and nearest pictures, at most
     neighbours: int = 5  # k of the manifold: of precision, recall, density and coverage
     num_train: int = 50_000  # training pictures that samples are compared with, where they are given
     weights: str = ""  # a folder where weights of metrics are looked for first

@@ -225,7 +225,7 @@ def trade_off(
     protocol: str | Protocol = "",
     title: str = "Quality against diversity",
 ) -> Curve:
-    """Fig. 3: Fréchet distance to the right, perceptual distance to the condition upwards, one point a w, error bars both ways."""
+    """Fig. 3: Fréchet distance to the right, perceptual distance to the condition upwards, one point per w, with error bars."""
     ordered = {name: sorted(points, key=lambda point: point.guidance) for name, points in series.items()}
     return Curve(
         title=title,

@@ -107,7 +107,7 @@ class Table:
     def __post_init__(self) -> None:
         bad = [len(row) for row in (*self.rows, *self.errors) if len(row) != len(self.columns)]
         if bad:
-            raise DataError(f"table {self.title!r}: expected {len(self.columns)} cells a row, got {bad[0]}")
+            raise DataError(f"table {self.title!r}: expected {len(self.columns)} cells per row, got {bad[0]}")
         if self.errors and len(self.errors) != len(self.rows):
             raise DataError(f"table {self.title!r}: expected {len(self.rows)} rows of errors or none, got {len(self.errors)}")
 
@@ -251,11 +251,11 @@ def _points(curve: Curve) -> list[tuple[str, str, str, str]]:
     """(series, point label, x, y) of every point as text, or nothing when there are too many to read."""
     if sum(len(xs) for xs, _ in curve.series.values()) > _LISTED_POINTS:
         return []
-    found = []
+    points = []
     for name, (xs, ys) in curve.series.items():
         nothing = [None] * len(xs)
         labels = curve.point_labels.get(name, [""] * len(xs))
         x_errors, y_errors = curve.x_error.get(name, nothing), curve.y_error.get(name, nothing)
         for label, x, x_error, y, y_error in zip(labels, xs, x_errors, ys, y_errors, strict=True):
-            found.append((name, label, uncertain(x, x_error), uncertain(y, y_error)))
-    return found
+            points.append((name, label, uncertain(x, x_error), uncertain(y, y_error)))
+    return points

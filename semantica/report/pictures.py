@@ -261,7 +261,7 @@ def samples_grid(
     protocol: str | Protocol = "",
     title: str = "Samples",
 ) -> Grid:
-    """Fig. 1: a row a conditioning image, left itself, right its samples at one w."""
+    """Fig. 1: one row per conditioning image: left the image, right its samples at one w."""
     _check(title, conditions, samples, row_labels)
     width = len(samples[0])
     return _grid(
@@ -285,7 +285,7 @@ def guidance_grid(
     protocol: str | Protocol = "",
     title: str = "Samples against guidance",
 ) -> Grid:
-    """Fig. 4 and 5: a row a conditioning image, left itself, right one sample at each w, all from the same noise."""
+    """Fig. 4 and 5: one row per conditioning image: left the image, right one sample at each w, all from the same noise."""
     _check(title, conditions, samples, row_labels)
     return _grid(
         title,

@@ -8,6 +8,7 @@ from semantica.data.dataset import StageOutput
 from semantica.distributed.evaluate import measured
 from semantica.distributed.measure import MeasureShard
 from semantica.errors import AbsentWeights, ConfigError
+from semantica.evaluation import protocols, requests
 from semantica.evaluation.features import Features
 from semantica.evaluation.figures import Measurer
 from semantica.evaluation.measuring import work_of
@@ -25,10 +26,6 @@ from semantica.report.page import Figure, render, to_json
 WEIGHTS = WeightFile("colours.bin", "0" * 64, 3, "mean colours")
 
 
-@extractor(
-    "mean-colours", key="colour-distance", figure="Colour distance", resize="none", dim=3, weights=WEIGHTS,
-    find=lambda *, local_folder="", allow_network=False: resolve_colours(local_folder),
-)  # fmt: skip
 def mean_colours(path, device):
     return lambda pictures: pictures.float(), lambda pictures: pictures.mean(dim=(2, 3))
 
@@ -41,12 +38,10 @@ def resolve_colours(folder):
     return Path(folder)
 
 
-@kind("halves", is_drawn=False, title="half of the pictures")
 def halves(cell, data, settings):
     return [(picture, 0) for picture in list(data.pictures.values())[::2]]
 
 
-@protocol("halves")
 class Halves(EvaluationProtocol):
     """How far half of a set is from the whole: an estimate of the bias of n."""
 
@@ -64,20 +59,34 @@ class Halves(EvaluationProtocol):
         return Part(figures=figures, summary=["Halves were measured."])
 
 
+@pytest.fixture(autouse=True)
+def registered(monkeypatch):
+    """What a file of its own does when it is imported; other tests do not see it."""
+    known(), extractors.feature_names()  # the registries are whole before they are copied
+    for module, name in ((extractors, "_REGISTRY"), (protocols, "_REGISTRY"), (requests, "_KINDS")):
+        monkeypatch.setattr(module, name, dict(getattr(module, name)))
+    how = {"key": "colour-distance", "figure": "Colour distance", "resize": "none", "dim": 3, "weights": WEIGHTS}
+    extractor("mean-colours", **how, find=lambda *, local_folder="", allow_network=False: resolve_colours(local_folder))(
+        mean_colours
+    )
+    kind("halves", is_drawn=False, title="half of the pictures")(halves)
+    protocol("halves")(Halves)
+
+
 def test_a_protocol_and_an_extractor_of_one_file_go_through_an_evaluation(a_set, tmp_path):
     settings = EvaluationConfig(protocol=("halves",), extractor=("mean-colours",), perceptual=(), weights=str(tmp_path))
     data = a_set({"cats": 5, "dogs": 6})
     networks = find_networks(settings, {}, {})
     cells = cells_of(settings, ["m"], ["m"], ["set"])
-    requests = {cell: [] for cell in cells}
+    nothing = {cell: [] for cell in cells}
     out = StageOutput(tmp_path / "features", "features", {"resolution_px": 24})
     assert out.open() is None
     actor = MeasureShard(networks, 24, 4, out)
-    for work in work_of(data, cells, requests, {}, Measurer(settings, {}, {"set": data})):
+    for work in work_of(data, cells, nothing, {}, Measurer(settings, {}, {"set": data})):
         actor(work)
     out.finish({}, {})
     measurer = Measurer(settings, {"set": Features.open(out.folder, networks.columns)}, {"set": data})
-    outcome = Outcome(settings, [], {"set": data}, networks, 24, measured(cells, requests, measurer))
+    outcome = Outcome(settings, [], {"set": data}, networks, 24, measured(cells, nothing, measurer))
     report = build_report(outcome, notes=())
     assert to_json(report)["halves/set/colour-distance"] > 0
     assert "n = 6 against 11" in report.figures[0].protocol.sentence

@@ -144,7 +144,7 @@ def test_figure_names_that_would_hide_another_key_are_refused():
 
 
 def test_ragged_tables_curves_and_histograms_are_refused():
-    with pytest.raises(DataError, match="expected 2 cells a row, got 1"):
+    with pytest.raises(DataError, match="expected 2 cells per row, got 1"):
         Table(title="t", columns=["a", "b"], rows=[[1]])
     with pytest.raises(DataError, match="as many ys as xs"):
         Curve(title="c", x_label="", y_label="", series={"a": ([1], [1, 2])})

@@ -85,13 +85,13 @@ def _kernel(
     where: str, metric: Metric, real: Float32[np.ndarray, "n d"], drawn: Float32[np.ndarray, "m d"], seed: int, protocol: Protocol
 ) -> Iterator[Figure]:
     size = min(_SUBSET, len(real), len(drawn))
-    found = kernel_distance(real, drawn, subset_size=size, num_subsets=_MANY_SUBSETS, seed=seed)
+    distance = kernel_distance(real, drawn, subset_size=size, num_subsets=_MANY_SUBSETS, seed=seed)
     stated = replace(protocol, more=f"{protocol.more}; {_MANY_SUBSETS} subsets of {size}")
     name = "kid" if metric.network == "inception" else f"kd-{metric.network}"
     title = f"Kernel distance (KID, cubic kernel) in {metric.network} features, unbiased in n."
-    yield Figure(name=f"{where}/{name}", value=found.mean, explanation=title, protocol=stated)
+    yield Figure(name=f"{where}/{name}", value=distance.mean, explanation=title, protocol=stated)
     spread = "Standard deviation of the kernel distance over subsets, which overlap: no standard error."
-    yield Figure(name=f"{where}/{name}/std-over-subsets", value=found.std, explanation=spread, protocol=stated)
+    yield Figure(name=f"{where}/{name}/std-over-subsets", value=distance.std, explanation=spread, protocol=stated)
 
 
 def _diversity(where: str, grid: Sequence[Request], features: Features, measurer: Measurer) -> Iterator[Figure]:
@@ -99,13 +99,15 @@ def _diversity(where: str, grid: Sequence[Request], features: Features, measurer
     if len(images) < 2 or measurer.settings.num_grid_samples < 2:
         return
     condition = np.array([images.index(request.image_id) for request in grid])
-    found = diversity(features.matrix(SIMILARITY, [r.name for r in grid]), condition, measurer.corpus_mean)
+    spread = diversity(features.matrix(SIMILARITY, [r.name for r in grid]), condition, measurer.corpus_mean)
     yield Figure(
         name=f"{where}/diversity",
-        value=found.mean,
-        standard_error=found.standard_error,
+        value=spread.mean,
+        standard_error=spread.standard_error,
         explanation="1 - cosine of two samples of one condition; 0: always the same picture.",
-        protocol=f"{found.num_samples} samples of {found.num_conditions} conditioning images, encoder features; ± over conditions",
+        protocol=(
+            f"{spread.num_samples} samples of {spread.num_conditions} conditioning images, encoder features; ± over conditions"
+        ),
     )
 
 
@@ -116,15 +118,15 @@ def _nearest(
     train: TrainPictures,
     measurer: Measurer,
 ) -> Iterator[Figure]:
-    found = nearest_training(drawn, train.features.matrix(SIMILARITY, train.names), held_out, mean=measurer.corpus_mean)
+    nearest = nearest_training(drawn, train.features.matrix(SIMILARITY, train.names), held_out, mean=measurer.corpus_mean)
     stated = (
         f"{len(drawn)} samples, {len(train.names)} training pictures, {len(held_out)} held-out ones, encoder features; a copy is "
-        f"nearer (cosine above {found.threshold:.3f}) than {found.quantile:.0%} of held-out pictures"
+        f"nearer (cosine above {nearest.threshold:.3f}) than {nearest.quantile:.0%} of held-out pictures"
     )
     yield Figure(
         name=f"{where}/share-of-copies",
-        value=found.share_of_copies,
-        standard_error=found.standard_error,
+        value=nearest.share_of_copies,
+        standard_error=nearest.standard_error,
         explanation="Share of samples that are suspiciously near to a training picture.",
         protocol=stated,
     )

@@ -149,10 +149,10 @@ class _Page:
 
     def similarity(self, cell: Cell) -> OwnOther:
         """Own and other similarity at one w."""
-        found = self.outcome.results[cell].similarity
-        if found is None:
+        similarity = self.outcome.results[cell].similarity
+        if similarity is None:
             raise DataError("similarity: expected samples of at least 2 conditioning pictures; give more pictures")
-        return found
+        return similarity
 
     def frechet(self, kind: str, network: str = ENCODER) -> float | None:
         """The distance of a baseline, where it was measured."""

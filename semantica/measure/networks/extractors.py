@@ -57,7 +57,7 @@ class ExtractorIdentity:
 
 
 @dataclass(frozen=True)
-class Found:
+class NetworkWeights:
     """A network whose weights are on this machine: `path` is their file, for DINOv2 their folder."""
 
     name: str
@@ -66,7 +66,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Skipped:
+class AbsentNetwork:
     """A network that was left out on purpose, because its weights are not here: which file to put where."""
 
     name: str
@@ -169,7 +169,7 @@ def identity_of(name: str) -> ExtractorIdentity:
     return _registered(name).identity
 
 
-def resolve(name: str, *, local_folder: str = "", allow_network: bool = False) -> Found:
+def resolve(name: str, *, local_folder: str = "", allow_network: bool = False) -> NetworkWeights:
     """Where the weights of `name` are, their hash checked: local_folder, then the caches, then the network where it is allowed.
 
     Raises ConfigError for an unknown name, WeightsError for other weights under the name, and AbsentWeights that says which file
@@ -177,20 +177,20 @@ def resolve(name: str, *, local_folder: str = "", allow_network: bool = False) -
     """
     network = _registered(name)
     path = network.find(local_folder=local_folder, allow_network=allow_network)
-    return Found(name, str(path), network.identity)
+    return NetworkWeights(name, str(path), network.identity)
 
 
 def resolve_available(
     names: Sequence[str], *, local_folder: str = "", allow_network: bool = False
-) -> tuple[tuple[Found, ...], tuple[Skipped, ...]]:
+) -> tuple[tuple[NetworkWeights, ...], tuple[AbsentNetwork, ...]]:
     """Those of `names` whose weights are here, and those that are left out. Only absence is forgiven: see `resolve`."""
-    found, skipped = list[Found](), list[Skipped]()
+    here, absent = list[NetworkWeights](), list[AbsentNetwork]()
     for name in names:
         try:
-            found.append(resolve(name, local_folder=local_folder, allow_network=allow_network))
+            here.append(resolve(name, local_folder=local_folder, allow_network=allow_network))
         except AbsentWeights as error:
-            skipped.append(Skipped(name, str(error)))
-    return tuple(found), tuple(skipped)
+            absent.append(AbsentNetwork(name, str(error)))
+    return tuple(here), tuple(absent)
 
 
 class FeatureExtractor:
@@ -240,14 +240,14 @@ class PerceptualNet:
         return torch.cat(parts)
 
 
-def load_features(found: Found, device: torch.device | str = "cpu", batch_size: int = 32) -> FeatureExtractor:
+def load_features(weights: NetworkWeights, device: torch.device | str = "cpu", batch_size: int = 32) -> FeatureExtractor:
     """The extractor, from weights whose hash is checked again. Raises WeightsError when they are others."""
-    network = _registered(found.name)
+    network = _registered(weights.name)
     if not network.has_features:
         known = ", ".join(feature_names()[:-1])
-        raise ConfigError(f"extractor: expected one of {known}, got {found.name!r}; it has no features")
-    prepare, run = network.load(Path(found.path), device)
-    return FeatureExtractor(found.identity, prepare, run, device, batch_size)
+        raise ConfigError(f"extractor: expected one of {known}, got {weights.name!r}; it has no features")
+    prepare, run = network.load(Path(weights.path), device)
+    return FeatureExtractor(weights.identity, prepare, run, device, batch_size)
 
 
 def encoder_features(encoder: Encoder, batch_size: int = 32) -> FeatureExtractor:
@@ -263,13 +263,13 @@ def encoder_identity(own: EncoderIdentity) -> ExtractorIdentity:
     return ExtractorIdentity("encoder", own.name, "FD (encoder)", own.weights_sha256, resize, own.pooled_dim)
 
 
-def load_perceptual(found: Found, device: torch.device | str = "cpu", batch_size: int = 32) -> PerceptualNet:
+def load_perceptual(weights: NetworkWeights, device: torch.device | str = "cpu", batch_size: int = 32) -> PerceptualNet:
     """The perceptual net, from weights whose hash is checked again. Raises WeightsError when they are others."""
-    network = _registered(found.name)
+    network = _registered(weights.name)
     if network.has_features:
         known = ", ".join(perceptual_names())
-        raise ConfigError(f"perceptual net: expected one of {known}, got {found.name!r}; it gives no distance")
-    return PerceptualNet(found.identity, network.load(Path(found.path)), device, batch_size)
+        raise ConfigError(f"perceptual net: expected one of {known}, got {weights.name!r}; it gives no distance")
+    return PerceptualNet(weights.identity, network.load(Path(weights.path)), device, batch_size)
 
 
 def perceptual_distance(model: torch.nn.Module, a: UInt8[Tensor, "b 3 h w"], b: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
