@@ -294,8 +294,9 @@ def evaluate_samples(
     settings = EvaluationConfig.of_samples(config, drawing, num, extractor, perceptual)
     networks = find_networks(settings, source.config["encoder"], source.facts["encoder"])
     title = networks.identities[perceptual[0]].title if perceptual else ""
-    plan = {**to_dict(config), "inception_found": len(extractor) > 1, "perceptual_name": title}
-    output = StageOutput(out.absolute(), "evaluation", plan, {"samples": drawn.hash, "encodings": source.hash})
+    inputs = {"samples": drawn.hash, "encodings": source.hash}
+    here = {"inception_found": len(extractor) > 1, "perceptual_name": title}
+    output = StageOutput(out.absolute(), "evaluation", config, inputs, further=here)
     side = drawn.facts["resolution_px"]
 
     def passes(session: StageSession) -> Iterator[Pass[Work, int]]:
@@ -305,7 +306,7 @@ def evaluate_samples(
 
     def finish(session: StageSession) -> Manifest:
         one, cells, requests, samples = _given(given, settings, checkpoint)
-        whole = Manifest(output.kind, output.config, output.inputs, {}, {}, tuple(output.files()))
+        whole = Manifest(output.kind, output.record, output.inputs, {}, {}, tuple(output.files()))
         mean = np.array(checkpoint.provenance.corpus_mean) if config.centred else None
         features = {one.name: Features(output.folder, whole, networks.columns)}
         measurer = Measurer(settings, features, {one.name: one}, mean, by_place=True)

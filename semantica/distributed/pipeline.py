@@ -22,6 +22,7 @@ from semantica.distributed.session import check_absolute_when_submitted, parent_
 from semantica.distributed.train import MODEL, train
 from semantica.errors import DataError
 from semantica.evaluation.outcome import Sources
+from semantica.identity import identity
 from semantica.presets import PipelineConfig
 from semantica.runtime import Runtime
 from semantica.tracking import Run
@@ -50,7 +51,7 @@ def pipeline(
     out = out.absolute()
     done = (out / "evaluation" / MANIFEST).exists() and not runtime.fresh
     # When all is done, no stage records anything, and the parent run would be empty.
-    with parent_run(name, out, runtime, work=config_hash(config), done=done) as (parent, inner):
+    with parent_run(name, out, runtime, work=config_hash(identity(config)), done=done) as (parent, inner):
         parent.params(to_dict(config))
         manifest = _stages(config, root, data or out, out, inner, parent, pictures, command)
         for name in ("report.html", "report.json"):

@@ -10,12 +10,11 @@ from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from semantica.config import to_dict
 from semantica.data.dataset import Manifest, StageOutput, read_manifest
 from semantica.data.durable import write_atomically
 from semantica.data.location import Location
 from semantica.data.pictures import PictureRef, StoredPictures, decode, list_pictures, to_array
-from semantica.distributed.stage import Pass, Stage, StageSession, run_stage
+from semantica.distributed.stage import Pass, Stage, StageSession, build_one, run_stage
 from semantica.encoders.on_the_fly import tokens_on_the_fly
 from semantica.errors import ConfigError, DataError
 from semantica.evaluation.drawing import Sample, SampleShard, draw, sample_rows
@@ -75,8 +74,9 @@ def draw_samples(
     if todo:
         output.reopen()
 
+    arguments = (settings, model.checkpoint.folder, data.encodings, output, encoder)
+
     def passes(session: StageSession) -> Iterator[Pass[SampleShard, int]]:
-        arguments = (settings, model.checkpoint.folder, data.encodings, output, encoder)
         yield Pass(worker=DrawShard, arguments=arguments, shards=todo, total=total, unit="samples", size=int, pool=True)
 
     def finish(session: StageSession) -> Manifest:
@@ -84,7 +84,8 @@ def draw_samples(
         num = sum(len(stats["names"]) for _, stats in output.receipts())
         return output.finish({"num_samples": num}, {"resolution_px": model.checkpoint.config.denoiser.resolution_px})
 
-    return run_stage(Stage(name="draw", out=output, passes=passes, finish=finish), runtime, parent)
+    ready = partial(build_one, DrawShard, arguments)
+    return run_stage(Stage(name="draw", out=output, passes=passes, finish=finish, ready=ready), runtime, parent)
 
 
 def shards_of(requests: Sequence[Request], data: EvaluationSet, batch_size: int, drawn: Collection[str]) -> list[SampleShard]:
@@ -109,12 +110,16 @@ def generate(
             "generate.similarity: the checkpoint's denoiser takes none; train one with train.denoiser.similarity, or leave it out"
         )
     inputs = {"encodings": source.hash, "checkpoint": opened.hash}
-    output = StageOutput(out.absolute(), "samples", to_dict(config), inputs)
+    output = StageOutput(out.absolute(), "samples", config, inputs)
+    arguments = (config, opened.folder, encodings, output)
+
+    def ready(session: StageSession) -> None:
+        _chosen(config, encodings)
+        build_one(DrawShard, arguments, session)
 
     def passes(session: StageSession) -> Iterator[Pass[SampleShard, int]]:
         todo = [shard for shard in _shards(config, _chosen(config, encodings)) if not output.has_shard(shard.name)]
         total = sum(len(shard.samples) for shard in todo)
-        arguments = (config, opened.folder, encodings, output)
         yield Pass(worker=DrawShard, arguments=arguments, shards=todo, total=total, unit="samples", size=int, pool=True)
 
     def finish(session: StageSession) -> Manifest:
@@ -130,7 +135,7 @@ def generate(
         session.run.image(preview, "samples-against-guidance")
         return manifest
 
-    return run_stage(Stage(name="generate", out=output, passes=passes, finish=finish), runtime, parent)
+    return run_stage(Stage(name="generate", out=output, passes=passes, finish=finish, ready=ready), runtime, parent)
 
 
 def _chosen(config: GenerateConfig, encodings: Location) -> list[PictureRef]:

@@ -72,7 +72,7 @@ def sweep(
     swept = Swept(train=replace(plan.train, sample_every=None), band=band)
     inputs = check(config, swept, places, scored, cluster)
     folder = out.absolute()
-    stage = StageOutput(folder, "sweep", {"sweep": to_dict(config), **to_dict(swept)}, inputs)
+    stage = StageOutput(folder, "sweep", {"sweep": config, **vars(swept)}, inputs)
     with stage_session("sweep", stage, runtime, None) as session:
         if session.done is not None:
             return session.done

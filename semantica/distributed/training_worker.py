@@ -31,6 +31,7 @@ from semantica.training.loader import training_loader
 from semantica.training.loop import Hooks, Order, fit
 from semantica.training.parallel import whole
 from semantica.training.recipe import TrainConfig
+from semantica.training.start import InitialWeights, initial_weights
 from semantica.training.watch import NonFiniteError, StepReport
 from semantica.training.xla import XlaMesh
 
@@ -52,7 +53,7 @@ def _train(job: dict[str, Any], pulse: Pulse) -> None:
     config = from_dict(TrainConfig, job["config"])
     mailbox = job["mailbox"]
     keeper = Keeper(Path(job["checkpoints"]), config.keep)
-    start = _newest(keeper)
+    start = _newest(keeper) or initial_weights(config, verify=False)  # the driver has compared the hashes
     first = start.step if start else 0
     failed_at = ray.get(mailbox.last_failure.remote())  # read by all workers before any of them can fail
     try:
@@ -75,7 +76,7 @@ def _newest(keeper: Keeper) -> Checkpoint | None:
     return keeper.at(step) if rank > 0 and step else newest
 
 
-def _fit(config: TrainConfig, job: dict[str, Any], keeper: Keeper, start: Checkpoint | None, pulse: Pulse) -> int:
+def _fit(config: TrainConfig, job: dict[str, Any], keeper: Keeper, start: Checkpoint | InitialWeights | None, pulse: Pulse) -> int:
     """The step of the last checkpoint: the last of all, or an earlier one when the training was asked to stop."""
     rank, world = pulse.rank, pulse.world
     backend: Backend = (
@@ -97,7 +98,7 @@ def _fit(config: TrainConfig, job: dict[str, Any], keeper: Keeper, start: Checkp
     reporter = Reporter(mailbox, job["run"], Journal(Path(job["journal"]))) if rank == 0 else None
     orders = Orders(pulse)
     reached = start.step if start else 0
-    points = Points(job["trial"], config, encodings, tokens_of, device, reporter, pulse.rank, is_new=start is None)
+    points = Points(job["trial"], config, encodings, tokens_of, device, reporter, pulse.rank, is_new=not reached)
 
     def on_report(report: StepReport) -> None:
         saver.check()  # a training that cannot be saved is stopped now, not at the next save

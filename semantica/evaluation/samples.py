@@ -62,5 +62,5 @@ class SampleFolder:
                 yield entry, read_shard(self.folder, entry, ["sample_id"])["sample_id"].to_pylist()
             return
         entries: Mapping[str, FileEntry] = {entry.path.removesuffix(".parquet"): entry for entry in manifest.shards()}
-        for stem, stats in StageOutput(self.folder, self.kind, manifest.config, manifest.inputs).receipts():
+        for stem, stats in StageOutput.of(self.folder, manifest).receipts():
             yield entries[stem], stats["names"]

@@ -17,11 +17,12 @@ from semantica.data.dataset import StageOutput
 from semantica.distributed.measure import MeasureShard
 from semantica.distributed.sample import DrawShard, shards_of
 from semantica.evaluation.features import Features
-from semantica.evaluation.measuring import Work, missing_work, sample_work
+from semantica.evaluation.measuring import Work, missing_work, sample_work, stored_work
 from semantica.evaluation.models import open_models
 from semantica.evaluation.networks import find_networks
 from semantica.evaluation.protocols import cells_of
 from semantica.evaluation.requests import requests_of
+from semantica.evaluation.samples import SampleFolder
 from semantica.evaluation.sets import open_set
 
 
@@ -87,8 +88,9 @@ def test_samples_are_the_same_from_one_two_and_three_actors_and_after_a_stop(cas
 def test_features_do_not_depend_on_who_measured_what_and_twice_is_once(case: dict[str, Any], tmp_path: Path) -> None:
     draw_in(case, tmp_path / "drawn")
     data, networks = case["data"], case["networks"]
-    wanted = {request.name: request.image_id for request in case["requests"]}
-    work = [*picture_work(data.encodings, data.pictures), *sample_work(tmp_path / "drawn", data, wanted)]
+    wanted, by = {request.name for request in case["requests"]}, ("encoder",)
+    work = stored_work(data.encodings, data.pictures, by)
+    work += sample_work(SampleFolder(tmp_path / "drawn"), data, case["requests"], by)
     assert sorted(name for one in work for name in one.names) == sorted([*wanted, *data.pictures])
 
     def measured(out: Path, order: list[Work], again: int = 0) -> Features:
@@ -104,7 +106,7 @@ def test_features_do_not_depend_on_who_measured_what_and_twice_is_once(case: dic
         stage.finish({}, {})
         return Features.open(out, networks.columns)
 
-    names = [*wanted, *data.pictures]
+    names = [*sorted(wanted), *data.pictures]
     first = measured(tmp_path / "first", work).matrix("encoder", names)
     assert first.shape == (len(names), 16)
     assert np.array_equal(measured(tmp_path / "second", work[::-1], again=3).matrix("encoder", names), first)
