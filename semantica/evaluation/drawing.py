@@ -22,6 +22,7 @@ from semantica.data.schemas import SAMPLES
 from semantica.generation.generate import png_bytes, sample_pictures
 from semantica.generation.model import Model
 from semantica.generation.settings import GenerateConfig
+from semantica.signals import SIMILARITY
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def draw(model: Model, cond: Conditioning, shard: SampleShard, settings: Generat
     rows = torch.arange(size).clamp_max(num - 1)
     filled = cond[rows] if shard.is_filled else cond
     if settings.similarity is not None:
-        filled = replace(filled, similarity=torch.full((size,), settings.similarity))
+        filled = filled.told(SIMILARITY, torch.full((size,), settings.similarity))
     names = [shard.samples[row].noise_name for row in rows.tolist()]
     one_seed = replace(settings, seed=shard.seed)
     max_rows = (size if shard.guidance == 0 else 2 * size) if shard.is_filled else None
