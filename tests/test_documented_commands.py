@@ -17,7 +17,7 @@ import pytest
 import semantica.distributed.ingest
 import semantica.jobs.command
 from semantica.config import from_args
-from semantica.distributed.evaluation_sets import ingest_settings
+from semantica.evaluation.sets import ingest_settings
 from semantica.jobs.cli import COMMANDS
 
 ROOT = Path(__file__).parents[1]

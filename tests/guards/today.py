@@ -44,6 +44,7 @@ from semantica.distributed.ingest import ingest
 from semantica.distributed.pairs import pairs
 from semantica.distributed.pipeline import pipeline
 from semantica.distributed.train import train
+from semantica.evaluation.outcome import Sources
 from semantica.evaluation.settings import EvaluationConfig
 from semantica.generation.generate import sample_pictures
 from semantica.generation.model import Model
@@ -109,8 +110,7 @@ def evaluate_protocols(guards: Path, out: Path) -> None:
         data={"shapes": str(guards / "run" / "encodings")},
         out=out,
         runtime=_RUNTIME,
-        train=str(guards / "run" / "encodings"),
-        command="guards",
+        sources=Sources(train=guards / "run" / "encodings", command="guards"),
     )
 
 

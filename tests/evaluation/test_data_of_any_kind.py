@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from semantica.distributed.evaluation_sets import Found, ingest_settings, look
 from semantica.errors import ConfigError, DataError
 from semantica.evaluation.models import named, open_models
+from semantica.evaluation.sets import DataKind, ingest_settings, look
 
 
 def picture(path: Path) -> None:
@@ -28,10 +28,10 @@ def test_each_kind_of_data_is_told_apart(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image": [b"x"]}), tmp_path / "table" / "a.parquet")
     (tmp_path / "encodings").mkdir()
     (tmp_path / "encodings" / "manifest.json").write_text(json.dumps({"kind": "encodings"}))
-    assert look("d", tmp_path / "flat") == look("d", tmp_path / "table") == Found("pictures")
-    assert look("d", tmp_path / "table" / "a.parquet") == Found("pictures")
-    assert look("d", tmp_path / "classes") == Found("imagefolder", labels=("cat", "dog"))
-    assert look("d", tmp_path / "encodings") == Found(None, "encodings")
+    assert look("d", tmp_path / "flat") == look("d", tmp_path / "table") == DataKind("pictures")
+    assert look("d", tmp_path / "table" / "a.parquet") == DataKind("pictures")
+    assert look("d", tmp_path / "classes") == DataKind("imagefolder", labels=("cat", "dog"))
+    assert look("d", tmp_path / "encodings") == DataKind(None, "encodings")
 
 
 def test_what_is_no_set_is_refused_in_a_sentence(tmp_path: Path) -> None:
@@ -69,5 +69,5 @@ def test_names_of_checkpoints_and_data_are_given_or_taken_from_the_path() -> Non
 
 
 def test_a_folder_that_holds_no_checkpoint_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"must be a checkpoint or the output of jobs\.train"):
+    with pytest.raises(DataError, match=r"must be a checkpoint, the output of jobs\.train or a folder with one"):
         open_models({"m": str(tmp_path)}, every_step=False)

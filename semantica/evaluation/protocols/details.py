@@ -1,4 +1,4 @@
-"""The protocol `details`: what one Fréchet distance hides, for the samples of one w. Pure; the metrics are `semantica.metrics`'.
+"""The protocol `details`: what one Fréchet distance hides, for the samples of one w.
 
 Kernel distance and the manifold's precision, recall, density and coverage in every extractor's features; in the encoder's features
 the diversity among samples of one condition, and whether samples are nearer to training pictures than held-out pictures are.
@@ -7,43 +7,55 @@ the diversity among samples of one condition, and whether samples are nearer to 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Float32
 
 from semantica.evaluation.features import Features
 from semantica.evaluation.figures import SIMILARITY, Measurer
-from semantica.evaluation.outcome import Metric, Outcome
+from semantica.evaluation.outcome import Metric, Outcome, TrainPictures
+from semantica.evaluation.protocols import EvaluationProtocol, Part, protocol
 from semantica.evaluation.requests import Cell, Request
 from semantica.evaluation.sets import some_of
+from semantica.evaluation.settings import EvaluationConfig
 from semantica.measure.diversity import diversity
 from semantica.measure.kernel import kernel_distance
 from semantica.measure.manifold import manifold
 from semantica.measure.nearest import nearest_training
 from semantica.report.page import Figure
-from semantica.report.protocol import Protocol
+from semantica.report.written import Protocol
 
 _SUBSET, _MANY_SUBSETS = 1000, 100  # of the kernel distance, as torch-fidelity
 
 
-@dataclass(frozen=True)
-class TrainPictures:
-    """The features of training pictures, and their names."""
+@protocol("details")
+class Details(EvaluationProtocol):
+    """The cell of one w, and a grid of several samples per condition."""
 
-    features: Features
-    names: Sequence[str]
+    needs_train = True
+
+    def cells(self, base: Cell, settings: EvaluationConfig) -> Iterator[Cell]:
+        yield replace(base, guidance=settings.details_guidance)
+        yield replace(base, kind="grid", guidance=settings.details_guidance)
+
+    def networks(self, cell: Cell, settings: EvaluationConfig) -> tuple[str, ...]:
+        everything = super().networks(cell, settings)
+        return everything if cell.kind != "grid" else tuple(name for name in everything if name == SIMILARITY)
+
+    def part(self, outcome: Outcome) -> Part:
+        part = Part()
+        for model in outcome.last:
+            for data in outcome.sets:
+                (cell, grid) = self.cells(Cell(model.name, data, "pictures"), outcome.settings)
+                part.figures.extend(details(cell, outcome.requests[cell], outcome.requests[grid], outcome))
+        return part
 
 
-def details(
-    cell: Cell,
-    requests: Sequence[Request],
-    grid: Sequence[Request],
-    measurer: Measurer,
-    outcome: Outcome,
-    train: TrainPictures | None,
-) -> Iterator[Figure]:
+def details(cell: Cell, requests: Sequence[Request], grid: Sequence[Request], outcome: Outcome) -> Iterator[Figure]:
     """The figures of a cell. grid: several samples of some conditions, for the diversity. Needs two samples, as every cell does."""
+    assert outcome.measurer is not None
+    measurer, train = outcome.measurer, outcome.train
     settings, features = measurer.settings, measurer.features[cell.data]
     names = [request.name for request in requests][: settings.num_details]
     reference = measurer.reference(measurer.sets[cell.data], [r.image_id for r in requests])
@@ -56,12 +68,12 @@ def details(
         protocol = replace(protocol, num_samples=len(drawn), num_reference=len(real))
         yield from _kernel(where, metric, real, drawn, settings.seed, protocol)
         if min(len(real), len(drawn)) > settings.neighbours:
-            found = manifold(real, drawn, settings.neighbours)
-            stated = replace(protocol, more=f"{protocol.more}; k = {found.k}")
+            figures = manifold(real, drawn, settings.neighbours)
+            stated = replace(protocol, more=f"{protocol.more}; k = {figures.k}")
             for name in ("precision", "recall", "density", "coverage"):
                 title = f"{name.capitalize()} of the samples' manifold in {metric.network} features."
                 yield Figure(
-                    name=f"{where}/{name}-{metric.network}", value=getattr(found, name), explanation=title, protocol=stated
+                    name=f"{where}/{name}-{metric.network}", value=getattr(figures, name), explanation=title, protocol=stated
                 )
     if SIMILARITY in (settings.extractor or ()):
         yield from _diversity(where, grid, features, measurer)
@@ -73,13 +85,13 @@ def _kernel(
     where: str, metric: Metric, real: Float32[np.ndarray, "n d"], drawn: Float32[np.ndarray, "m d"], seed: int, protocol: Protocol
 ) -> Iterator[Figure]:
     size = min(_SUBSET, len(real), len(drawn))
-    found = kernel_distance(real, drawn, subset_size=size, num_subsets=_MANY_SUBSETS, seed=seed)
+    distance = kernel_distance(real, drawn, subset_size=size, num_subsets=_MANY_SUBSETS, seed=seed)
     stated = replace(protocol, more=f"{protocol.more}; {_MANY_SUBSETS} subsets of {size}")
     name = "kid" if metric.network == "inception" else f"kd-{metric.network}"
     title = f"Kernel distance (KID, cubic kernel) in {metric.network} features, unbiased in n."
-    yield Figure(name=f"{where}/{name}", value=found.mean, explanation=title, protocol=stated)
+    yield Figure(name=f"{where}/{name}", value=distance.mean, explanation=title, protocol=stated)
     spread = "Standard deviation of the kernel distance over subsets, which overlap: no standard error."
-    yield Figure(name=f"{where}/{name}/std-over-subsets", value=found.std, explanation=spread, protocol=stated)
+    yield Figure(name=f"{where}/{name}/std-over-subsets", value=distance.std, explanation=spread, protocol=stated)
 
 
 def _diversity(where: str, grid: Sequence[Request], features: Features, measurer: Measurer) -> Iterator[Figure]:
@@ -87,13 +99,15 @@ def _diversity(where: str, grid: Sequence[Request], features: Features, measurer
     if len(images) < 2 or measurer.settings.num_grid_samples < 2:
         return
     condition = np.array([images.index(request.image_id) for request in grid])
-    found = diversity(features.matrix(SIMILARITY, [r.name for r in grid]), condition, measurer.corpus_mean)
+    spread = diversity(features.matrix(SIMILARITY, [r.name for r in grid]), condition, measurer.corpus_mean)
     yield Figure(
         name=f"{where}/diversity",
-        value=found.mean,
-        standard_error=found.standard_error,
+        value=spread.mean,
+        standard_error=spread.standard_error,
         explanation="1 - cosine of two samples of one condition; 0: always the same picture.",
-        protocol=f"{found.num_samples} samples of {found.num_conditions} conditioning images, encoder features; ± over conditions",
+        protocol=(
+            f"{spread.num_samples} samples of {spread.num_conditions} conditioning images, encoder features; ± over conditions"
+        ),
     )
 
 
@@ -104,15 +118,15 @@ def _nearest(
     train: TrainPictures,
     measurer: Measurer,
 ) -> Iterator[Figure]:
-    found = nearest_training(drawn, train.features.matrix(SIMILARITY, train.names), held_out, mean=measurer.corpus_mean)
+    nearest = nearest_training(drawn, train.features.matrix(SIMILARITY, train.names), held_out, mean=measurer.corpus_mean)
     stated = (
         f"{len(drawn)} samples, {len(train.names)} training pictures, {len(held_out)} held-out ones, encoder features; a copy is "
-        f"nearer (cosine above {found.threshold:.3f}) than {found.quantile:.0%} of held-out pictures"
+        f"nearer (cosine above {nearest.threshold:.3f}) than {nearest.quantile:.0%} of held-out pictures"
     )
     yield Figure(
         name=f"{where}/share-of-copies",
-        value=found.share_of_copies,
-        standard_error=found.standard_error,
+        value=nearest.share_of_copies,
+        standard_error=nearest.standard_error,
         explanation="Share of samples that are suspiciously near to a training picture.",
         protocol=stated,
     )
