@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         lambda job: ingest(job.ingest, root=job.root, out=job.out, runtime=job.runtime),
         prog="jobs.ingest",
         description="Turn pages with pictures into episodes: decode, clean, resize, split. What is refused goes to quarantine/. "
-        "The preset tiny is the demo's, with 64 px pictures; for a crawl take base. The formats: docs/data.md.",
+        "The preset tiny is the demo's, with 64 px pictures; for a crawl take base. The formats: docs/reference/data.md.",
         sections=lambda p: {"ingest": p.ingest},
         argv=argv,
     )

@@ -19,7 +19,7 @@ from semantica.config import from_args
 from semantica.distributed.evaluation_sets import ingest_settings
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 COMMAND = re.compile(r"^(?! *[-|*>`]).*?\bpython -m ((?:jobs|tune)\.\w+)\b(.*)$", re.MULTILINE)
 REFUSED = re.compile(r"^```bash fails\n.*?^```$", re.MULTILINE | re.DOTALL)  # commands that show an error
 # What the page on sweeps calls best.yaml is made by the sweep above it.
