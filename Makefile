@@ -19,10 +19,10 @@ TPU_INSTALLED := $(VENV_TPU)/.installed
 .PHONY: demo demo-html test test-tpu test-chaos fuzz check format bench bench-data bench-denoiser bench-training bench-orderings bench-sweep clean
 
 demo: $(INSTALLED)
-	@$(BIN)/python -m jobs.quickstart
+	@$(BIN)/semantica quickstart
 
 demo-html: $(INSTALLED)
-	@$(BIN)/python -m jobs.quickstart --preset tiny-html --source html-docs --out runs/quickstart-html
+	@$(BIN)/semantica quickstart --preset tiny-html --source html-docs --out runs/quickstart-html
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -m "not ray and not slow" --numprocesses auto --dist loadfile
@@ -80,8 +80,8 @@ clean:
 	rm -rf $(VENV) $(VENV_TPU) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
 $(INSTALLED): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-		|| { echo "error: Python 3.11 or newer is needed, $$($(PYTHON) --version 2>&1) found; try make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+		|| { echo "error: $(PYTHON) is $$($(PYTHON) --version 2>&1); Python 3.11, 3.12 or 3.13 is needed. Try: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
 	@echo "Making the environment in $(VENV): about 2 minutes and 7 GB, once."
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"

@@ -24,13 +24,10 @@ from benchmarks.measure import Settings
 from benchmarks.peers import denoiser_config
 from benchmarks.record import Measured, record
 from semantica.denoiser.uvit import UViT
-from semantica.diffusion.schedule import ScheduleConfig
-from semantica.training.checkpoint import Provenance, TrainState, open_checkpoint
+from semantica.diffusion.settings import ScheduleConfig
+from semantica.training.checkpoint import Keeper, Provenance, SaveFailure, Saver, TrainState, open_checkpoint
 from semantica.training.ema import Ema
-from semantica.training.keeper import Keeper
-from semantica.training.recipe import TrainConfig
-from semantica.training.retention import KeepConfig
-from semantica.training.saver import SaveFailure, Saver
+from semantica.training.recipe import KeepConfig, TrainConfig
 from semantica.training.step import make_optimizer, update
 
 MAX_HELD = 0.25  # of the foreground's

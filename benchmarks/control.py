@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +17,11 @@ import torch
 
 from benchmarks.record import Measured, record
 from benchmarks.steering import MAX_IMAGES, SAMPLER, Bench, conditioning, error_of, losses_of, trained
-from semantica.diffusion.guidance import GuidanceConfig
-from semantica.diffusion.samplers import SamplerConfig
+from semantica.data.pictures import decode
+from semantica.diffusion.settings import GuidanceConfig, SamplerConfig
 from semantica.generation.model import Model
-from semantica.pairs.loader import decode_at, to_unit
+from semantica.pairs.loader import to_unit
+from semantica.signals import SIMILARITY
 from semantica.training.checkpoint import open_checkpoint
 
 WEIGHTS = (0.0, 0.5, 3.0)
@@ -109,14 +109,14 @@ def similarity_table(bench: Bench, model: Model, num: int) -> list[Measured]:
 def told_table(bench: Bench, model: Model, num: int) -> list[Measured]:
     """Does it help the denoiser to be told the similarity of a held-out pair: against nothing, and against another pair's?"""
     trials, side = bench.trials(num), model.schedule.resolution_px
-    x = to_unit(torch.stack([decode_at(trial.target.data, side) for trial in trials]))
+    x = to_unit(torch.stack([decode(trial.target.data, side) for trial in trials]))
     ends = torch.stack([torch.stack([trial.target.pooled, trial.others[0].pooled]) for trial in trials]).double()
     ends = torch.nn.functional.normalize(ends - torch.from_numpy(bench.mean), dim=-1)
     true = (ends[:, 0] * ends[:, 1]).sum(-1).float()
     tokens = conditioning([trial.others[0]] for trial in trials)
     told = {"its own": true, "none": None, "another pair's": true.roll(1)}
     losses = {
-        name: losses_of(model, x, replace(tokens, similarity=tokens.similarity if similarity is None else similarity))
+        name: losses_of(model, x, tokens if similarity is None else tokens.told(SIMILARITY, similarity))
         for name, similarity in told.items()
     }
     measured = [Measured(name=f"loss, told {name}", figure=float(each.mean()), unit="eps-loss") for name, each in losses.items()]
@@ -138,7 +138,7 @@ def told_table(bench: Bench, model: Model, num: int) -> list[Measured]:
 def images_table(bench: Bench, model: Model, num: int) -> list[Measured]:
     """Do more images describe a page better? Loss on a picture of it that is not shown, likeness of samples to such pictures."""
     trials, side = bench.trials(num), model.schedule.resolution_px
-    x = to_unit(torch.stack([decode_at(trial.target.data, side) for trial in trials]))
+    x = to_unit(torch.stack([decode(trial.target.data, side) for trial in trials]))
     found: dict[str, list[np.ndarray]] = {"loss": [], "likeness to a picture": [], "likeness to the page": []}
     for m in range(1, MAX_IMAGES + 1):
         cond = conditioning(trial.others[:m] for trial in trials)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -19,11 +19,11 @@ import torch
 from jaxtyping import Float16
 
 from semantica.conditioning import Conditioning
-from semantica.data.dataset import StageOutput, read_manifest, read_shard
-from semantica.data.schemas import token_rows
+from semantica.data.dataset import read_manifest, read_shard
+from semantica.data.pictures import PictureRef
+from semantica.data.schemas import HELD_OUT, token_rows
 from semantica.errors import DataError
-from semantica.generation.conditions import HELD_OUT
-from semantica.generation.generate import Candidate, choose_conditions
+from semantica.generation.generate import choose_conditions
 from semantica.pairs.scores import pooled_rows
 from semantica.pairs.selection import BandConfig, select, selection_stage
 
@@ -164,7 +164,7 @@ def evaluation_sets(
     for name, is_member in members.items():
         if name == "pages" and not has_pages:
             continue
-        of = [Candidate(p.image_id, p.page) for p in listing if is_member(p)]
+        of = [PictureRef(p.image_id, p.page, 0, 0) for p in listing if is_member(p)]
         if len(of) < 2:
             raise DataError(
                 f"orderings: expected at least 2 pictures in the set {name}, got {len(of)}; is --labelled {labelled} right?"
@@ -180,7 +180,7 @@ def view(run: Run, band: BandConfig, folder: Path, allowed: Callable[[str], bool
     """A selection of the run's pairs in the band, in `folder`; of pages that are `allowed` only, where that is given."""
     stage = selection_stage(run.scores, band, folder)
     if allowed is not None:
-        stage = StageOutput(folder, "selection", stage.config, {**stage.inputs, "pages": _pages_hash(run, allowed)})
+        stage = replace(stage, inputs={**stage.inputs, "pages": _pages_hash(run, allowed)})
     with stage.held():
         if stage.open() is not None:
             return folder

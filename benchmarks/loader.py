@@ -46,10 +46,10 @@ from benchmarks.record import Measured, record
 from benchmarks.training_feed import training_share
 from semantica.config import config, require, to_dict
 from semantica.data.dataset import read_manifest
-from semantica.encoders.encode import EncodeConfig
-from semantica.encoders.encoder import EncoderConfig, load_encoder
+from semantica.data.pictures import TokensOf
+from semantica.encoders.encoder import load_encoder
 from semantica.encoders.on_the_fly import tokens_on_the_fly
-from semantica.pairs.loader import TokensOf
+from semantica.encoders.settings import EncodeConfig, EncoderConfig
 
 OURS = "semantica"
 _WRITERS = {"own": write_encodings, "tars": write_tars, "mds": write_mds, "files": write_files}
@@ -195,7 +195,7 @@ def token_figures(top: Path, settings: Settings) -> Iterator[Measured]:
             loader = own_loader(top / name, corpus, 1, tokens_of[name])
             before = processor_seconds()
             for step in range(_NUM_ENCODED // BATCH):
-                loader.batch(step)
+                loader.batch(step).recycle()
             if number:
                 rates[name].append(_NUM_ENCODED / (processor_seconds() - before))
     medians = {name: statistics.median(values) for name, values in rates.items()}

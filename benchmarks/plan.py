@@ -27,8 +27,7 @@ from semantica.conditioning import Conditioning
 from semantica.config import override
 from semantica.data.dataset import Manifest, StageOutput, read_manifest
 from semantica.data.schemas import EPISODES, encodings_schema
-from semantica.encoders.encode import EncodeConfig
-from semantica.encoders.encoder import EncoderConfig
+from semantica.encoders.settings import EncodeConfig, EncoderConfig
 from semantica.pairs.loader import Batch
 from semantica.pairs.scores import finish_scores, score_shard
 from semantica.pairs.selection import BandConfig, select, selection_stage
@@ -37,10 +36,12 @@ from semantica.planning.model import denoiser_costs, encoder_shape
 from semantica.planning.pairs import MIN_PAGES, PageCounts, expected_pairs, page_counts
 from semantica.planning.storage import checkpoint_bytes, dataset_bytes, extrapolated
 from semantica.presets import preset
-from semantica.training.checkpoint import Provenance, save_checkpoint
+from semantica.signals import IMAGES
+from semantica.training.checkpoint import Provenance, TrainState, write_checkpoint
+from semantica.training.compute import prepare
 from semantica.training.ema import Ema
 from semantica.training.loop import initial_network
-from semantica.training.recipe import TrainConfig
+from semantica.training.recipe import Dropout, TrainConfig
 from semantica.training.step import StepNoise, add_gradients, make_optimizer, step_noise, update
 
 MAX_FLOPS, MAX_BYTES, MAX_MEMORY, MAX_ERRORS = 0.02, 0.01, 0.15, 2.0
@@ -54,13 +55,16 @@ def example(train: TrainConfig, rows: int) -> tuple[Batch, StepNoise]:
     shape, side = train.denoiser, train.denoiser.resolution_px
     tokens = torch.randn(rows, shape.max_images, shape.num_tokens, shape.token_dim)
     cond = Conditioning.of(tokens, torch.randn(rows, shape.max_images, shape.pooled_dim))
-    x, noise = torch.randn(rows, 3, side, side).clamp(-1, 1), step_noise(0, 0, range(rows), (3, side, side), 0.1)
+    x, noise = (
+        torch.randn(rows, 3, side, side).clamp(-1, 1),
+        step_noise(0, 0, range(rows), (3, side, side), Dropout(0.1, (IMAGES,), {})),
+    )
     return Batch(x, cond, range(rows)), noise
 
 
 def counted_step(train: TrainConfig, rows: int) -> float:
     """FLOPs a picture of a real training step, forward, loss and backward."""
-    network = replace(train.compute, compile=False).prepare(initial_network(train).train())
+    network = prepare(initial_network(train).train(), replace(train.compute, compile=False))
     batch, noise = example(train, rows)
     with FlopCounterMode(display=False) as counter:
         add_gradients(network, batch, noise, 0, train)
@@ -69,16 +73,14 @@ def counted_step(train: TrainConfig, rows: int) -> float:
 
 def counted_drawing(train: TrainConfig) -> float:
     """FLOPs of drawing one picture in three steps by the project's sampler at w = 0.5."""
-    from semantica.diffusion.guidance import guided
-    from semantica.diffusion.samplers import SamplerConfig, sampler_of
+    from semantica.diffusion.samplers import ddpm, step_levels
     from semantica.generation.model import Model
 
     model = Model(initial_network(train).eval(), train.schedule)
     batch, _ = example(train, 1)
-    settings, z = SamplerConfig(num_steps=3), torch.randn_like(batch.x)
+    z = torch.randn_like(batch.x)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        denoise, sampler = guided(model.denoise(), 0.5), sampler_of(settings)
-        sampler(denoise, batch.cond, z, train.schedule, settings, lambda step: torch.randn_like(z))
+        ddpm(model.bind(batch.cond, 0.5), z, step_levels(train.schedule, 3, "t"), lambda step: torch.randn_like(z))
     return float(counter.get_total_flops())
 
 
@@ -107,7 +109,7 @@ def saved_bytes(train: TrainConfig, folder: Path) -> int:
     update(network, optimizer, train.optimizer, 1e-4)
     mean = tuple(float(x) for x in np.random.default_rng(0).standard_normal(train.denoiser.pooled_dim))
     provenance = Provenance({"name": "an encoder"}, "0" * 64, "1" * 64, mean)
-    save_checkpoint(folder, network, ema, optimizer, config=train, step=1, provenance=provenance)
+    write_checkpoint(folder, TrainState(network, ema, optimizer, train, 1, provenance).snapshot())
     return sum(path.stat().st_size for path in folder.iterdir())
 
 
@@ -122,7 +124,7 @@ def grown_bytes(train: TrainConfig) -> float:
 
 
 def _steps(train: TrainConfig) -> None:
-    network = replace(train.compute, compile=False).prepare(initial_network(train).train())
+    network = prepare(initial_network(train).train(), replace(train.compute, compile=False))
     ema, optimizer = Ema(network, train.ema), make_optimizer(network, train.optimizer)
     made = [example(train, train.batch_size) for _ in range(1 + train.prefetch)]
     for step in range(2):  # Adam's moments are there from the second on

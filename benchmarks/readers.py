@@ -1,7 +1,7 @@
 """The readers that benchmarks.loader compares: the project's loader, and webdataset, mosaicml-streaming and a torch Dataset.
 
 In: the folder of a format (benchmarks/jpegs.py) and a number of workers. Out: an epoch of batches (x, tokens or None), float32, x
-in [-1, 1]. All decode by the same function, `decode_at` (Pillow), and scale by the same `to_unit`; a peer is otherwise as its own
+in [-1, 1]. All decode by the same function, `decode` (Pillow), and scale by the same `to_unit`; a peer is otherwise as its own
 documentation has it, with a DataLoader around it. Each shuffles its own way: a torch sampler all pictures, webdataset its shards
 and a buffer of 1,000 pictures that are not decoded yet, mosaicml-streaming by its default (py1e), ours by windows of two row
 groups in each of four lanes.
@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.jpegs import Corpus
-from semantica.pairs.loader import PairLoader, TokensOf, decode_at, to_unit
+from semantica.data.pictures import TokensOf, decode
+from semantica.pairs.loader import Batches, LoaderWorker, PairLoader, to_unit
 from semantica.training.feed import made_ahead
 
 Read = tuple[Tensor, Tensor | None]
@@ -44,14 +45,9 @@ def own_loader(folder: Path, corpus: Corpus, num_threads: int, tokens_of: Tokens
     return PairLoader(
         folder / "encodings",
         folder / "selection",
-        seed=0,
-        batch_size=BATCH,
-        num_lanes=NUM_LANES,
-        window_groups=WINDOW_GROUPS,
-        max_open_bytes=OPEN_BYTES,
-        resolution_px=corpus.side,
+        Batches(seed=0, batch_size=BATCH, num_lanes=NUM_LANES, resolution_px=corpus.side, window_groups=WINDOW_GROUPS),
+        LoaderWorker(max_open_bytes=OPEN_BYTES, num_threads=max(1, num_threads)),
         tokens_of=tokens_of,
-        num_threads=max(1, num_threads),
     )
 
 
@@ -67,6 +63,7 @@ class Own:
         with made_ahead(loader.batch, range(self.corpus.num_pictures // BATCH), PREFETCH if workers else 0) as made:
             for batch in made:
                 yield batch.x, batch.cond.tokens[:, 0] if self.corpus.tokens else None
+                batch.recycle()
 
 
 class Files(Dataset[tuple[Tensor, Tensor | None]]):
@@ -81,7 +78,7 @@ class Files(Dataset[tuple[Tensor, Tensor | None]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor | None]:
         with open(self.paths[index], "rb") as file:
-            pixels = decode_at(file.read(), self.corpus.side)
+            pixels = decode(file.read(), self.corpus.side)
         if self.corpus.tokens is None:
             return pixels, None
         return pixels, torch.from_numpy(np.load(self.paths[index].removesuffix("jpg") + "npy"))
@@ -114,7 +111,7 @@ class Tars:
         import webdataset
 
         tokens = torch.from_numpy(webdataset.autodecode.npy_loads(sample["npy"])) if "npy" in sample else None
-        return decode_at(sample["jpg"], self.side), tokens
+        return decode(sample["jpg"], self.side), tokens
 
 
 class Mds:
@@ -127,7 +124,7 @@ class Mds:
             def __getitem__(self, at: Any) -> Any:
                 sample = super().__getitem__(at)
                 tokens = torch.from_numpy(sample["tokens"].copy()) if corpus.tokens else None  # it shares read-only memory
-                return decode_at(sample["jpg"], corpus.side), tokens
+                return decode(sample["jpg"], corpus.side), tokens
 
         self.dataset = Decoded(local=str(folder), shuffle=True, batch_size=BATCH)
         self.loader: DataLoader[Any] | None = None

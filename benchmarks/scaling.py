@@ -1,7 +1,7 @@
 """python -m benchmarks.scaling: stages on a simulated cluster of 1, 2, 4 and 8 nodes, each with one CPU of Ray's, on this machine.
 
 Two regimes, which say different things. *Waiting*: a shard sleeps instead of computing, as a host waits for its GPU, and writes its
-receipt; everything else is the stages' own shell (Ray Data, `distributed.shards`, `StageOutput`). Nodes that only wait do not share
+receipt; everything else is the stages' own shell (Ray Data, `distributed.stage`, `StageOutput`). Nodes that only wait do not share
 the cores of this machine, so this shows how orchestration scales, and with shards of no work at all where it stops. *Real*: ingest,
 encode and score do their real work, which the cores of this machine share: no speed-up beyond their number is to be expected, and
 what is lost beyond it is what more nodes cost.
@@ -83,8 +83,7 @@ def _real_stages(top: Path, out: Path, number: int) -> Iterator[tuple[str, float
     from semantica.distributed.encode import encode
     from semantica.distributed.ingest import ingest
     from semantica.distributed.pairs import score
-    from semantica.encoders.encode import EncodeConfig
-    from semantica.encoders.encoder import EncoderConfig
+    from semantica.encoders.settings import EncodeConfig, EncoderConfig
     from semantica.episodes.ingest import IngestConfig
     from semantica.episodes.pages import ReadConfig
     from semantica.runtime import ClusterConfig, Runtime

@@ -17,25 +17,24 @@ from torch import Tensor
 
 from semantica.conditioning import Conditioning
 from semantica.data.dataset import read_manifest, read_shard
-from semantica.data.schemas import token_rows
-from semantica.diffusion.guidance import GuidanceConfig
-from semantica.diffusion.samplers import SamplerConfig
+from semantica.data.pictures import decode
+from semantica.data.schemas import HELD_OUT, token_rows
+from semantica.diffusion.settings import GuidanceConfig, SamplerConfig
 from semantica.encoders.encode import encode_pictures
-from semantica.encoders.encoder import Encoder, EncoderConfig, load_encoder
-from semantica.generation.conditions import HELD_OUT
-from semantica.generation.generate import GenerateConfig, png_bytes, sample_pictures
+from semantica.encoders.encoder import Encoder, load_encoder
+from semantica.encoders.settings import EncoderConfig
+from semantica.generation.generate import png_bytes, sample_pictures
 from semantica.generation.model import Model
+from semantica.generation.settings import GenerateConfig
 from semantica.measure.frechet import FeatureStatistics, frechet_distance
 from semantica.pairs.draw import generator
-from semantica.pairs.loader import decode_at
 from semantica.pairs.scores import pooled_rows
 from semantica.pairs.selection import BandConfig, select, selection_stage
-from semantica.training.checkpoint import Checkpoint, TrainState, open_checkpoint
+from semantica.training.checkpoint import Checkpoint, TrainState, open_checkpoint, write_checkpoint
 from semantica.training.loader import training_loader
 from semantica.training.loop import Hooks, fit
 from semantica.training.recipe import TrainConfig
 from semantica.training.step import StepNoise, step_loss
-from semantica.training.writing import write_checkpoint
 
 MAX_IMAGES = 4
 SAMPLER = SamplerConfig(num_steps=48)  # the demo's
@@ -81,7 +80,7 @@ class Bench:
             table = read_shard(self.run / "encodings", entry, ["episode_id", "images", "pooled", "tokens"])
             for row, (pooled, tokens) in enumerate(zip(pooled_rows(table["pooled"]), token_rows(table["tokens"]), strict=True)):
                 images = table["images"][row].as_py()
-                small = [png_bytes(decode_at(image["bytes"], self.checkpoint.config.denoiser.resolution_px)) for image in images]
+                small = [png_bytes(decode(image["bytes"], self.checkpoint.config.denoiser.resolution_px)) for image in images]
                 at_size = encode_pictures(small, self.encoder, 16).pooled.numpy()
                 for index, image in enumerate(images):
                     own = torch.from_numpy(tokens[index].astype(np.float32).reshape(shape))
@@ -176,9 +175,8 @@ def losses_of(model: Model, x: Tensor, cond: Conditioning) -> np.ndarray:
     """The eps-loss (n,) of each picture, over ten levels, with the same noise whatever the condition."""
     draws = torch.Generator().manual_seed(0)
     levels, eps = torch.linspace(0.05, 0.95, 10), torch.randn(10, *x.shape, generator=draws)
-    never = torch.zeros(len(x), dtype=torch.bool)
     with torch.inference_mode():
-        noises = [StepNoise(t.expand(len(x)), e, never, never) for t, e in zip(levels, eps, strict=True)]
+        noises = [StepNoise(t.expand(len(x)), e, {}) for t, e in zip(levels, eps, strict=True)]
         each = [step_loss(model.network, x, cond, noise, model.schedule, model.prediction) for noise in noises]
     return torch.stack(each).mean(0).numpy()
 

@@ -35,11 +35,12 @@ from benchmarks.measure import (
 )
 from benchmarks.peers import OURS, Size, contenders, denoiser_config, gflop, prepared, random_conditioning, settled
 from benchmarks.record import Measured, record
-from semantica.denoiser.uvit import DenoiserConfig
-from semantica.diffusion.schedule import ScheduleConfig
-from semantica.training.compute import ComputeConfig
+from semantica.denoiser.configs import DenoiserConfig
+from semantica.diffusion.settings import ScheduleConfig
+from semantica.signals import IMAGES
+from semantica.training.compute import autocast
 from semantica.training.ema import Ema
-from semantica.training.recipe import EmaConfig, OptimizerConfig
+from semantica.training.recipe import ComputeConfig, Dropout, EmaConfig, OptimizerConfig
 from semantica.training.step import make_optimizer, step_loss, step_noise, update
 
 
@@ -68,11 +69,11 @@ class Training:
         self.schedule = ScheduleConfig(resolution_px=side)
         self.x = torch.randn(batch, 3, side, side, device=device).clamp(-1, 1)
         self.cond = random_conditioning(shape, batch, device)
-        self.noise = step_noise(0, 0, range(batch), (3, side, side), 0.1).to(device)
+        self.noise = step_noise(0, 0, range(batch), (3, side, side), Dropout(0.1, (IMAGES,), {})).to(device)
 
     def __call__(self) -> None:
         """One step, as the training loop makes it."""
-        with self.way.compute.autocast(self.device):
+        with autocast(self.way.compute, self.device):
             loss = step_loss(self.network, self.x, self.cond, self.noise, self.schedule)
         torch.autograd.backward(loss.mean())
         update(self.network, self.optimizer, OptimizerConfig(), 1e-4)

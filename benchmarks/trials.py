@@ -20,13 +20,15 @@ from torch import Tensor
 from benchmarks.domains import EvaluationSet, Picture, Run, conditioning
 from benchmarks.variants import FINAL, FRECHET, PERCEPTUAL, SIMILARITY, Variant, address
 from benchmarks.verdicts import Figure
+from semantica.data.pictures import decode
 from semantica.denoiser.sizes import num_parameters, training_flops
 from semantica.denoiser.uvit import UViT
-from semantica.generation.generate import GenerateConfig, sample_pictures
+from semantica.generation.generate import sample_pictures
 from semantica.generation.model import Model
+from semantica.generation.settings import GenerateConfig
 from semantica.measure.frechet import FeatureStatistics, Reference, frechet_distance
 from semantica.measure.networks.extractors import FeatureExtractor, PerceptualNet
-from semantica.pairs.loader import decode_at
+from semantica.training.backend import TorchBackend
 from semantica.training.checkpoint import Provenance
 from semantica.training.ema import Ema
 from semantica.training.loader import training_loader
@@ -98,7 +100,7 @@ class Measurer:
         return torch.cat(parts)
 
     def _pixels(self, names: Sequence[str]) -> UInt8[Tensor, "b 3 h w"]:
-        return torch.stack([decode_at(self.pictures[name].data, self.resolution_px) for name in names])
+        return torch.stack([decode(self.pictures[name].data, self.resolution_px) for name in names])
 
     def _reference(self, data: str, extractor: FeatureExtractor) -> Reference:
         key = (data, extractor.identity.name)
@@ -180,7 +182,7 @@ def run_trial(
         say(f"step {report.step}: loss {report.loss:.4f}")
 
     started = time.monotonic()
-    fit(config, loader, provenance, Hooks(on_report, lambda _: None, on_samples), device=measurer.device)
+    fit(config, loader, provenance, Hooks(on_report, lambda _: None, on_samples), backend=TorchBackend(measurer.device))
     return {
         "figures": {place: {"value": f.value, "without": list(f.without)} for place, f in figures.items()},
         "losses": losses,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,19 +88,15 @@ class Waited:
 
 def wait_stage(folder: Path, num_shards: int, seconds: float, num_nodes: int, *, in_pool: bool) -> Waited:
     """Run a stage of waiting shards on the Ray that runs. in_pool: by actors, one a node, as encode does; else by tasks."""
-    from semantica.distributed.shards import in_actors, in_tasks
+    from semantica.distributed.stage import Pass, through_ray
     from semantica.runtime import ClusterConfig
 
     stage = StageOutput(folder, "waiting", {"num_shards": num_shards})
     stage.open()
     shards = [{"name": f"part-{number:05d}", "number": number} for number in range(num_shards)]
     started, nodes = time.time(), dict[str, str]()  # by shard
-    if in_pool:
-        cluster = ClusterConfig(num_actors=num_nodes, min_actors=num_nodes, num_workers=1)
-        results: Iterator[Any] = in_actors(WaitingShard, (stage, seconds), shards, cluster)
-    else:
-        results = in_tasks(WaitingShard, (stage, seconds), shards)
-    for result in results:
+    cluster = ClusterConfig(num_actors=num_nodes, min_actors=num_nodes, num_workers=1)
+    for result in through_ray(Pass(worker=WaitingShard, arguments=(stage, seconds), shards=shards, pool=in_pool), cluster):
         nodes[result["name"]] = result["node"]
     done = receipts(folder)
     joined = max(min(time for name, time in done.items() if nodes[name] == node) for node in set(nodes.values()))

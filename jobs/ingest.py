@@ -1,8 +1,7 @@
-"""python -m jobs.ingest: a crawl of pages with pictures -> episodes, held-out episodes, quarantine."""
-
-from __future__ import annotations
+"""python -m jobs.ingest: `semantica ingest`, as a script to submit."""
 
 import sys
+<<<<<<< HEAD
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -36,7 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         sections=lambda p: {"ingest": p.ingest},
         argv=argv,
     )
+=======
+>>>>>>> main
 
+from semantica.jobs.ingest import main
 
 if __name__ == "__main__":
     sys.exit(main())

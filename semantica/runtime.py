@@ -6,52 +6,55 @@ from semantica.config import config, require
 from semantica.tracking import TrackingConfig
 
 
+def device() -> str:
+    """The device that this process computes on: "cuda" where there is a GPU, else "cpu"."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 @config
 class ClusterConfig:
     """Ray resources. num_cpus and object_store_mb are for a local Ray only; with RAY_ADDRESS set, the cluster decides."""
 
-    num_cpus: int | None = None  # of a local Ray; None: all there are
+    num_cpus: int | None = None  # of a local Ray; None: all of this machine
     object_store_mb: int = 512
-    num_fetchers: int = 2  # of ingest with fetch_urls; each keeps to its share of the rate a host is asked at
-    min_actors: int = 1  # of encode, generate and evaluate: work begins with so many ...
-    num_actors: int = 2  # ... and the pool grows to so many
+    num_fetchers: int = 2  # of ingest with fetch_urls; they share the rate at which a host is asked
+    min_actors: int = 1  # of encode, generate and evaluate: actors to start with
+    num_actors: int = 2  # actors to grow to
     cpus_per_actor: float = 1.0
     gpus_per_actor: float = 0.0
     num_workers: int = 2  # of train
-    min_workers: int | None = None  # of train; with it the group shrinks to so many when machines go, and grows when they come
-    resize_every_s: float = 60.0  # how often such a group looks for more machines
+    min_workers: int | None = None  # of train: the group may shrink to this number when machines go, and grow again later
+    resize_every_s: float = 60.0  # with min_workers: how often the group looks for more machines
     cpus_per_worker: float = 1.0
-    use_gpu: bool = False  # one GPU a training worker
-    tpu_type: str | None = None  # "TPU-V6E", say: train on TPUs by torch-xla, a worker a host
-    tpu_topology: str | None = None  # of one slice, "4x4" say; num_workers are the hosts of all slices
-    xla_cpu_devices: int | None = None  # train on so many devices of XLA's CPU client: what TPUs run, without one
-    loader_mb: int = 2048  # of row groups that a training worker keeps in memory, so that each is read once
-    loader_threads: int = 1  # of a training worker, that decode a batch; on a GPU several, of the cpus_per_worker
-    max_failures: int = 3  # of training workers, before the job gives up; it goes on from the last checkpoint each time
-    # A training that makes no step for so long is restarted, at the cost of one of max_failures: more than the longest step, the
-    # first one, which compiles, and the longest drawing of samples.
+    use_gpu: bool = False  # one GPU per training worker
+    tpu_type: str | None = None  # such as "TPU-V6E": train on TPUs by torch-xla, one worker per host
+    tpu_topology: str | None = None  # of one slice, such as "4x4"; num_workers is the number of hosts of all slices
+    xla_cpu_devices: int | None = None  # train on this number of devices of XLA's CPU client, as on TPUs
+    loader_mb: int = 2048  # row groups that a training worker keeps in memory, so that it reads each once
+    loader_threads: int = 1  # of a training worker, to decode a batch; on a GPU several of its cpus_per_worker
+    max_failures: int = 3  # of training workers before the job gives up; after each, training resumes from the last checkpoint
+    # A training is restarted (one of max_failures) after this long without a step. Must exceed the first step, which compiles, and
+    # the longest drawing of samples.
     stall_s: float = 600.0
     worker_logs: bool = False  # show what workers print
 
     def __post_init__(self) -> None:
         for name in ("num_fetchers", "min_actors", "num_actors", "num_workers", "loader_mb", "loader_threads"):
-            require(getattr(self, name) >= 1, f"cluster.{name}", "1 or more", getattr(self, name))
-        require(
-            (self.tpu_type is None) == (self.tpu_topology is None), "cluster.tpu_topology", "set with tpu_type", self.tpu_topology
-        )
+            require(getattr(self, name) >= 1, name, "1 or more", getattr(self, name))
+        require((self.tpu_type is None) == (self.tpu_topology is None), "tpu_topology", "set with tpu_type", self.tpu_topology)
         kinds = [self.use_gpu, self.tpu_type is not None, self.xla_cpu_devices is not None]
-        require(sum(kinds) <= 1, "cluster", "one of use_gpu, tpu_type and xla_cpu_devices", kinds)
+        require(sum(kinds) <= 1, "use_gpu", "the only one of use_gpu, tpu_type and xla_cpu_devices that is set", kinds)
         alone = self.xla_cpu_devices is None or (self.xla_cpu_devices >= 1 and self.num_workers == 1)
-        require(alone, "cluster.xla_cpu_devices", "1 or more, with num_workers = 1", (self.xla_cpu_devices, self.num_workers))
-        require(
-            self.min_actors <= self.num_actors, "cluster.min_actors", f"at most num_actors = {self.num_actors}", self.min_actors
-        )
+        require(alone, "xla_cpu_devices", "1 or more, with num_workers = 1", (self.xla_cpu_devices, self.num_workers))
+        require(self.min_actors <= self.num_actors, "min_actors", f"at most num_actors = {self.num_actors}", self.min_actors)
         if self.min_workers is not None:
             between = f"in 1..num_workers = {self.num_workers}, or None"
-            require(1 <= self.min_workers <= self.num_workers, "cluster.min_workers", between, self.min_workers)
+            require(1 <= self.min_workers <= self.num_workers, "min_workers", between, self.min_workers)
         for name in ("resize_every_s", "stall_s"):
-            require(getattr(self, name) > 0, f"cluster.{name}", "positive", getattr(self, name))
-        require(self.object_store_mb >= 80, "cluster.object_store_mb", "80 or more (Ray's own lower bound)", self.object_store_mb)
+            require(getattr(self, name) > 0, name, "positive", getattr(self, name))
+        require(self.object_store_mb >= 80, "object_store_mb", "80 or more (Ray's own lower bound)", self.object_store_mb)
 
     @property
     def use_xla(self) -> bool:

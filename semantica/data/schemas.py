@@ -13,6 +13,7 @@ import pyarrow as pa
 from jaxtyping import Float16
 
 SCHEMA_VERSION = 2
+HELD_OUT = "held_out"  # sub-folder of episodes and encodings: the pictures that no training sees
 
 IMAGE = pa.struct(
     [

@@ -1,14 +1,15 @@
 """U-ViT (Hoogeboom 2023): a U-Net whose fine stages are convolutional and whose coarse stages are transformers.
 
-z (B, 3, H, W), logsnr (B,) and Conditioning in, v_hat (B, 3, H, W) out; `diffusion.process.denoise_with` makes a Denoise of it.
+z (B, C, H, W), logsnr (B,) and Conditioning in, v_hat (B, C, H, W) out; `diffusion.process.bind_with` makes a Denoise of it.
 Knows nothing of schedules, losses and samplers. [C] marks a choice where the papers are silent.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +17,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from semantica.conditioning import Conditioning
-from semantica.config import config, require
-from semantica.denoiser.conditioning import ConditioningKind, NoiseEmbedding, PooledEmbedding, SimilarityEmbedding, TokenContext
+from semantica.conditioning import Conditioning, SignalValues
+from semantica.denoiser.configs import DenoiserConfig, StageConfig
 from semantica.denoiser.layers import (
     Context,
     ConvBlock,
@@ -27,92 +27,33 @@ from semantica.denoiser.layers import (
     LearnedVectors,
     Maps,
     MergeSkip,
+    NoiseEmbedding,
     TransformerBlock,
     initialise,
     patchify,
     unpatchify,
     zero,
 )
+from semantica.denoiser.signals import (
+    MODULES,
+    PooledEmbedding,
+    SignalModule,
+    SimilarityEmbedding,
+    TokenContext,
+)
 from semantica.errors import DataError
-
-
-@config
-class StageConfig:
-    """The blocks at one resolution; the same number goes down and, but for the lowest stage, up again."""
-
-    channels: int
-    num_blocks: int
-    kind: Literal["conv", "transformer"]
-    dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        require(self.channels >= 1, "channels", "at least 1", self.channels)
-        require(self.num_blocks >= 1, "num_blocks", "at least 1", self.num_blocks)
-        require(0 <= self.dropout < 1, "dropout", "in [0, 1)", self.dropout)
-
-
-@config
-class DenoiserConfig:
-    """The shape of a U-ViT. `stages` from fine to coarse; resolution halves between two of them."""
-
-    resolution_px: int
-    patch_px: int  # 1: no patching, a 1×1 convolution in and out
-    stages: tuple[StageConfig, ...]
-    conditioning: ConditioningKind
-    token_dim: int  # of the encoder's tokens; read by cross-attention only
-    num_tokens: int
-    pooled_dim: int  # of the encoder's pooled embedding; read by FiLM only
-    noise_embedding_dim: int = 1024
-    head_dim: int = 64  # [C]
-    mlp_ratio: int = 4
-    norm_groups: int = 32  # of the convolution stages' GroupNorm [C]
-    max_images: int = 1  # conditioning images it takes; more than the paper's one costs their tokens in cross-attention
-    similarity: bool = False  # whether it takes the wanted similarity to the conditioning image, which the paper suggests
-
-    def __post_init__(self) -> None:
-        for name in ("resolution_px", "patch_px", "token_dim", "num_tokens", "pooled_dim", "head_dim", "mlp_ratio"):
-            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
-        for name in ("norm_groups", "max_images"):
-            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
-        require(len(self.stages) >= 1, "stages", "at least one stage", self.stages)
-        require(
-            self.noise_embedding_dim >= 4 and self.noise_embedding_dim % 2 == 0,
-            "noise_embedding_dim",
-            "even and at least 4",
-            self.noise_embedding_dim,
-        )
-        step = self.patch_px * 2 ** (len(self.stages) - 1)
-        require(
-            self.resolution_px % step == 0,
-            "resolution_px",
-            f"a multiple of {step} (patch_px times 2 for each of {len(self.stages) - 1} halvings)",
-            self.resolution_px,
-        )
-        for index, stage in enumerate(self.stages):
-            name, unit = ("norm_groups", self.norm_groups) if stage.kind == "conv" else ("head_dim", self.head_dim)
-            require(stage.channels % unit == 0, f"stages[{index}].channels", f"a multiple of {name} {unit}", stage.channels)
-        kinds = [stage.kind for stage in self.stages]
-        fits = self.conditioning == "film" or "transformer" in kinds
-        require(fits, "conditioning", "film without a transformer stage", self.conditioning)
-
-    def stage_side(self, index: int) -> int:
-        """Positions on a side at stage `index`."""
-        return self.resolution_px // (self.patch_px << index)
-
-    @property
-    def context_dim(self) -> int | None:
-        """What transformer blocks attend to: token_dim, or None without cross-attention."""
-        return None if self.conditioning == "film" else self.token_dim
+from semantica.signals import IMAGES, SIMILARITY, Enters
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a network makes of a Conditioning, the same at every noise level: (B, E) to add to the noise embedding, or None, and for
-    every stage, in the order of use, what each block attends to.
+    """What a network makes of a Conditioning, the same at every noise level: (B, E) to add to the noise embedding, or None; for
+    every stage, in the order of use, what each block attends to; and maps to add to those of the input layer, or None.
     """
 
     embedding: Embedding | None
     stages: tuple[tuple[Context | KeysValues | None, ...], ...]
+    maps: Maps | None = None
 
 
 class Stage(nn.Module):
@@ -182,7 +123,7 @@ class UViT(nn.Module):
         super().__init__()
         self.config = config
         stages, lowest = config.stages, len(config.stages) - 1
-        patch_channels = 3 * config.patch_px**2
+        patch_channels = config.channels * config.patch_px**2
         self.noise = NoiseEmbedding(config.noise_embedding_dim)
         width, images = config.noise_embedding_dim, config.max_images
         self.tokens = None if config.context_dim is None else TokenContext(config.context_dim, images)
@@ -198,6 +139,12 @@ class UViT(nn.Module):
         self.norm_out = nn.GroupNorm(1, stages[0].channels)
         self.head_out = zero(nn.Conv2d(stages[0].channels, patch_channels, 1))
         initialise(self, generator)
+        # Made and drawn last: the weights of everything else are those of a network without them.
+        widths = {"tokens": config.token_dim, "film": width, "channels": stages[0].channels}
+        for signal in config.signals:
+            module = MODULES[signal.enters](signal, widths[signal.enters], config.patch_px)
+            initialise(module, generator)
+            self.add_module(f"signal_{signal.name}", module)
 
     @property
     def stages(self) -> list[Stage]:
@@ -209,16 +156,16 @@ class UViT(nn.Module):
 
         Raises DataError when the conditioning does not have the configured shape.
         """
-        cond = self._fill(cond)
-        context = None if self.tokens is None else self.tokens(cond)
-        return Prepared(self._embedding(cond), tuple(stage.keys_values(context) for stage in self.stages))
+        values = self._values(cond)
+        context = self._context(values)
+        stages = tuple(stage.keys_values(context) for stage in self.stages)
+        return Prepared(self._sum("film", values), stages, self._sum("channels", values))
 
     def forward(
-        self, z: Float[Tensor, "b 3 h w"], logsnr: Float[Tensor, " b"], cond: Conditioning | Prepared
-    ) -> Float[Tensor, "b 3 h w"]:
+        self, z: Float[Tensor, "b c h w"], logsnr: Float[Tensor, " b"], cond: Conditioning | Prepared
+    ) -> Float[Tensor, "b c h w"]:
         """v_hat, or what the network was trained to output. Raises DataError for z or conditioning of another shape."""
-        side = self.config.resolution_px
-        _expect("z", (len(z), 3, side, side), z)
+        _expect("z", (len(z), *self.config.shape), z)
         # Not `prepare`: within a block, keys and values need not be kept for the backward pass of a block that is run again.
         prepared = cond if isinstance(cond, Prepared) else self._unprepared(cond)
         embedding = self.noise(logsnr)
@@ -229,6 +176,8 @@ class UViT(nn.Module):
 
         skips: list[Tensor] = []
         h = self.head_in(patchify(z.to(self.head_in.weight.dtype), self.config.patch_px))
+        if prepared.maps is not None:
+            h = h + prepared.maps
         for stage, narrow in zip(self.down, self.narrow, strict=True):
             h = narrow(F.avg_pool2d(stage(h, embedding, next(contexts), skips), 2))
         h = self.lowest(h, embedding, next(contexts), [])
@@ -238,32 +187,55 @@ class UViT(nn.Module):
         return out.to(z.dtype)
 
     def _unprepared(self, cond: Conditioning) -> Prepared:
-        cond = self._fill(cond)
-        context = None if self.tokens is None else self.tokens(cond)
-        return Prepared(self._embedding(cond), tuple((context,) * len(stage.blocks) for stage in self.stages))
+        values = self._values(cond)
+        context = self._context(values)
+        stages = tuple((context,) * len(stage.blocks) for stage in self.stages)
+        return Prepared(self._sum("film", values), stages, self._sum("channels", values))
 
-    def _embedding(self, cond: Conditioning) -> Embedding | None:
-        parts = [part(cond) for part in (self.pooled, self.similarity) if part is not None]
+    def _modules_of(self, entry: Enters) -> list[SignalModule]:
+        declared = (getattr(self, f"signal_{signal.name}") for signal in self.config.signals)
+        named = (self.tokens, self.pooled, self.similarity, *declared)
+        return [cast("SignalModule", module) for module in named if module is not None and module.entry == entry]
+
+    def _context(self, values: Mapping[str, SignalValues]) -> Context | None:
+        parts = [module(values[module.signal]) for module in self._modules_of("tokens")]
+        return torch.cat(parts, dim=1) if len(parts) > 1 else next(iter(parts), None)
+
+    def _sum(self, entry: Enters, values: Mapping[str, SignalValues]) -> Tensor | None:
+        parts = [module(values[module.signal]) for module in self._modules_of(entry)]
         return sum(parts[1:], parts[0]) if parts else None
 
-    def _fill(self, cond: Conditioning) -> Conditioning:
-        """The conditioning with max_images images, those that are missing marked as absent."""
-        config, (rows, images) = self.config, cond.present.shape
+    def _values(self, cond: Conditioning) -> dict[str, SignalValues]:
+        """The values of every signal that the network takes. Signals and images that `cond` lacks are absent."""
+        config, rows, device = self.config, len(cond), cond.present.device
+        values = {IMAGES: self._images(cond.signals[IMAGES])}
+        if self.similarity is not None:
+            nothing = SignalValues({SIMILARITY: torch.zeros(rows, device=device)}, torch.zeros_like(cond.is_null))
+            values[SIMILARITY] = cond.signals.get(SIMILARITY, nothing)
+        for signal in config.signals:
+            if signal.name in cond.signals:
+                values[signal.name] = cond.signals[signal.name]
+                shape = (rows, *signal.shape(config.resolution_px))
+                _expect(signal.name, shape, values[signal.name].tensors[signal.name])
+            else:
+                values[signal.name] = SignalValues.absent(signal, rows, config.resolution_px, device)
+        return values
+
+    def _images(self, given: SignalValues) -> SignalValues:
+        """The images, filled up to max_images with absent ones."""
+        config, (rows, images) = self.config, given.present.shape
+        tokens, pooled = given.tensors["tokens"], given.tensors["pooled"]
         if images > config.max_images:
             raise DataError(f"denoiser: it takes at most {config.max_images} conditioning images (max_images), got {images}")
         if self.tokens is not None:
-            _expect("tokens", (rows, images, config.num_tokens, config.token_dim), cond.tokens)
+            _expect("tokens", (rows, images, config.num_tokens, config.token_dim), tokens)
         if self.pooled is not None:
-            _expect("pooled", (rows, images, config.pooled_dim), cond.pooled)
+            _expect("pooled", (rows, images, config.pooled_dim), pooled)
         missing = config.max_images - images
         if not missing:
-            return cond
-        return Conditioning(
-            F.pad(cond.tokens, (0, 0, 0, 0, 0, missing)),
-            F.pad(cond.pooled, (0, 0, 0, missing)),
-            F.pad(cond.present, (0, missing)),
-            cond.similarity,
-        )
+            return given
+        tensors = {"tokens": F.pad(tokens, (0, 0, 0, 0, 0, missing)), "pooled": F.pad(pooled, (0, 0, 0, missing))}
+        return SignalValues(tensors, F.pad(given.present, (0, missing)))
 
 
 def _expect(name: str, shape: tuple[int, ...], got: Tensor) -> None:

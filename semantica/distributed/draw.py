@@ -15,16 +15,17 @@ import torch
 from semantica.config import from_dict, to_dict
 from semantica.data.dataset import Manifest, StageOutput, read_manifest
 from semantica.data.location import Location, location
-from semantica.distributed.session import stage_session
+from semantica.data.pictures import PictureRef
 from semantica.distributed.shards import in_actors, with_meter
+from semantica.distributed.stage import stage_session
 from semantica.encoders.on_the_fly import tokens_on_the_fly
 from semantica.evaluation.drawing import draw, sample_rows
 from semantica.evaluation.models import EvaluatedModel
 from semantica.evaluation.requests import Batch, Request, batches, drawing_of
 from semantica.evaluation.sets import EvaluationSet
-from semantica.generation.conditions import Conditions, Place
-from semantica.generation.generate import Candidate, GenerateConfig
+from semantica.generation.conditions import Conditions
 from semantica.generation.model import Model
+from semantica.generation.settings import GenerateConfig
 from semantica.runtime import Runtime
 from semantica.tracking import Run
 from semantica.training.checkpoint import open_checkpoint
@@ -43,12 +44,9 @@ class _DrawBatch:
 
     def __call__(self, shard: dict[str, Any]) -> dict[str, int]:
         batch = Batch.from_dict(shard["batch"])
-        wanted = [
-            (Candidate(r.image_id, episode), Place(*place))
-            for r, (episode, place) in zip(batch.requests, shard["lie"], strict=True)
-        ]
+        wanted = [PictureRef(r.image_id, episode, *place) for r, (episode, place) in zip(batch.requests, shard["lie"], strict=True)]
         pictures = draw(self.model, self.conditions.read(wanted), batch, self.settings)
-        episodes = {candidate.image_id: candidate.episode_id for candidate, _ in wanted}
+        episodes = {picture.image_id: picture.episode_id for picture in wanted}
         names = [request.name for request in batch.requests]
         self.stage.write_shard(batch.name, {"": sample_rows(batch, episodes, pictures)}, {"names": names})
         return {"num_samples": len(names)}
@@ -78,6 +76,7 @@ def draw_samples(
     with stage_session("draw", stage, runtime, parent) as session:
         if session.done is not None:
             return session.done
+        session.start_ray()
         shards = [{"batch": batch.to_dict(), "lie": [_lies(data, request) for request in batch.requests]} for batch in todo]
         arguments = (to_dict(settings), str(model.checkpoint.folder), str(data.encodings), stage, encoder)
         results = in_actors(_DrawBatch, arguments, shards, runtime.cluster)
@@ -91,4 +90,4 @@ def draw_samples(
 
 def _lies(data: EvaluationSet, request: Request) -> list[Any]:
     picture = data.pictures[request.image_id]
-    return [picture.episode_id, [picture.place.file, picture.place.group]]
+    return [picture.episode_id, [picture.file, picture.group]]

@@ -16,7 +16,9 @@ import numpy as np
 
 from semantica.config import require, to_dict
 from semantica.data.dataset import read_manifest
-from semantica.data.location import location, write_atomically
+from semantica.data.durable import write_atomically
+from semantica.data.location import location
+from semantica.data.pictures import list_pictures
 from semantica.distributed.draw import draw_samples
 from semantica.distributed.evaluation_sets import look, prepare_set
 from semantica.distributed.measure import Work, measure, picture_work, sample_work
@@ -30,7 +32,7 @@ from semantica.evaluation.models import EvaluatedModel, check_similarity, last_o
 from semantica.evaluation.networks import ENCODER, Networks, chosen, find_networks
 from semantica.evaluation.outcome import Outcome
 from semantica.evaluation.requests import Cell, Request, cells_of, content_hash, requests_of, wanted_pictures, without_classes
-from semantica.evaluation.sets import EvaluationSet, pictures_in
+from semantica.evaluation.sets import EvaluationSet, by_image
 from semantica.evaluation.settings import EvaluationConfig
 from semantica.evaluation.summary import build_report
 from semantica.generation.generate import choose_conditions
@@ -84,7 +86,7 @@ def evaluate(
     for name, where in data.items():
         look(name, location(where))  # before anything starts
     unknown = sorted(set(settings.own_copies) - set(data))
-    require(not unknown, "evaluation.num_copies_of", f"names of --data ({', '.join(data)})", ", ".join(unknown))
+    require(not unknown, "num_copies_of", f"names of --data ({', '.join(data)})", ", ".join(unknown), of=EvaluationConfig)
     models = open_models(dict(checkpoints), every_step="training" in settings.protocol)
     check_similarity(models, settings.similarity)
     settings, left_out = chosen(settings)
@@ -177,7 +179,7 @@ def _measure(
         for cell in (c for c in measured if c.data == name):
             conditions = [image_id for image_id, _ in wanted_pictures(cell, the_set, settings)]
             needed.update(dict.fromkeys([*conditions, *planned.reference(the_set, conditions)]))
-        work = picture_work(the_set.encodings, {image_id: the_set.pictures[image_id].place for image_id in needed})
+        work = picture_work(the_set.encodings, {image_id: the_set.pictures[image_id] for image_id in needed})
         wanted: dict[Path, dict[str, str]] = {}  # by folder: one checkpoint may have two names
         for cell, of in ((c, of) for c, of in measured.items() if of and c.data == name):
             wanted.setdefault(folders[cell.model, name], {}).update({r.name: r.image_id for r in of})
@@ -220,10 +222,10 @@ def _train_pictures(job: _Job, networks: Networks) -> TrainPictures:
         raise DataError(
             f"--train {where}: {job.models[0].name} was trained on others ({expected[:12]}, not {content[:12]}); give those"
         )
-    pictures, _ = pictures_in(where, "")
-    chosen = choose_conditions([p.candidate for p in pictures.values()], job.settings.num_train, job.settings.seed)
-    names = sorted(candidate.image_id for candidate in chosen)
-    work = picture_work(where, {name: pictures[name].place for name in names}, "")
+    pictures = by_image(list_pictures(where, ""))
+    chosen = choose_conditions(list(pictures.values()), job.settings.num_train, job.settings.seed)
+    names = sorted(picture.image_id for picture in chosen)
+    work = picture_work(where, {name: pictures[name] for name in names}, "")
     only = replace(networks, columns={ENCODER: networks.columns[ENCODER]}) if ENCODER in networks.columns else networks
     return TrainPictures(_features(job, work, only, content, "_train"), names)
 

@@ -19,17 +19,20 @@ import torch
 
 from semantica.config import from_dict, to_dict
 from semantica.data.dataset import FileEntry, Manifest, StageOutput, read_manifest, read_shard
-from semantica.data.location import Location, Where, location, write_atomically
-from semantica.distributed.encode import HELD_OUT
-from semantica.distributed.session import stage_session
+from semantica.data.durable import write_atomically
+from semantica.data.location import Location, Where, location
+from semantica.data.pictures import decode
+from semantica.data.schemas import HELD_OUT
 from semantica.distributed.shards import in_actors, with_meter
-from semantica.encoders.encoder import EncoderConfig, load_encoder
+from semantica.distributed.stage import stage_session
+from semantica.encoders.encoder import load_encoder
+from semantica.encoders.settings import EncoderConfig
 from semantica.errors import DataError
-from semantica.metrics.evaluate import EvaluateConfig, compute_figures, noise_picture
+from semantica.metrics.evaluate import compute_figures, noise_picture
 from semantica.metrics.feature_rows import Extractors, MetricWeights, Picture, find_weights
+from semantica.metrics.settings import EvaluateConfig
 from semantica.metrics.summary import NO_SOURCES, Sources, build_report
 from semantica.pairs.draw import generator
-from semantica.pairs.loader import decode_at
 from semantica.report.page import render, to_json
 from semantica.runtime import Runtime
 from semantica.tracking import Run
@@ -79,7 +82,7 @@ class _FeatureShard:
         rows = read_shard(self.samples, FileEntry.from_dict(shard["entry"])).to_pylist()
         side = self.job["resolution_px"]
         return [
-            Picture(r["sample_id"], decode_at(r["bytes"], side), r["image_id"], self.conditions[r["image_id"]], r["guidance"])
+            Picture(r["sample_id"], decode(r["bytes"], side), r["image_id"], self.conditions[r["image_id"]], r["guidance"])
             for r in rows
         ]
 
@@ -90,7 +93,7 @@ class _FeatureShard:
     def _of_entry(self, entry: dict[str, Any], wanted: Callable[[str], bool]) -> list[Picture]:
         column = read_shard(self.encodings, FileEntry.from_dict(entry), ["images"])["images"].to_pylist()
         images = {image["image_id"]: image["bytes"] for row in column for image in row if wanted(image["image_id"])}
-        return [Picture(name, decode_at(data, self.job["resolution_px"])) for name, data in images.items()]
+        return [Picture(name, decode(data, self.job["resolution_px"])) for name, data in images.items()]
 
 
 def evaluate_samples(
@@ -110,11 +113,13 @@ def evaluate_samples(
     opened = open_checkpoint(checkpoint)
     _check_belong_together(drawn, source, opened)
     weights, notes = find_weights(inception=config.inception, perceptual=config.perceptual)
-    plan = {**to_dict(config), "inception_found": bool(weights.inception), "perceptual_name": weights.perceptual_name}
-    stage = StageOutput(out.absolute(), "evaluation", plan, {"samples": drawn.hash, "encodings": source.hash})
+    inputs = {"samples": drawn.hash, "encodings": source.hash}
+    found = {"inception_found": bool(weights.inception), "perceptual_name": weights.perceptual_name}
+    stage = StageOutput(out.absolute(), "evaluation", config, inputs, further=found)
     with stage_session("evaluate", stage, runtime, parent) as session:
         if session.done is not None:
             return session.done
+        session.start_ray()
         job = {
             "config": to_dict(config),
             "encodings": str(encodings),

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import torch
 
-from semantica.config import to_dict
 from semantica.data.dataset import Manifest, StageOutput, read_manifest
-from semantica.data.location import Location, location, write_atomically
+from semantica.data.durable import write_atomically
+from semantica.data.location import Location, location
+from semantica.data.pictures import PictureRef, list_pictures
 from semantica.data.schemas import SAMPLES
-from semantica.distributed.session import stage_session
 from semantica.distributed.shards import in_actors, with_meter
+from semantica.distributed.stage import StageSession, build_one, stage_session
 from semantica.encoders.encoder import EncoderIdentity
 from semantica.encoders.on_the_fly import tokens_on_the_fly
 from semantica.errors import ConfigError, DataError
-from semantica.generation.conditions import Conditions, Place, held_out_candidates
-from semantica.generation.generate import Candidate, GenerateConfig, choose_conditions, png_bytes, sample_pictures
+from semantica.generation.conditions import Conditions
+from semantica.generation.generate import choose_conditions, png_bytes, sample_pictures
 from semantica.generation.model import Model
+from semantica.generation.settings import GenerateConfig
 from semantica.metrics.exhibits import grids
 from semantica.runtime import Runtime
+from semantica.signals import SIMILARITY
 from semantica.tracking import Run
 from semantica.training.checkpoint import open_checkpoint
 
@@ -38,23 +40,22 @@ class _GenerateShard:
         self.conditions = Conditions(encodings, tokens_of)
 
     def __call__(self, shard: dict[str, Any]) -> dict[str, int]:
-        samples = [(Candidate(*s["condition"]), s["index"]) for s in shard["samples"]]
-        names = [f"{candidate.image_id}/{index}" for candidate, index in samples]
-        places = [Place(*s["place"]) for s in shard["samples"]]
-        cond = self.conditions.read([(candidate, place) for (candidate, _), place in zip(samples, places, strict=True)])
+        samples = [(PictureRef(*s["condition"], *s["place"]), s["index"]) for s in shard["samples"]]
+        names = [f"{picture.image_id}/{index}" for picture, index in samples]
+        cond = self.conditions.read([picture for picture, _ in samples])
         if self.config.similarity is not None:
-            cond = replace(cond, similarity=torch.full((len(cond),), self.config.similarity))
+            cond = cond.told(SIMILARITY, torch.full((len(cond),), self.config.similarity))
         pictures = sample_pictures(self.model, cond, names, shard["guidance"], self.config)
         rows = [
             {
                 "sample_id": f"{name}/{shard['guidance']:g}",
-                "image_id": candidate.image_id,
-                "episode_id": candidate.episode_id,
+                "image_id": condition.image_id,
+                "episode_id": condition.episode_id,
                 "guidance": shard["guidance"],
                 "sample_index": index,
                 "bytes": png_bytes(picture),
             }
-            for name, (candidate, index), picture in zip(names, samples, pictures, strict=True)
+            for name, (condition, index), picture in zip(names, samples, pictures, strict=True)
         ]
         self.stage.write_shard(shard["name"], {"": pa.Table.from_pylist(rows, schema=SAMPLES)}, {"num_samples": len(rows)})
         return {"num_samples": len(rows)}
@@ -78,16 +79,20 @@ def generate(
         raise ConfigError(
             "generate.similarity: the checkpoint's denoiser takes none; train one with train.denoiser.similarity, or leave it out"
         )
-    stage = StageOutput(out.absolute(), "samples", to_dict(config), {"encodings": source.hash, "checkpoint": opened.hash})
-    with stage_session("generate", stage, runtime, parent) as session:
+    stage = StageOutput(out.absolute(), "samples", config, {"encodings": source.hash, "checkpoint": opened.hash})
+    arguments = (config, checkpoint.absolute(), encodings, stage)
+
+    def ready(session: StageSession) -> None:
+        _conditions(config, encodings)
+        build_one(_GenerateShard, arguments, session)
+
+    with stage_session("generate", stage, runtime, parent, ready=ready) as session:
         if session.done is not None:
             return session.done
-        candidates = held_out_candidates(encodings)
-        chosen = choose_conditions(list(candidates), config.num_conditions, config.seed)
-        if not chosen:
-            raise DataError(f"generate: {encodings} holds no held-out pictures; ingest with held_out_share above 0")
+        session.start_ray()
+        chosen = _conditions(config, encodings)
         samples = [
-            {"condition": [c.image_id, c.episode_id], "place": [candidates[c].file, candidates[c].group], "index": i}
+            {"condition": [c.image_id, c.episode_id], "place": [c.file, c.group], "index": i}
             for i in range(config.samples_per_condition)
             for c in chosen
         ]
@@ -98,7 +103,6 @@ def generate(
             for start in range(0, len(samples), size)
         ]
         todo = [s for s in shards if not stage.has_shard(s["name"])]
-        arguments = (config, checkpoint.absolute(), encodings, stage)
         results = in_actors(_GenerateShard, arguments, todo, runtime.cluster)
         total = sum(len(s["samples"]) for s in todo)
         with_meter(results, "generate", total, "samples", lambda r: r["num_samples"])
@@ -112,6 +116,13 @@ def generate(
         write_atomically(out.absolute() / "preview.png", preview)
         session.run.image(preview, "samples-against-guidance")
         return manifest
+
+
+def _conditions(config: GenerateConfig, encodings: Location) -> list[PictureRef]:
+    chosen = choose_conditions(list_pictures(encodings), config.num_conditions, config.seed)
+    if not chosen:
+        raise DataError(f"generate: {encodings} holds no held-out pictures; ingest with held_out_share above 0")
+    return chosen
 
 
 def check_same_encoder(trained_with: dict[str, Any], encodings: Manifest) -> None:

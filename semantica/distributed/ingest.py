@@ -1,7 +1,7 @@
-"""Stage `ingest`: a crawl -> episodes, held-out episodes and quarantine, by Ray Data tasks over parts of the crawl.
+"""Stage `ingest`: a crawl -> episodes, held-out episodes and quarantine, by tasks over the parts of the crawl.
 
-Up to three passes, each by tasks that leave a file for every part they finish, so that a restarted job goes on where it was: fetch
-(only when asked for), the census (which pictures stand on many pages, or on both sides of the split), and ingest itself.
+Up to three passes: fetch (only with fetch_urls), the census (which pictures stand on many pages, or on both sides of the split),
+and ingest itself. Each leaves a file for every part it finishes, so that a restarted job repeats none of them.
 """
 
 from __future__ import annotations
@@ -9,19 +9,18 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
 
-from semantica.config import to_dict
 from semantica.data.dataset import Manifest, ShardWriter, StageOutput
-from semantica.data.location import Location, Where, file_sha256, location, remove_tree, write_atomically
-from semantica.data.schemas import EPISODES
-from semantica.distributed.encode import HELD_OUT
-from semantica.distributed.session import StageSession, say, stage_session
-from semantica.distributed.shards import in_tasks, with_meter
+from semantica.data.durable import write_atomically
+from semantica.data.location import Location, file_sha256, remove_tree
+from semantica.data.schemas import EPISODES, HELD_OUT
+from semantica.distributed.session import say
+from semantica.distributed.stage import Pass, Stage, StageSession, run_stage
 from semantica.episodes.census import Census, PageIds
 from semantica.episodes.decoder import PictureDecoder, open_decoder
 from semantica.episodes.fetch import FetchConfig, shared_by
@@ -41,11 +40,19 @@ _FETCHED, _CENSUS = "_fetched", "_census"
 _PAGES_AT_ONCE, _BYTES_AT_ONCE = 16, 2**25  # turned into Arrow rows together
 
 
+@dataclass(frozen=True)
+class PartShard:
+    """One shard of all three passes: a part of the crawl, and the name of what is made of it."""
+
+    name: str
+    part: Part
+
+
 def ingest(
     config: IngestConfig,
     *,
-    root: Where,
-    out: Where,
+    root: Location,
+    out: Location,
     runtime: Runtime,
     parent: Run | None = None,
     pictures: Sequence[tuple[str, str, str]] = (),
@@ -54,38 +61,60 @@ def ingest(
 
     `pictures`: (what, origin, licence) of the pictures, kept in the manifest and shown in every report.
     """
-    root = location(root)
     parts = SOURCES[config.source].parts(root, config.read)
-    stage = StageOutput(location(out), "episodes", to_dict(config), {"pages": _listing_hash(parts)})
-    with stage_session("ingest", stage, runtime, parent) as session:
-        if session.done is not None:
-            return session.done
-        shards = [{"name": f"part-{index:05d}", "part": asdict(part)} for index, part in enumerate(parts)]
-        done = stage.shard_names()
-        todo = [shard for shard in shards if shard["name"] not in done]
-        arguments = (config, root, stage)
-        if config.fetch_urls:
+
+    def passes(session: StageSession) -> Iterator[Pass[PartShard, Any]]:
+        shards = [PartShard(f"part-{index:05d}", part) for index, part in enumerate(parts)]
+        done = session.out.shard_names()
+        todo = [shard for shard in shards if shard.name not in done]
+        crawl = (config, root, session.out)
+        if todo and config.fetch_urls:
             if not config.fetch.contact:
                 say(f"{'fetch':<9} --fetch.contact is empty; set an address where the owners of servers find you")
             width = runtime.cluster.num_fetchers
-            fetching = in_tasks(_FetchPart, (*arguments, shared_by(config.fetch, width)), todo, width=width)
-            with_meter(fetching, "fetch", len(todo), "parts", lambda _: 1)
-        digest = _take_census(arguments, shards, session) if todo and config.census_mb else ""
-        with_meter(in_tasks(_IngestPart, (*arguments, digest), todo), "ingest", len(todo), "parts", lambda _: 1)
+            fetch = (*crawl, shared_by(config.fetch, width))
+            yield Pass(worker=_FetchPart, arguments=fetch, shards=todo, name="fetch", unit="parts", width=width)
+        digest = ""
+        if todo and config.census_mb:
+            path = session.out.folder / _CENSUS / "all.npz"
+            if not path.exists():
+                census = Census(config.census_mb)
+                yield Pass(
+                    worker=_CountPart, arguments=crawl, shards=shards, name="census", unit="parts",
+                    each=lambda counted: census.add(PageIds.from_bytes(counted.read_bytes())),
+                )  # fmt: skip
+                _check_room(census, config, session)
+                write_atomically(path, census.to_bytes())
+            digest = file_sha256(path)
+        yield Pass(worker=_IngestPart, arguments=(*crawl, digest), shards=todo, unit="parts")
+
+    def finish(session: StageSession) -> Manifest:
         counts: Counter[str] = Counter()
-        for _, stats in stage.receipts():
+        for _, stats in session.out.receipts():
             counts.update(stats)
-        _check(counts, len(parts), root, stage, config, runtime)
-        session.run.metrics(counts)
+        _check(counts, len(parts), root, session.out, config, runtime)
         session.summary = (
             f"{counts['num_train_images']} pictures of {counts['num_train_episodes']} pages, "
             f"{counts['num_held_out_images']} held out, {counts['num_quarantined']} of {counts['num_images_in']} quarantined"
         )
         session.notes += _notes(counts, config)
-        for name in (_FETCHED, _CENSUS):  # what only a restart with parts left to do would have read
-            if (stage.folder / name).exists():
-                remove_tree(stage.folder / name)
-        return stage.finish(counts, {"pictures": [list(p) for p in pictures]})
+        for name in (_FETCHED, _CENSUS):  # read only by a restart that has parts left to do
+            if (session.out.folder / name).exists():
+                remove_tree(session.out.folder / name)
+        return session.out.finish(counts, {"pictures": [list(p) for p in pictures]})
+
+    output = StageOutput(out, "episodes", config, {"pages": _listing_hash(parts)})
+    stage = Stage(name="ingest", out=output, passes=passes, finish=finish, ready=StageSession.start_ray)
+    return run_stage(stage, runtime, parent)
+
+
+def _check_room(census: Census, config: IngestConfig, session: StageSession) -> None:
+    """Note a census that is too small for the pictures of the crawl."""
+    if census.megabytes_wanted > census.megabytes:
+        session.notes.append(
+            f"census_mb = {config.census_mb} is small for {census.num_entries} pictures, so more than 1 in 100,000 of them may be "
+            f"refused as furniture or in_training by error; {census.megabytes_wanted} would do"
+        )
 
 
 def _check(
@@ -148,23 +177,22 @@ def _listing_hash(parts: Sequence[Part]) -> str:
 
 
 class _Part:
-    """What the workers of the three passes share: the pages of a part, with fetched pictures in their places."""
+    """What the workers of the three passes share: the pages of a part, with the fetched pictures in their places."""
 
     def __init__(self, config: IngestConfig, root: Location, stage: StageOutput) -> None:
         self.config, self.root, self.stage = config, root, stage
 
-    def found(self, shard: dict[str, Any]) -> Iterator[Page]:
+    def source_pages(self, shard: PartShard) -> Iterator[Page]:
         """The pages as the source gives them."""
-        part = Part(**{**shard["part"], "paths": tuple(shard["part"]["paths"])})
-        return SOURCES[self.config.source].pages(self.root, part, self.config.read)
+        return SOURCES[self.config.source].pages(self.root, shard.part, self.config.read)
 
-    def pages(self, shard: dict[str, Any]) -> Iterator[Page]:
+    def pages(self, shard: PartShard) -> Iterator[Page]:
         """The pages with every picture that was fetched."""
         if not self.config.fetch_urls:
-            yield from self.found(shard)
+            yield from self.source_pages(shard)
             return
-        fetched = FetchedPictures(self.stage.folder / _FETCHED, shard["name"])
-        for page in self.found(shard):
+        fetched = FetchedPictures(self.stage.folder / _FETCHED, shard.name)
+        for page in self.source_pages(shard):
             yield resolve(page, fetched, respect_opt_out=self.config.fetch.respect_opt_out)
 
 
@@ -181,13 +209,13 @@ class _FetchPart(_Part):
         super().__init__(config, root, stage)
         self.fetch = fetch
 
-    def __call__(self, shard: dict[str, Any]) -> dict[str, int]:
+    def __call__(self, shard: PartShard) -> dict[str, int]:
         fetcher = _fetcher(self.fetch)
-        return fetch_into(self.stage.folder / _FETCHED, shard["name"], self._urls(shard), fetcher, self.fetch.batch_size)
+        return fetch_into(self.stage.folder / _FETCHED, shard.name, self._urls(shard), fetcher, self.fetch.batch_size)
 
-    def _urls(self, shard: dict[str, Any]) -> Iterator[str]:
+    def _urls(self, shard: PartShard) -> Iterator[str]:
         try:
-            for page in self.found(shard):
+            for page in self.source_pages(shard):
                 looked_at, _ = sample(page, self.config)
                 yield from fetchable(replace(page, images=tuple(looked_at)), respect_opt_out=self.fetch.respect_opt_out)
         except DamagedFile:  # refused whole when it is ingested
@@ -195,31 +223,13 @@ class _FetchPart(_Part):
 
 
 class _CountPart(_Part):
-    """Writes which pictures stand on the pages of a part, unless that was written before."""
+    """Writes which pictures stand on the pages of a part, unless that was written before. Returns the file."""
 
-    def __call__(self, shard: dict[str, Any]) -> dict[str, str]:
-        path = self.stage.folder / _CENSUS / f"{shard['name']}.npz"
+    def __call__(self, shard: PartShard) -> Location:
+        path = self.stage.folder / _CENSUS / f"{shard.name}.npz"
         if not path.exists():
             write_atomically(path, count_pictures(self.pages(shard), self.config).to_bytes())
-        return {"name": path.name}
-
-
-def _take_census(arguments: tuple[IngestConfig, Location, StageOutput], shards: list[dict[str, Any]], session: StageSession) -> str:
-    """Write the census of all parts, unless it is there. Returns its SHA-256."""
-    config, _, stage = arguments
-    path = stage.folder / _CENSUS / "all.npz"
-    if path.exists():
-        return file_sha256(path)
-    census = Census(config.census_mb)
-    for counted in in_tasks(_CountPart, arguments, shards):
-        census.add(PageIds.from_bytes((stage.folder / _CENSUS / counted["name"]).read_bytes()))
-    if census.megabytes_wanted > census.megabytes:
-        session.notes.append(
-            f"census_mb = {config.census_mb} is small for {census.num_entries} pictures, so more than 1 in 100,000 of them may be "
-            f"refused as furniture or in_training by error; {census.megabytes_wanted} would do"
-        )
-    write_atomically(path, census.to_bytes())
-    return file_sha256(path)
+        return path
 
 
 @lru_cache(maxsize=1)
@@ -241,21 +251,20 @@ class _IngestPart(_Part):
         super().__init__(config, root, stage)
         self.census = census  # its SHA-256, or "" without one
 
-    def __call__(self, shard: dict[str, Any]) -> dict[str, int]:
+    def __call__(self, shard: PartShard) -> None:
         census = _read_census(self.stage.folder / _CENSUS / "all.npz", self.census) if self.census else None
         decode = _decoder(self.config.image)
         try:
-            counts = self._write(shard, ingest_pages(self.pages(shard), census, self.config, decode))
+            self._write(shard, ingest_pages(self.pages(shard), census, self.config, decode))
         except DamagedFile as damaged:
             row = QuarantineRow(damaged.path, "", Reason.DAMAGED_FILE, damaged.detail)
-            counts = self._write(shard, iter([IngestedPage(0, None, None, [row])]))
-        return dict(counts)
+            self._write(shard, iter([IngestedPage(0, None, None, [row])]))
 
-    def _write(self, shard: dict[str, Any], ingested: Iterator[IngestedPage]) -> Counter[str]:
+    def _write(self, shard: PartShard, ingested: Iterator[IngestedPage]) -> None:
         counts: Counter[str] = Counter()
         waiting: list[IngestedPage] = []
         held_bytes = 0
-        with self.stage.shard_writer(shard["name"], self.config.rows_per_group) as writer:
+        with self.stage.shard_writer(shard.name, self.config.rows_per_group) as writer:
             _flush(waiting, writer)  # also a part without pages has all three files
             for page in ingested:
                 counts.update(page.counts())
@@ -266,7 +275,6 @@ class _IngestPart(_Part):
                     held_bytes = 0
             _flush(waiting, writer)
             writer.stats = dict(sorted(counts.items()))
-        return counts
 
 
 def _flush(waiting: list[IngestedPage], writer: ShardWriter) -> None:

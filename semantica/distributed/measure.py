@@ -7,7 +7,7 @@ Its receipts say what they hold, so that a network that is added later measures 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,17 @@ import torch
 from semantica.config import from_dict
 from semantica.data.dataset import FileEntry, StageOutput, read_manifest, read_shard
 from semantica.data.location import Location, location
-from semantica.distributed.session import stage_session
+from semantica.data.pictures import PictureRef, StoredPictures, decode
+from semantica.data.schemas import HELD_OUT
 from semantica.distributed.shards import in_actors, with_meter
-from semantica.encoders.encoder import EncoderConfig, EncoderIdentity, load_encoder
+from semantica.distributed.stage import stage_session
+from semantica.encoders.encoder import EncoderIdentity, load_encoder
+from semantica.encoders.settings import EncoderConfig
 from semantica.errors import DataError
 from semantica.evaluation.measuring import Measured, distance_rows, feature_rows
 from semantica.evaluation.networks import ENCODER, Networks
 from semantica.evaluation.requests import content_hash
-from semantica.evaluation.sets import EvaluationSet, StoredPictures
-from semantica.generation.conditions import Place
+from semantica.evaluation.sets import EvaluationSet
 from semantica.measure.networks.extractors import (
     FeatureExtractor,
     PerceptualNet,
@@ -33,7 +35,6 @@ from semantica.measure.networks.extractors import (
     load_features,
     load_perceptual,
 )
-from semantica.pairs.loader import decode_at
 from semantica.runtime import Runtime
 from semantica.tracking import Run
 
@@ -50,7 +51,7 @@ class Work:
     kind: str
     names: tuple[str, ...]
     encodings: str
-    prefix: str = "held_out"
+    prefix: str = HELD_OUT
     places: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     folder: str = ""
     entry: Mapping[str, Any] = field(default_factory=dict)
@@ -60,7 +61,7 @@ class Work:
         return {**self.__dict__, "places": {name: list(place) for name, place in self.places.items()}}
 
 
-def picture_work(encodings: Location, places: Mapping[str, Place], prefix: str = "held_out") -> list[Work]:
+def picture_work(encodings: Location, places: Mapping[str, PictureRef], prefix: str = HELD_OUT) -> list[Work]:
     """Work that measures these pictures of an encodings dataset, cut in the order in which they lie."""
     names = sorted(places, key=lambda name: (places[name].file, places[name].group, name))
     found = []
@@ -74,13 +75,13 @@ def picture_work(encodings: Location, places: Mapping[str, Place], prefix: str =
 def sample_work(drawn: Location, data: EvaluationSet, wanted: Mapping[str, str]) -> list[Work]:
     """Work that measures those samples of a finished drawn folder that are `wanted` (name -> conditioning image), a file each."""
     manifest = read_manifest(drawn, "drawn")
-    stage = StageOutput(drawn, "drawn", manifest.config, manifest.inputs)
+    stage = StageOutput.of(drawn, manifest)
     entries = {Path(entry.path).stem: entry for entry in manifest.shards()}
     found = []
     for stem, stats in stage.receipts():
         names = tuple(name for name in stats["names"] if name in wanted)
         if names:
-            places = {wanted[name]: data.pictures[wanted[name]].place for name in names}
+            places = {wanted[name]: data.pictures[wanted[name]] for name in names}
             lie = {image_id: (place.file, place.group) for image_id, place in places.items()}
             entry = entries[stem].__dict__
             found.append(Work("samples", names, str(data.encodings), places=lie, folder=str(drawn), entry=entry))
@@ -109,22 +110,22 @@ class _MeasureShard:
         return {"num_pictures": len(pictures)}
 
     def _pictures(self, work: dict[str, Any]) -> list[Measured]:
-        stored = self._read(work, {name: Place(*work["places"][name]) for name in work["names"]})
-        return [Measured(name, decode_at(stored[name], self.side)) for name in work["names"]]
+        stored = self._read(work, work["names"])
+        return [Measured(name, decode(stored[name], self.side)) for name in work["names"]]
 
     def _samples(self, work: dict[str, Any]) -> list[Measured]:
         rows = read_shard(location(work["folder"]), FileEntry.from_dict(work["entry"])).to_pylist()
         by_name = {row["sample_id"]: row for row in rows}
-        stored = self._read(work, {name: Place(*place) for name, place in work["places"].items()})
-        conditions = {name: decode_at(data, self.side) for name, data in stored.items()}
+        stored = self._read(work, work["places"])
+        conditions = {name: decode(data, self.side) for name, data in stored.items()}
         wanted = [by_name[name] for name in work["names"]]
-        return [Measured(r["sample_id"], decode_at(r["bytes"], self.side), conditions[r["image_id"]]) for r in wanted]
+        return [Measured(r["sample_id"], decode(r["bytes"], self.side), conditions[r["image_id"]]) for r in wanted]
 
-    def _read(self, work: dict[str, Any], places: dict[str, Place]) -> dict[str, bytes]:
+    def _read(self, work: dict[str, Any], names: Iterable[str]) -> dict[str, bytes]:
         key = (work["encodings"], work["prefix"])
         if key not in self._stored:
             self._stored[key] = StoredPictures(location(key[0]), key[1])
-        return self._stored[key].read(places)
+        return self._stored[key].read(PictureRef(name, "", *work["places"][name]) for name in names)
 
     def _network(self, name: str) -> FeatureExtractor | PerceptualNet:
         if name not in self._loaded:
@@ -166,6 +167,7 @@ def measure(
     with stage_session("measure", stage, runtime, parent) as session:
         if session.done is not None:
             return
+        session.start_ray()
         arguments = (networks, resolution_px, batch_size, stage)
         results = in_actors(_MeasureShard, arguments, todo, runtime.cluster)
         total = sum(len(shard["work"]["names"]) for shard in todo)

@@ -1,80 +1,81 @@
-"""Stage `pairs`: encodings -> scores (once) -> a selection (a view for one band), by Ray Data tasks."""
+"""Stage `pairs`: encodings -> scores (once) -> a selection, the view for one band."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from semantica.data.dataset import FileEntry, Manifest, StageOutput, read_manifest
-from semantica.data.location import Location, location, write_atomically
-from semantica.distributed.session import StageSession, stage_session
-from semantica.distributed.shards import in_tasks, with_meter
+from semantica.data.durable import write_atomically
+from semantica.data.location import Location
+from semantica.distributed.stage import Pass, Stage, StageSession, run_stage
 from semantica.errors import DataError
 from semantica.pairs.examples import Reservoir, example_pngs
 from semantica.pairs.scores import damage_note, finish_scores, score_shard, unscored
-from semantica.pairs.selection import BandConfig, select, selection_stage, shares
+from semantica.pairs.selection import BandConfig, count_pairs, select, selection_stage, shares
 from semantica.runtime import Runtime
 from semantica.tracking import Run
 
 EXAMPLES = "examples"  # folder of the pictures of pairs, beside the manifest of the selection and not in it: they depend on fonts
+_FEW_PICTURES = 50_000  # scored in about a second, for which no Ray is started
 
 
 class _ScoreShard:
     """Scores one shard of the encodings."""
 
-    def __init__(self, encodings: Location, stage: StageOutput) -> None:
-        self.encodings, self.stage = encodings, stage
-        self.mean = np.array(read_manifest(encodings, "encodings").facts["corpus_mean"], np.float32)
+    def __init__(self, encodings: Location, mean: np.ndarray, out: StageOutput) -> None:
+        self.encodings, self.mean, self.out = encodings, mean, out
 
-    def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
-        return score_shard(self.stage, self.encodings, FileEntry.from_dict(shard), self.mean)
+    def __call__(self, shard: FileEntry) -> dict[str, Any]:
+        return score_shard(self.out, self.encodings, shard, self.mean)
 
 
-def score(*, encodings: str | Location, out: str | Location, runtime: Runtime, parent: Run | None = None) -> Manifest:
+def score(*, encodings: Location, out: Location, runtime: Runtime, parent: Run | None = None) -> Manifest:
     """Score all pairs of every episode of `encodings` into `out`. Returns the manifest of the scores."""
-    encodings = location(encodings)
     source = read_manifest(encodings, "encodings")
-    stage = StageOutput(location(out), "scores", {}, {"encodings": source.hash})
-    with stage_session("score", stage, runtime, parent) as session:
-        if session.done is not None:
-            return session.done
-        todo = unscored(stage, source)
-        with_meter(
-            in_tasks(_ScoreShard, (encodings, stage), [entry.__dict__ for entry in todo]),
-            "score",
-            sum(entry.num_rows for entry in todo),
-            "episodes",
-            lambda r: r["num_episodes"],
+
+    def passes(session: StageSession) -> Iterator[Pass[FileEntry, dict[str, Any]]]:
+        shards = unscored(session.out, source)
+        yield Pass(
+            worker=_ScoreShard,
+            arguments=(encodings, np.array(source.facts["corpus_mean"], np.float32), session.out),
+            shards=shards,
+            total=sum(shard.num_rows for shard in shards),
+            unit="episodes",
+            size=lambda receipt: int(receipt["num_episodes"]),
+            here=source.counts["num_train_images"] <= _FEW_PICTURES,
         )
-        manifest = finish_scores(stage, runtime.max_damaged_share)
-        session.run.metrics(manifest.counts)
+
+    def finish(session: StageSession) -> Manifest:
+        manifest = finish_scores(session.out, runtime.max_damaged_share)
         session.summary = f"{manifest.counts['num_pairs']} pairs of {manifest.counts['num_episodes']} episodes"
         session.notes += [note] if (note := damage_note(manifest)) else []
         return manifest
+
+    output = StageOutput(out, "scores", {}, {"encodings": source.hash})
+    return run_stage(Stage(name="score", out=output, passes=passes, finish=finish), runtime, parent)
 
 
 def pairs(
     band: BandConfig,
     *,
-    encodings: str | Location,
-    out: str | Location,
-    scores: str | Location | None,
+    encodings: Location,
+    out: Location,
+    scores: Location | None,
     runtime: Runtime,
     parent: Run | None = None,
 ) -> Manifest:
-    """The selection for `band` in `out`, over `scores` (default: `scores` beside `out`), which are made when they are not there."""
-    encodings, out = location(encodings), location(out)
-    scores = location(scores or out.parent / "scores")
+    """The selection for `band` in `out`, over `scores` (default: the folder `scores` beside `out`), which are made when missing."""
+    scores = scores or out.parent / "scores"
     score(encodings=encodings, out=scores, runtime=runtime, parent=parent)
-    stage = selection_stage(scores, band, out)
-    with stage_session("pairs", stage, runtime, parent) as session:
-        if session.done is not None:
-            return session.done
-        reservoir = Reservoir(band, stage.inputs["scores"])
-        manifest = select(stage, scores, band, reservoir)
+
+    def finish(session: StageSession) -> Manifest:
+        reservoir = Reservoir(band, session.out.inputs["scores"])
+        manifest = select(session.out, scores, band, reservoir)
         counts = manifest.counts
-        session.run.metrics({**counts, **shares(counts)})
+        session.run.metrics(shares(counts))
         _show(session, encodings, manifest, reservoir)
         session.summary = (
             f"{counts['num_pairs_kept']} of {counts['num_pairs']} pairs have {band.low} <= {band.score} <= {band.high} "
@@ -82,9 +83,15 @@ def pairs(
         )
         return manifest
 
+    output = selection_stage(scores, band, out)
+    stage = Stage(
+        name="pairs", out=output, passes=lambda session: (), finish=finish, ready=lambda session: count_pairs(scores, band)
+    )
+    return run_stage(stage, runtime, parent)
+
 
 def _show(session: StageSession, encodings: Location, selection: Manifest, reservoir: Reservoir) -> None:
-    """Record the pictures in MLflow and in a folder beside the selection, which is finished and good without them."""
+    """Record the pictures in MLflow and in a folder beside the selection, which is finished without them."""
     try:
         pngs = example_pngs(encodings, read_manifest(encodings, "encodings"), selection, reservoir)
     except DataError as error:
@@ -92,4 +99,4 @@ def _show(session: StageSession, encodings: Location, selection: Manifest, reser
         return
     for name, png in pngs.items():
         session.run.image(png, name)
-        write_atomically(session.stage.folder / EXAMPLES / f"{name}.png", png)
+        write_atomically(session.out.folder / EXAMPLES / f"{name}.png", png)

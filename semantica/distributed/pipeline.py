@@ -1,6 +1,6 @@
-"""All stages with one configuration: a crawl -> episodes, encodings, selection, checkpoint, samples, report; an MLflow run a stage.
+"""All stages: a crawl -> episodes, encodings, selection, checkpoint, samples, report; one MLflow run per stage.
 
-What is done is skipped, so the same command goes on where it stopped, and a changed setting repeats what depends on it alone.
+Finished stages are skipped, so the same command continues where it stopped, and a changed setting repeats only what depends on it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from textwrap import indent
 
 from semantica.config import config_hash, override, to_dict, to_yaml
 from semantica.data.dataset import MANIFEST, Manifest
-from semantica.data.location import Location, Where, location
+from semantica.data.location import Location
 from semantica.distributed.encode import encode
 from semantica.distributed.evaluate_samples import evaluate_samples
 from semantica.distributed.generate import generate
@@ -21,6 +21,7 @@ from semantica.distributed.pairs import pairs
 from semantica.distributed.session import check_absolute_when_submitted, parent_run, say
 from semantica.distributed.train import MODEL, train
 from semantica.errors import DataError
+from semantica.identity import identity
 from semantica.metrics.summary import Sources
 from semantica.presets import PipelineConfig
 from semantica.runtime import Runtime
@@ -32,9 +33,9 @@ Provenance = Sequence[tuple[str, str, str]]
 def pipeline(
     config: PipelineConfig,
     *,
-    root: Where,
+    root: Location,
     out: Path,
-    data: Where | None = None,
+    data: Location | None = None,
     runtime: Runtime,
     pictures: Provenance = (),
     name: str = "pipeline",
@@ -50,9 +51,9 @@ def pipeline(
     out = out.absolute()
     done = (out / "evaluation" / MANIFEST).exists() and not runtime.fresh
     # When all is done, no stage records anything, and the parent run would be empty.
-    with parent_run(name, out, runtime, work=config_hash(config), done=done) as (parent, inner):
+    with parent_run(name, out, runtime, work=config_hash(identity(config)), done=done) as (parent, inner):
         parent.params(to_dict(config))
-        manifest = _stages(config, location(root), location(data or out), out, inner, parent, pictures, command)
+        manifest = _stages(config, root, data or out, out, inner, parent, pictures, command)
         for name in ("report.html", "report.json"):
             parent.artifact(out / "evaluation" / name)
     return manifest

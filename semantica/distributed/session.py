@@ -1,4 +1,7 @@
-"""The frame of every stage: a Ray session, an MLflow run, the stage's output folder, and one line that says what happened."""
+"""What drivers share: a Ray session, an MLflow run above several stages, the checks before a start, and lines for a person.
+
+Ray is imported where it is used: a stage that does its work in this process starts without it, in a tenth of the time.
+"""
 
 from __future__ import annotations
 
@@ -7,46 +10,48 @@ import logging
 import math
 import os
 import sys
-import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
-import ray
-from ray.exceptions import RayError
-
-from semantica.config import config_hash, to_dict
-from semantica.data.dataset import TIMING, Manifest, StageOutput
-from semantica.data.location import Location, write_atomically
+from semantica.data.durable import write_atomically
+from semantica.data.location import Location
 from semantica.errors import ConfigError, DataError, SemanticaError
 from semantica.runtime import ClusterConfig, Runtime
 from semantica.tracking import Place, Run, resolve_uri, send_what_is_left, start_run
 
-RUN = "_run.json"  # in an output: which run made it, so that the next start goes on in it
+RUN = "_run.json"  # in an output: the MLflow run that makes it, in which the next start continues
 _SHARED: ContextVar[bool] = ContextVar("shared", default=False)
+
+
+def ray_runs() -> bool:
+    """Whether this process is connected to a Ray. Does not import Ray."""
+    return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
 
 
 @contextmanager
 def shared_ray() -> Iterator[None]:
     """Stages inside the block share the Ray that the first of them starts; when none has work to do, none is started."""
-    token, running = _SHARED.set(True), ray.is_initialized()
+    token, running = _SHARED.set(True), ray_runs()
     try:
         yield
     finally:
         _SHARED.reset(token)
-        if not running:  # a Ray that the caller had is the caller's to end
-            ray.shutdown()
+        if not running and ray_runs():  # a Ray that the caller had is the caller's to end
+            sys.modules["ray"].shutdown()
 
 
 @contextmanager
 def ray_session(cluster: ClusterConfig) -> Iterator[None]:
     """A Ray to work on: the running one, the cluster of RAY_ADDRESS, or a local one that ends with the block."""
-    if ray.is_initialized():
+    if ray_runs():
         yield
         return
+    import ray
+
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere unless asked for
     # Workers import torch and transformers: their chatter belongs to them, what goes wrong comes back as an exception.
     quiet = {"log_to_driver": cluster.worker_logs, "logging_level": logging.ERROR, "configure_logging": True}
@@ -75,50 +80,16 @@ def ray_session(cluster: ClusterConfig) -> Iterator[None]:
             ray.shutdown()
 
 
-@dataclass
-class StageSession:
-    """What a stage's shell works with: its output, its MLflow run, and `done`, the manifest when the work was done before."""
-
-    stage: StageOutput
-    run: Run
-    done: Manifest | None
-    summary: str = ""
-    notes: list[str] = field(default_factory=list)
-
-
-@contextmanager
-def stage_session(
-    name: str, stage: StageOutput, runtime: Runtime, parent: Run | None, *, title: str = ""
-) -> Iterator[StageSession]:
-    """Open the output, Ray and an MLflow run for a stage; print one line at its end. Users' errors come out of Ray unwrapped.
-
-    title: what the run is called in MLflow; "": as the stage.
-    """
-    check_absolute_when_submitted(stage.folder)
-    done = stage.finished()
-    if done is None:
-        with stage.held():
-            done = stage.open(fresh=runtime.fresh)  # again: another process may have finished it a moment ago
-            if done is None:
-                yield from _work(name, stage, runtime, parent, title or name)
-                return
-    say(f"{name:<9} already done: {_shown(stage.folder)}")
-    if runtime.tracking.uri != "off":
-        tracking, token = runtime.tracking, run_token(stage.folder, make=False)
-        send_what_is_left(Place.beside(stage.folder, tracking).root, done=token, seconds=tracking.flush_s)
-    yield StageSession(stage, Run(), done)
-
-
 @contextmanager
 def parent_run(name: str, out: Path, runtime: Runtime, *, work: str, done: bool = False) -> Iterator[tuple[Run, Runtime]]:
-    """One Ray and one MLflow run above several stages that write into `out`; the runtime is the one to give them.
+    """One Ray and one MLflow run for several stages that write into `out`. Yields the run and the runtime to give to the stages.
 
-    work: names what is done in `out`, so that the same command goes on in the same run. done: nothing is left to do or to record.
+    work: a name of the work, so that the same command continues the same run. done: nothing is left to do or to record.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(f"--out {out}: cannot be made ({error.strerror or error}); choose another folder") from None
+        raise DataError(f"--out {out}: the folder cannot be created ({error.strerror or error}); choose another folder") from None
     uri = resolve_uri(runtime.tracking, out)
     runtime = replace(runtime, tracking=replace(runtime.tracking, uri=uri))
     tracking = replace(runtime.tracking, system_metrics_s=0.0)  # the stages sample
@@ -132,38 +103,10 @@ def parent_run(name: str, out: Path, runtime: Runtime, *, work: str, done: bool 
         yield parent, runtime
 
 
-def _work(name: str, stage: StageOutput, runtime: Runtime, parent: Run | None, title: str) -> Iterator[StageSession]:
-    database = stage.folder.parent if isinstance(stage.folder, Path) else Path.cwd()  # SQLite needs a disk
-    tracking = runtime.tracking
-    uri = parent.uri if parent and parent.folder else resolve_uri(tracking, database)
-    place = Place.beside(stage.folder, tracking, "" if uri == "off" else run_token(stage.folder))
-    tags = {"semantica.config_hash": config_hash(dict(stage.config))}
-    tags |= {f"semantica.inputs.{kind}": manifest for kind, manifest in stage.inputs.items()}
-    started = time.monotonic()
-    run_of_stage = start_run(uri, tracking.experiment, title, parent=parent, tags=tags, place=place, tracking=tracking)
-    with ray_session(runtime.cluster), run_of_stage as run:
-        run.params({**stage.config, "inputs": dict(stage.inputs)})
-        run.tags({"cluster": to_dict(runtime.cluster)})  # the next start of the same run may be given another one
-        session = StageSession(stage, run, None)
-        try:
-            yield session
-        except RayError as error:
-            raise user_error(error) or error from None
-        seconds = time.monotonic() - started
-        run.metrics({"stage_seconds": seconds})
-        if manifest := stage.finished():
-            run.tags({"semantica.manifest": manifest.hash})
-        # Beside the manifest, not in it: the same work has the same hash however long it took. The last attempt's alone.
-        write_atomically(stage.folder / TIMING, json.dumps({"seconds": seconds}).encode())
-        say(f"{name:<9} {session.summary} in {seconds:.1f} s -> {_shown(stage.folder)}")
-        for note in session.notes:
-            say(f"{'':<9} {note}")
-
-
 def run_token(folder: Location, *, work: str = "", make: bool = True) -> str:
-    """What names the run that fills this folder with this work: made when none has begun, or when the folder is a copy of another.
+    """The name of the MLflow run that fills this folder. A new one is made if there is none, or if the folder is a copy of another.
 
-    work: names what is done, where the folder itself does not keep to one configuration. make: else "" is returned.
+    work: a name of the work, for a folder that may hold that of several configurations. make: if False, "" instead of a new name.
     """
     begun = {"folder": str(folder), "work": work}
     try:
@@ -171,7 +114,7 @@ def run_token(folder: Location, *, work: str = "", make: bool = True) -> str:
         if known | begun == known:
             return str(known["token"])
     except (FileNotFoundError, ValueError, TypeError, KeyError):
-        pass  # none, or damaged: a run of its own
+        pass  # none, or damaged: a new run
     if not make:
         return ""
     token = uuid.uuid4().hex
@@ -180,22 +123,23 @@ def run_token(folder: Location, *, work: str = "", make: bool = True) -> str:
 
 
 def check_resources(cluster: ClusterConfig, *, gpus: float) -> None:
-    """Raise ConfigError when a local Ray has fewer CPUs or GPUs than one stage needs at least: Ray itself would wait for ever.
+    """Raise ConfigError if a local Ray has fewer CPUs or GPUs than a stage needs: Ray itself would wait without end.
 
-    A cluster may grow, so with RAY_ADDRESS set nothing is checked.
+    With RAY_ADDRESS set nothing is checked, since a cluster may grow.
     """
     if os.environ.get("RAY_ADDRESS"):
         return
-    there = ray.cluster_resources()
+    import ray
+
+    available = ray.cluster_resources()
     needed = {"CPU": max(cluster.cpus_per_actor, cluster.num_workers * cluster.cpus_per_worker), "GPU": gpus}
     for resource, amount in needed.items():
-        if amount > there.get(resource, 0):
-            have = there.get(resource, 0)
+        if amount > (have := available.get(resource, 0)):
             raise ConfigError(f"cluster: {amount:g} {resource}s are asked for, this machine's Ray has {have:g}; ask for fewer")
 
 
-def _shown(folder: Location) -> str:
-    """The folder as a person in this directory would type it."""
+def shown(folder: Location) -> str:
+    """The folder as a person in the current directory would type it."""
     if not isinstance(folder, Path):
         return str(folder)
     return str(folder.relative_to(Path.cwd())) if folder.is_relative_to(Path.cwd()) else str(folder)
@@ -207,7 +151,9 @@ def say(line: str) -> None:
 
 
 def user_error(error: BaseException) -> SemanticaError | None:
-    """The user's error inside what Ray wraps around a worker's exception, or None when there is none."""
+    """The user's error inside the exceptions that Ray wraps around it, or None if there is none."""
+    from ray.exceptions import RayError
+
     seen: set[int] = set()
     queue: list[BaseException | None] = [error]
     while queue:
@@ -226,9 +172,9 @@ def user_error(error: BaseException) -> SemanticaError | None:
 
 
 def check_absolute_when_submitted(folder: Location) -> None:
-    """Raise ConfigError for an output inside the temporary folder that `ray job submit --working-dir` unpacks to.
+    """Raise ConfigError for an output inside the temporary folder into which `ray job submit --working-dir` unpacks.
 
-    Also for a URI where only a path is taken: train, generate and evaluate write to a disk, if need be a mounted one.
+    Also for a URI where only a path is allowed: train, generate and evaluate write to a disk, which may be a mounted one.
     """
     if isinstance(folder, Path) and (scheme := next((part for part in folder.parts if part in ("s3:", "gs:", "gcs:")), "")):
         raise ConfigError(

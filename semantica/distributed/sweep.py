@@ -25,7 +25,8 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from semantica.config import from_dict, require, to_dict
 from semantica.data.dataset import Manifest, StageOutput, read_manifest
 from semantica.data.location import Location, location, uri
-from semantica.distributed.session import StageSession, check_resources, say, stage_session
+from semantica.distributed.session import check_resources, say
+from semantica.distributed.stage import StageSession, stage_session
 from semantica.distributed.sweep_search import Progress, Search
 from semantica.distributed.sweep_trial import AGAIN, HELD_OUT_FILE, REFERENCES, Shared, band_view, check_lanes, run_trial
 from semantica.distributed.train import check_fits
@@ -71,10 +72,11 @@ def sweep(
     swept = Swept(train=replace(plan.train, sample_every=None), band=band)
     inputs = check(config, swept, places, scored, cluster)
     folder = out.absolute()
-    stage = StageOutput(folder, "sweep", {"sweep": to_dict(config), **to_dict(swept)}, inputs)
+    stage = StageOutput(folder, "sweep", {"sweep": config, **vars(swept)}, inputs)
     with stage_session("sweep", stage, runtime, None) as session:
         if session.done is not None:
             return session.done
+        session.start_ray()
         keep(plan, folder)
         runtime = replace(
             runtime, fresh=False, tracking=replace(runtime.tracking, uri=resolve_uri(runtime.tracking, folder.parent))

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import ray.tune
-from ray._raylet import PlacementGroupID
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
@@ -20,6 +19,7 @@ from semantica.config import from_dict
 from semantica.data import lease
 from semantica.data.dataset import read_manifest
 from semantica.data.location import Location, location
+from semantica.distributed.ray_private import PlacementGroupID
 from semantica.distributed.train import train
 from semantica.distributed.training_figures import PLACEMENT, Trial, Watch, reported
 from semantica.errors import ConfigError, DataError, Stopped

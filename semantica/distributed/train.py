@@ -18,7 +18,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from semantica.config import to_dict
 from semantica.data.dataset import Manifest, StageOutput, read_manifest
 from semantica.data.location import Location, location, uri
-from semantica.distributed.session import check_resources, stage_session
+from semantica.data.schemas import HELD_OUT
+from semantica.distributed.session import check_resources, say
+from semantica.distributed.stage import StageSession, stage_session
 from semantica.distributed.training_control import Control
 from semantica.distributed.training_elastic import ElasticTrainer
 from semantica.distributed.training_figures import Trial
@@ -29,16 +31,16 @@ from semantica.distributed.training_worker import train_on_worker
 from semantica.distributed.xla import XlaConfig, tpu_scaling
 from semantica.encoders.on_the_fly import tokens_on_the_fly
 from semantica.errors import ConfigError, DataError, Stopped
-from semantica.generation.conditions import HELD_OUT
+from semantica.pairs.loader import LoaderWorker
 from semantica.runtime import ClusterConfig, Runtime
 from semantica.tracking import Run
-from semantica.training.checkpoint import Provenance, open_checkpoint
-from semantica.training.keeper import Keeper
+from semantica.training.checkpoint import Checkpoint, Keeper, Provenance
 from semantica.training.loader import training_loader
 from semantica.training.recipe import TrainConfig
+from semantica.training.start import CHECKPOINTS, MODEL, cooldown_note, initial_weights, make_resumable, steps_done
 from semantica.training.watch import NonFiniteError
 
-MODEL, CHECKPOINTS = "model", "checkpoints"
+__all__ = ["CHECKPOINTS", "MODEL", "check_fits", "train"]
 
 
 def train(
@@ -68,12 +70,31 @@ def train(
     # Refused here, before any worker starts: the loader checks selection against encodings and the lanes.
     open_bytes = runtime.cluster.loader_mb * 2**20
     tokens_of = tokens_on_the_fly(source)
-    training_loader(config, encodings, selection, world=runtime.cluster.num_workers, max_open_bytes=open_bytes, tokens_of=tokens_of)
+    worker = LoaderWorker(world=runtime.cluster.num_workers, max_open_bytes=open_bytes)
+    training_loader(config, encodings, selection, worker, tokens_of=tokens_of)
     folder = out.absolute()
-    stage = StageOutput(folder, "checkpoint", _identity(config), {"encodings": source.hash, "selection": chosen.hash})
-    with stage_session("train", stage, runtime, parent, title=trial.name if trial else "") as session:
+    inputs = {"encodings": source.hash, "selection": chosen.hash}
+    initial = initial_weights(config)
+    if initial is not None:
+        initial.check_fit(config.denoiser)
+        inputs[f"init_{config.init_weights}"] = initial.hash
+    stage = StageOutput(folder, "checkpoint", config, inputs, at_least={"num_steps": steps_done(folder)})
+    fewest = replace(runtime.cluster, num_workers=runtime.cluster.min_workers or runtime.cluster.num_workers)
+
+    def ready(session: StageSession) -> None:
+        session.start_ray()
+        check_resources(fewest, gpus=float(fewest.num_workers if fewest.use_gpu else 0))
+        if stage.is_begun():
+            make_resumable(folder)
+
+    with stage_session("train", stage, runtime, parent, title=trial.name if trial else "", ready=ready) as session:
         if session.done is not None:
             return session.done
+        session.start_ray()
+        session.notes += initial.notes(config, source.facts["encoder"]) if initial else []
+        session.notes += [note] if (note := cooldown_note(folder, config)) else []
+        for note in session.notes:  # now too: the end may be days away
+            say(f"{'train':<9} {note}")
         if trial:
             session.run.params(trial.settings)
         provenance = Provenance(
@@ -98,7 +119,6 @@ def train(
             "run": session.run,
             "trial": trial.watch if trial else None,
         }
-        fewest = replace(runtime.cluster, num_workers=runtime.cluster.min_workers or runtime.cluster.num_workers)
         check_resources(fewest, gpus=float(fewest.num_workers if fewest.use_gpu else 0))
         complete_history(folder)  # with what the driver before, if it was killed, did not come to write
         with Follower(job["mailbox"], session.run, config), Guard(job["control"], runtime.cluster.stall_s):
@@ -115,7 +135,7 @@ def train(
         latest = Keeper(folder / CHECKPOINTS, config.keep).newest()
         if latest is None:
             raise DataError(f"train: {folder / CHECKPOINTS} has no checkpoint; run jobs.train again")
-        _keep_model(latest.folder, folder / MODEL, config)
+        _keep_model(latest, folder / MODEL, config)
         files = [f"{MODEL}/{p.name}" for p in sorted((folder / MODEL).iterdir())]
         loss = history[-1]["loss"] if history else float("nan")
         rate = sorted(h["images_per_second"] for h in history)[len(history) // 2] if history else 0.0
@@ -142,14 +162,6 @@ def check_fits(config: TrainConfig, encodings: Manifest, cluster: ClusterConfig)
     if config.num_lanes % cluster.num_workers:
         raise ConfigError(f"cluster.num_workers must divide train.num_lanes = {config.num_lanes}, got {cluster.num_workers}")
     config.compute.check_workers(cluster.num_workers)
-
-
-def _identity(config: TrainConfig) -> dict[str, Any]:
-    """What the output depends on: like the number of workers, how they share the state may change while a run is interrupted."""
-    values = to_dict(config)
-    for name in ("parallel", "shard_workers"):
-        del values["compute"][name]
-    return values
 
 
 def _beside_the_driver(cls: type) -> Any:
@@ -200,16 +212,15 @@ def _trainer(
     return trainer
 
 
-def _keep_model(latest: Path, model: Path, config: TrainConfig) -> None:
-    """Put the last checkpoint, checked, in its final place."""
-    checkpoint = open_checkpoint(latest)
+def _keep_model(checkpoint: Checkpoint, model: Path, config: TrainConfig) -> None:
+    """Put the last checkpoint in its final place."""
     if checkpoint.step != config.num_steps:
         raise DataError(
             f"train: the last checkpoint is of step {checkpoint.step}, expected {config.num_steps}; run jobs.train again"
         )
     partial = model.with_name(".model.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(latest, partial)
+    shutil.copytree(checkpoint.folder, partial)
     if model.exists():
         shutil.rmtree(model)
     partial.rename(model)

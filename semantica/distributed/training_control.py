@@ -16,8 +16,8 @@ import ray
 import torch
 import torch.distributed
 from ray.exceptions import RayError
-from ray.train.v2._internal.execution.context import get_train_context
 
+from semantica.distributed.ray_private import get_train_context
 from semantica.training.loop import Order
 
 _log = logging.getLogger(__name__)

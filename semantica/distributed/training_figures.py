@@ -15,16 +15,17 @@ import torch
 from ray.train.v2.api.callback import UserCallback
 from ray.util.placement_group import get_current_placement_group
 
-from semantica.data.location import Location, location, write_atomically
+from semantica.data.durable import write_atomically
+from semantica.data.location import Location, location
+from semantica.data.pictures import TokensOf
 from semantica.denoiser.uvit import UViT
 from semantica.distributed.training_reports import FRECHET, Reporter
-from semantica.generation.conditions import TokensOf
 from semantica.sweeps.measuring import HeldOut, TrialMeasurer
 from semantica.sweeps.results import Figure, figure_path, keep_figure, read_figure
 from semantica.sweeps.settings import MeasureConfig
 from semantica.training.ema import Ema
+from semantica.training.parallel import whole
 from semantica.training.recipe import TrainConfig
-from semantica.training.sharded import whole
 
 PLACEMENT = ".placement"  # in a trial's folder: the placement group of its workers, which may outlive it
 

@@ -13,8 +13,8 @@ from types import FrameType
 from typing import Any
 
 import ray
-from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 
+from semantica.distributed.ray_private import WorkerGroupCallback
 from semantica.distributed.session import say
 from semantica.distributed.training_control import Seen
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from semantica.data.location import write_atomically
+from semantica.data.durable import write_atomically
 
 HISTORY, JOURNAL = "history.json", "history.jsonl"
 

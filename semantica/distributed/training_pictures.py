@@ -11,19 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from semantica.data.dataset import read_manifest
 from semantica.data.location import Location
-from semantica.diffusion.samplers import SamplerConfig
-from semantica.generation.conditions import HELD_OUT, Conditions, TokensOf, held_out_candidates
-from semantica.generation.generate import GenerateConfig, choose_conditions, sample_pictures
-from semantica.generation.model import Model, SpeedConfig
-from semantica.pairs.loader import decode_at
-from semantica.pairs.row_groups import RowGroupReader
+from semantica.data.pictures import StoredPictures, TokensOf, decode, list_pictures, to_array
+from semantica.diffusion.settings import SamplerConfig
+from semantica.generation.conditions import Conditions
+from semantica.generation.generate import choose_conditions, sample_pictures
+from semantica.generation.model import Model
+from semantica.generation.settings import GenerateConfig, SpeedConfig
 from semantica.report.charts import Curve, curve_svg
 from semantica.report.grids import grid_png
-from semantica.training.levels import LevelLoss
 from semantica.training.loop import initial_network
 from semantica.training.recipe import TrainConfig
+from semantica.training.watch import LevelLoss
 
 _SAMPLER = SamplerConfig(name="dpm_solver", num_steps=32)  # [C]: enough to see what is learned, in an eighth of the paper's calls
 _GUIDANCE = 0.5
@@ -38,17 +37,11 @@ class TrainingSamples:
     def __init__(self, config: TrainConfig, encodings: Location, tokens_of: TokensOf | None, device: torch.device | str) -> None:
         self.config, self.device = config, device
         self.settings = GenerateConfig(sampler=_SAMPLER, seed=config.seed)
-        places = held_out_candidates(encodings)
-        chosen = choose_conditions(list(places), config.num_samples, config.seed)
-        self.names = [f"{candidate.image_id}/0" for candidate in chosen]
-        self.cond = Conditions(encodings, tokens_of).read([(candidate, places[candidate]) for candidate in chosen])
-        reader = RowGroupReader(encodings, ["images"], stage="train", made_by="encode")
-        files = read_manifest(encodings, "encodings").shards(HELD_OUT)
-        stored: dict[str, bytes] = {}
-        for place in dict.fromkeys(places[candidate] for candidate in chosen):
-            rows = reader.read(files[place.file], place.group)["images"].to_pylist()
-            stored.update({image["image_id"]: image["bytes"] for row in rows for image in row})
-        self.conditions = [_array(decode_at(stored[c.image_id], config.denoiser.resolution_px)) for c in chosen]
+        chosen = choose_conditions(list_pictures(encodings), config.num_samples, config.seed)
+        self.names = [f"{picture.image_id}/0" for picture in chosen]
+        self.cond = Conditions(encodings, tokens_of).read(chosen)
+        stored = StoredPictures(encodings, stage="train").read(chosen)
+        self.conditions = [to_array(decode(data, config.denoiser.resolution_px)) for data in stored.values()]
 
     def png(self, raw: Mapping[str, Tensor], average: Mapping[str, Tensor]) -> bytes:
         """The grid of whole weights by name. They are copied: the network in training is never run, so its graph stays as it is."""
@@ -62,12 +55,7 @@ class TrainingSamples:
                 parameter.copy_(weights[name])
         model = Model(network, self.config.schedule, self.config.prediction)
         model = model.on(self.device, SpeedConfig(precision=self.config.compute.precision))
-        return [_array(picture) for picture in sample_pictures(model, self.cond, self.names, _GUIDANCE, self.settings)]
-
-
-def _array(pixels: Tensor) -> np.ndarray:
-    array: np.ndarray = pixels.permute(1, 2, 0).numpy()
-    return array
+        return [to_array(picture) for picture in sample_pictures(model, self.cond, self.names, _GUIDANCE, self.settings)]
 
 
 def levels_svg(levels: Sequence[LevelLoss], step: int) -> str:

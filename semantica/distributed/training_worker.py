@@ -10,7 +10,6 @@ from typing import Any
 import ray
 import ray.train
 import ray.train.torch
-import torch
 from ray.train.collective import barrier, broadcast_from_rank_zero
 
 from semantica.config import from_dict
@@ -24,15 +23,15 @@ from semantica.distributed.training_history import Journal
 from semantica.distributed.training_pictures import TrainingSamples
 from semantica.distributed.training_reports import Reporter
 from semantica.encoders.on_the_fly import tokens_on_the_fly
-from semantica.training.checkpoint import Checkpoint, Provenance, TrainState, open_checkpoint
+from semantica.pairs.loader import LoaderWorker
+from semantica.training.backend import Backend, TorchBackend
+from semantica.training.checkpoint import Checkpoint, Keeper, Provenance, SaveFailure, Saver, TrainState
 from semantica.training.ema import Ema
-from semantica.training.keeper import Keeper
 from semantica.training.loader import training_loader
-from semantica.training.loop import Hooks, fit
-from semantica.training.parallel import Sharing, sharing, wrapped
+from semantica.training.loop import Hooks, Order, fit
+from semantica.training.parallel import whole
 from semantica.training.recipe import TrainConfig
-from semantica.training.saver import SaveFailure, Saver
-from semantica.training.sharded import whole
+from semantica.training.start import InitialWeights, initial_weights
 from semantica.training.watch import NonFiniteError, StepReport
 from semantica.training.xla import XlaMesh
 
@@ -54,7 +53,7 @@ def _train(job: dict[str, Any], pulse: Pulse) -> None:
     config = from_dict(TrainConfig, job["config"])
     mailbox = job["mailbox"]
     keeper = Keeper(Path(job["checkpoints"]), config.keep)
-    start = _newest(keeper)
+    start = _newest(keeper) or initial_weights(config, verify=False)  # the driver has compared the hashes
     first = start.step if start else 0
     failed_at = ray.get(mailbox.last_failure.remote())  # read by all workers before any of them can fail
     try:
@@ -74,15 +73,16 @@ def _newest(keeper: Keeper) -> Checkpoint | None:
     rank = ray.train.get_context().get_world_rank()
     newest = keeper.resume() if rank == 0 else None
     step = broadcast_from_rank_zero(newest.step if newest else 0)
-    return open_checkpoint(keeper.folder_of(step)) if rank > 0 and step else newest
+    return keeper.at(step) if rank > 0 and step else newest
 
 
-def _fit(config: TrainConfig, job: dict[str, Any], keeper: Keeper, start: Checkpoint | None, pulse: Pulse) -> int:
+def _fit(config: TrainConfig, job: dict[str, Any], keeper: Keeper, start: Checkpoint | InitialWeights | None, pulse: Pulse) -> int:
     """The step of the last checkpoint: the last of all, or an earlier one when the training was asked to stop."""
     rank, world = pulse.rank, pulse.world
-    mesh = XlaMesh(split_weights=config.compute.is_sharded) if job["use_xla"] else None
-    # Beside XLA, whatever is not a training step (tokens on the fly, samples) is computed on the host: it would be compiled too.
-    device = torch.device("cpu") if mesh else ray.train.torch.get_device()
+    backend: Backend = (
+        XlaMesh(split_weights=config.compute.is_sharded) if job["use_xla"] else TorchBackend(ray.train.torch.get_device())
+    )
+    device = backend.aside
     mailbox = job["mailbox"]
     encodings = location(job["encodings"])
     tokens_of = tokens_on_the_fly(read_manifest(encodings, "encodings"), str(device))
@@ -90,25 +90,15 @@ def _fit(config: TrainConfig, job: dict[str, Any], keeper: Keeper, start: Checkp
         config,
         encodings,
         location(job["selection"]),
-        rank=mesh.host if mesh else rank,
-        world=world,
-        max_open_bytes=job["loader_mb"] * 2**20,
+        LoaderWorker(backend.loader_rank, world, job["loader_mb"] * 2**20, job["loader_threads"]),
         tokens_of=tokens_of,
-        num_threads=job["loader_threads"],
     )
     samples: list[TrainingSamples] = []  # made when first asked for
     recent: list[float] = []  # losses of the reports since the last save
     reporter = Reporter(mailbox, job["run"], Journal(Path(job["journal"]))) if rank == 0 else None
     orders = Orders(pulse)
     reached = start.step if start else 0
-    points = Points(job["trial"], config, encodings, tokens_of, device, reporter, pulse.rank, is_new=start is None)
-
-    def total(figures: torch.Tensor) -> torch.Tensor:
-        if mesh:
-            return mesh.total(figures)
-        if world > 1:
-            torch.distributed.all_reduce(figures)
-        return figures
+    points = Points(job["trial"], config, encodings, tokens_of, device, reporter, pulse.rank, is_new=not reached)
 
     def on_report(report: StepReport) -> None:
         saver.check()  # a training that cannot be saved is stopped now, not at the next save
@@ -131,25 +121,26 @@ def _fit(config: TrainConfig, job: dict[str, Any], keeper: Keeper, start: Checkp
         recent.clear()
         if share.replica == 0:  # other copies are the same
             saver.save(state, metric)
-        elif mesh and mesh.split_weights:
-            state.snapshot()  # the chips of all hosts bring split weights together
+        elif backend.gathers:
+            state.snapshot()
 
     def on_failure(failure: SaveFailure) -> None:
         mailbox.put.remote({"step": failure.step, "save_failed": explained(failure.error), "in_a_row": failure.in_a_row})
 
-    # XLA shares the state out over chips, not over workers, and brings it together for a save.
-    share = Sharing(0, 1, rank) if mesh else sharing(config.compute, rank, world)
+    def on_step(step: int, network: UViT, ema: Ema) -> None:
+        if step in points.steps:
+            points.measure(step, network, ema)
+
+    share = backend.sharing(config.compute)
     attempt = broadcast_from_rank_zero(new_attempt())
     with Saver(keeper, on_failure, rank=share.rank, world=share.world, attempt=attempt) as saver:
         fit(
             config,
             loader,
             Provenance(**job["provenance"]),
-            Hooks(on_report, on_checkpoint, on_samples, total, orders, points.measure, points.steps, points.pause),
+            Hooks(on_report, on_checkpoint, on_samples, on_step, lambda step: Order.STOP if step == points.pause else orders()),
             start=start,
-            wrap=lambda network: wrapped(network, config.compute, device),
-            device=device,
-            xla=mesh,
+            backend=backend,
         )
         orders.close()
     return reached

@@ -33,8 +33,8 @@ def check_versions(packages: Sequence[str] = PACKAGES, *, root: Path = ROOT) -> 
 def python_version(version: str) -> Finding:
     """Whether this Python runs the package, and is that of the clusters' images."""
     name = "versions.python"
-    if Version(version) < Version("3.11"):
-        return fail(name, version, "install Python 3.11 or newer")
+    if not Version("3.11") <= Version(version) < Version("3.14"):
+        return fail(name, version, "install Python 3.11, 3.12 or 3.13")
     if not version.startswith(f"{TESTED_PYTHON}."):
         return warn(name, version, f"Ray wants the same Python on every node: the clusters' images have {TESTED_PYTHON}")
     return ok(name, version)

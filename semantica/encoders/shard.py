@@ -24,8 +24,9 @@ import pyarrow.parquet as pq
 from semantica.data.dataset import FileEntry, StageOutput, read_manifest
 from semantica.data.location import Location
 from semantica.data.schemas import EPISODES, QUARANTINE
-from semantica.encoders.encode import EncodeConfig, EncodedEpisodes, encode_stream, encoded_schema
+from semantica.encoders.encode import EncodedEpisodes, encode_stream, encoded_schema
 from semantica.encoders.encoder import Encoder
+from semantica.encoders.settings import EncodeConfig
 
 QUARANTINE_FOLDER = "quarantine"
 _DAMAGED_FILE = "damaged_file"  # the code that ingest gives a damaged file of a crawl
@@ -204,7 +205,7 @@ def _damaged_rows(shard: EpisodesShard, damaged: Mapping[str, str]) -> pa.Table:
 def _num_images(episodes: Location, shard: EpisodesShard) -> dict[str, int]:
     """How many pictures ingest wrote into each file of the shard; {} when its receipts were not kept."""
     source = read_manifest(episodes, "episodes")
-    for found, stats in StageOutput(episodes, "episodes", source.config, source.inputs).receipts():
+    for found, stats in StageOutput.of(episodes, source).receipts():
         if found == shard.name:
             return {p: int(stats["num_held_out_images" if p else "num_train_images"]) for p in shard.entries}
     return {}

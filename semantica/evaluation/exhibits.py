@@ -8,10 +8,10 @@ import numpy as np
 
 from semantica.data.dataset import StageOutput, read_manifest, read_shard
 from semantica.data.location import Location
+from semantica.data.pictures import StoredPictures, decode, to_array
 from semantica.evaluation.outcome import Outcome
 from semantica.evaluation.requests import Cell, requests_of, wanted_pictures
-from semantica.evaluation.sets import EvaluationSet, StoredPictures
-from semantica.pairs.loader import decode_at
+from semantica.evaluation.sets import EvaluationSet
 from semantica.report.gallery import Example, Gallery, Grid
 from semantica.report.paper_charts import guidance_grid, samples_grid
 from semantica.report.protocol import Protocol
@@ -22,21 +22,21 @@ Pixels = np.ndarray
 def read_samples(drawn: Location, names: Sequence[str], side: int) -> dict[str, Pixels]:
     """The named samples of a finished drawn folder, (h, w, 3) uint8."""
     manifest, wanted = read_manifest(drawn, "drawn"), set(names)
-    stage = StageOutput(drawn, "drawn", manifest.config, manifest.inputs)
+    stage = StageOutput.of(drawn, manifest)
     with_any = {stem for stem, stats in stage.receipts() if wanted.intersection(stats["names"])}
     found = {}
     for entry in manifest.shards():
         if entry.path.removesuffix(".parquet") in with_any:
             for row in read_shard(drawn, entry, ["sample_id", "bytes"]).to_pylist():
                 if row["sample_id"] in wanted:
-                    found[row["sample_id"]] = _array(row["bytes"], side)
+                    found[row["sample_id"]] = to_array(decode(row["bytes"], side))
     return found
 
 
 def read_conditions(data: EvaluationSet, names: Sequence[str], side: int) -> dict[str, Pixels]:
     """The named pictures of a set, at the side that samples have."""
-    stored = StoredPictures(data.encodings).read({name: data.pictures[name].place for name in names})
-    return {name: _array(value, side) for name, value in stored.items()}
+    stored = StoredPictures(data.encodings).read([data.pictures[name] for name in names])
+    return {name: to_array(decode(value, side)) for name, value in stored.items()}
 
 
 def grids(outcome: Outcome, model: str, data: str, model_hash: str, drawn: Location) -> Iterator[Grid | Gallery]:
@@ -60,12 +60,7 @@ def grids(outcome: Outcome, model: str, data: str, model_hash: str, drawn: Locat
     yield guidance_grid(left, over_w, weights=settings.guidance, protocol=stated, title=f"Samples against guidance, {of}")
     labels = [f"w = {w:g}" for w in settings.guidance]
     examples = [
-        Example(condition=conditions[name], samples=row, label=the_set.pictures[name].label, sample_labels=labels)
+        Example(condition=conditions[name], samples=row, label=the_set.pictures[name].page_url, sample_labels=labels)
         for name, row in zip(shown, over_w, strict=True)
     ]
     yield Gallery(title=f"One by one, {of}", examples=examples, protocol=stated)
-
-
-def _array(data: bytes, side: int) -> Pixels:
-    pixels: Pixels = decode_at(data, side).permute(1, 2, 0).numpy()
-    return pixels

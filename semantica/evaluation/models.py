@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from semantica.errors import ConfigError, DataError
-from semantica.training.checkpoint import Checkpoint, open_checkpoint
-from semantica.training.keeper import Keeper
-from semantica.training.manifest import CONFIG
-from semantica.training.retention import KeepConfig
+from semantica.training.checkpoint import CONFIG, Checkpoint, Keeper, open_checkpoint
+from semantica.training.recipe import KeepConfig
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*\Z")  # it names folders, and figures in MLflow
 _FOLDERS = ("model", "checkpoints")  # of an output of jobs.train

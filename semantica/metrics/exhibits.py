@@ -9,8 +9,9 @@ import numpy as np
 
 from semantica.data.dataset import Manifest, read_shard
 from semantica.data.location import Location
+from semantica.data.pictures import decode, to_array
+from semantica.data.schemas import HELD_OUT
 from semantica.metrics.evaluate import Figures
-from semantica.pairs.loader import decode_at
 from semantica.report.charts import Curve
 from semantica.report.gallery import Example, Gallery, Grid
 from semantica.report.grids import sheet_png
@@ -121,21 +122,16 @@ class _Pictures:
         for entry in drawn.shards():
             for row in read_shard(samples, entry).to_pylist():
                 if row["sample_index"] == 0:
-                    self.drawn[row["image_id"], round(row["guidance"], 4)] = _array(row["bytes"], self.side)
+                    self.drawn[row["image_id"], round(row["guidance"], 4)] = to_array(decode(row["bytes"], self.side))
 
     def sample(self, condition: str, guidance: float) -> np.ndarray | None:
         """The first sample drawn for the condition at this w, or None."""
         return self.drawn.get((condition, round(guidance, 4)))
 
 
-def _array(data: bytes, side: int) -> np.ndarray:
-    pixels: np.ndarray = decode_at(data, side).permute(1, 2, 0).numpy()
-    return pixels
-
-
 def _conditions(encodings: Location, source: Manifest, wanted: Sequence[str], side: int | None) -> dict[str, np.ndarray]:
     names, found = set(wanted), {}
-    for entry in source.shards("held_out"):
+    for entry in source.shards(HELD_OUT):
         for row in read_shard(encodings, entry, ["images"])["images"].to_pylist():
-            found.update({i["image_id"]: _array(i["bytes"], side or i["width"]) for i in row if i["image_id"] in names})
+            found.update({i["image_id"]: to_array(decode(i["bytes"], side or i["width"])) for i in row if i["image_id"] in names})
     return found

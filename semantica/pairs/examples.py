@@ -17,10 +17,9 @@ from jaxtyping import UInt64
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
-from semantica.data.dataset import Manifest
+from semantica.data.dataset import Manifest, RowGroups
 from semantica.data.location import Location
 from semantica.errors import DataError
-from semantica.pairs.row_groups import RowGroupReader
 from semantica.pairs.selection import BandConfig, ScoredPairs
 
 TOO_FAR, KEPT, TOO_NEAR = "too-far", "kept", "too-near"
@@ -137,7 +136,7 @@ def example_pngs(encodings: Location, source: Manifest, selection: Manifest, res
     Raises DataError when a picture cannot be read.
     """
     band = selection.config
-    reader = RowGroupReader(encodings, ["page_url", "images"], stage="pairs", made_by="encode")
+    reader = RowGroups(encodings, ["page_url", "images"], stage="pairs", made_by="encode")
     pngs = {"scores": histogram_png(selection)}
     titles = {
         TOO_FAR: f"Refused, too far: {band['score']} < {band['low']:g}",
@@ -151,7 +150,7 @@ def example_pngs(encodings: Location, source: Manifest, selection: Manifest, res
     return pngs
 
 
-def _shown(reader: RowGroupReader, source: Manifest, example: Example) -> Shown:
+def _shown(reader: RowGroups, source: Manifest, example: Example) -> Shown:
     entry = source.shards()[example.file]
     starts = np.cumsum([0, *entry.row_group_rows])
     group = int(np.searchsorted(starts, example.row, side="right")) - 1

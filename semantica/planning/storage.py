@@ -13,14 +13,14 @@ from dataclasses import dataclass
 import torch
 
 from semantica.data.dataset import Manifest
+from semantica.data.schemas import HELD_OUT
 from semantica.data.shard_writer import MAX_GROUP_BYTES
 from semantica.denoiser.uvit import UViT
-from semantica.encoders.encode import EncodeConfig
+from semantica.encoders.settings import EncodeConfig
 from semantica.episodes.ingest import IngestConfig
 from semantica.errors import ConfigError
 from semantica.planning.model import encoder_shape
 from semantica.training.recipe import TrainConfig
-from semantica.training.retention import kept
 
 _HALF, _FLOAT = 2, 4
 # Lossless WebP of real pictures at the effort ingest uses, per pixel: 31 KB at 256 px (measured: see episodes/images.py).
@@ -89,13 +89,13 @@ def extrapolated(num_images: int, episodes: Manifest, ingest: IngestConfig, pair
             f"or --ingest.image.image-px {made}"
         )
     counts = episodes.counts
-    sides = [Split(counts.get(f"num_{side}_images", 0), counts.get(f"num_{side}_episodes", 0)) for side in ("train", "held_out")]
+    sides = [Split(counts.get(f"num_{side}_images", 0), counts.get(f"num_{side}_episodes", 0)) for side in ("train", HELD_OUT)]
     num = sides[0].num_images + sides[1].num_images
     if not sides[0].num_pages:
         raise ConfigError("episodes: the sample has no page to train on; run jobs.ingest on a larger one")
     size = sides[0].num_images / sides[0].num_pages
     pairs = size * (size - 1) / 2 if pairs_a_page is None else pairs_a_page
-    files = sum(f.num_bytes for prefix in ("", "held_out") for f in episodes.shards(prefix))
+    files = sum(f.num_bytes for prefix in ("", HELD_OUT) for f in episodes.shards(prefix))
     train, held_out = (side.grown(num_images / num) for side in sides)
     return Corpus(train, held_out, pairs, files / num, measured=True)
 
@@ -186,5 +186,5 @@ def checkpoint_bytes(train: TrainConfig) -> CheckpointBytes:
     headers = sum(4 * (len(name) + _SAVED_TENSOR) + 2 * len("exp_avg_sq/") for name in named)
     provenance = 30 * train.denoiser.pooled_dim  # the corpus mean, written out
     steps = range(train.checkpoint_every, train.num_steps + 1, train.checkpoint_every)
-    stay = kept(dict.fromkeys([*steps, train.num_steps]), train.keep)
+    stay = train.keep.steps(dict.fromkeys([*steps, train.num_steps]))
     return CheckpointBytes(4 * weights + headers + provenance, len(stay) + min(train.keep.best, len(steps)) + 1)

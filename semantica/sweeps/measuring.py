@@ -13,24 +13,25 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from semantica.config import from_dict
 from semantica.data.dataset import read_manifest
-from semantica.data.location import Location, write_atomically
-from semantica.encoders.encode import EncodeConfig
+from semantica.data.durable import write_atomically
+from semantica.data.location import Location
+from semantica.data.pictures import PictureRef, StoredPictures, TokensOf, decode, list_pictures, to_array
 from semantica.encoders.encoder import load_encoder
+from semantica.encoders.settings import EncodeConfig
 from semantica.errors import DataError
-from semantica.evaluation.sets import SetPicture, StoredPictures, pictures_in
-from semantica.generation.conditions import HELD_OUT, Conditions, TokensOf
+from semantica.evaluation.sets import by_image
+from semantica.generation.conditions import Conditions
 from semantica.generation.generate import choose_conditions, sample_pictures
-from semantica.generation.model import Model, SpeedConfig
+from semantica.generation.model import Model
+from semantica.generation.settings import SpeedConfig
 from semantica.measure.frechet import FeatureStatistics, Reference, frechet_distance
 from semantica.measure.networks.extractors import FeatureExtractor, encoder_features, load_features, resolve
 from semantica.measure.reference import cached_reference, read_reference, reference_key
-from semantica.pairs.loader import decode_at
 from semantica.report.grids import grid_png
 from semantica.sweeps.settings import MeasureConfig
 from semantica.training.loop import initial_network
@@ -60,9 +61,9 @@ class HeldOut:
         write_atomically(path, json.dumps(asdict(self)).encode())
 
 
-def held_out_pictures(encodings: Sequence[Location]) -> dict[str, SetPicture]:
+def held_out_pictures(encodings: Sequence[Location]) -> dict[str, PictureRef]:
     """The held-out pictures that all of these encodings have, placed in the first. Raises DataError for fewer than two."""
-    first, *others = [pictures_in(folder, HELD_OUT)[0] for folder in encodings]
+    first, *others = [by_image(list_pictures(folder)) for folder in encodings]
     found = {name: picture for name, picture in first.items() if all(name in other for other in others)}
     if len(found) < 2:
         raise DataError(
@@ -77,7 +78,7 @@ def make_held_out(
 ) -> HeldOut:
     """The conditioning images, and the statistics of the real pictures at the model's size, computed where there are none."""
     pictures = held_out_pictures(encodings)
-    ordered = [c.image_id for c in choose_conditions([p.candidate for p in pictures.values()], len(pictures), settings.seed)]
+    ordered = [c.image_id for c in choose_conditions(list(pictures.values()), len(pictures), settings.seed)]
     reference = ordered[: settings.num_reference]
     extractor = load_extractor(settings.extractor, encodings[0], device)
     identity = extractor.identity.to_dict()
@@ -87,8 +88,8 @@ def make_held_out(
     def compute() -> FeatureStatistics:
         total = FeatureStatistics.empty(extractor.identity.dim)
         for start in range(0, len(reference), _PICTURES):
-            found = stored.read({name: pictures[name].place for name in reference[start : start + _PICTURES]})
-            pixels = torch.stack([decode_at(data, resolution_px) for data in found.values()])
+            found = stored.read([pictures[name] for name in reference[start : start + _PICTURES]])
+            pixels = torch.stack([decode(data, resolution_px) for data in found.values()])
             total += FeatureStatistics.of(extractor.features(pixels).numpy())
         return total
 
@@ -132,7 +133,7 @@ class TrialMeasurer:
                 f"sweep: {self.extractor.identity.title} is another network than at the sweep's start; begin a new sweep"
             )
         self.reference: Reference = read_reference(references, held_out.reference)
-        self.places = pictures_in(encodings, HELD_OUT)[0]
+        self.places = by_image(list_pictures(encodings))
         self.conditions = Conditions(encodings, tokens_of)
         self.stored = StoredPictures(encodings)
 
@@ -150,8 +151,7 @@ class TrialMeasurer:
         return figure, self._png(drawn)
 
     def _drawn(self, model: Model, names: Sequence[str]) -> Tensor:
-        pictures = [self.places[name] for name in names]
-        cond = self.conditions.read([(picture.candidate, picture.place) for picture in pictures])
+        cond = self.conditions.read([self.places[name] for name in names])
         drawn: Tensor = sample_pictures(
             model, cond, [f"{name}/0" for name in names], self.settings.guidance, self.settings.drawing, 2 * _ROWS
         )
@@ -160,11 +160,6 @@ class TrialMeasurer:
     def _png(self, drawn: Tensor) -> bytes:
         names = self.held_out.conditions[: self.settings.num_shown]
         px = self.config.denoiser.resolution_px
-        stored = self.stored.read({name: self.places[name].place for name in names})
-        rows = [[_array(decode_at(stored[name], px)), _array(drawn[i])] for i, name in enumerate(names)]
+        stored = self.stored.read([self.places[name] for name in names])
+        rows = [[to_array(decode(stored[name], px)), to_array(drawn[i])] for i, name in enumerate(names)]
         return grid_png(rows, ["condition", "EMA"])
-
-
-def _array(pixels: Tensor) -> np.ndarray:
-    array: np.ndarray = pixels.permute(1, 2, 0).numpy()
-    return array

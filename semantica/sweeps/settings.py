@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from semantica.config import config, require
-from semantica.diffusion.samplers import SamplerConfig
+from semantica.config import config, free, require
+from semantica.diffusion.settings import SamplerConfig
 from semantica.errors import ConfigError
-from semantica.generation.generate import GenerateConfig
-from semantica.measure.networks.extractors import FEATURE_NAMES
+from semantica.evaluation.settings import EXTRACTORS
+from semantica.generation.settings import GenerateConfig
 from semantica.sweeps.space import SpaceConfig
 
 
@@ -26,14 +26,14 @@ class MeasureConfig:
     guidance: float = 0.0
     sampler: SamplerConfig = SamplerConfig(name="dpm_solver", num_steps=32)
     extractor: str = "encoder"
-    num_shown: int = 8  # of the samples, in the picture that each point leaves
+    num_shown: int = free(8)  # of the samples, in the picture that each point leaves
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name, least in (("num_points", 1), ("num", 2), ("num_reference", 2), ("num_shown", 1)):
-            require(getattr(self, name) >= least, f"measure.{name}", f"{least} or more", getattr(self, name))
-        require(self.guidance >= 0, "measure.guidance", "0 or more", self.guidance)
-        require(self.extractor in FEATURE_NAMES, "measure.extractor", f"one of {', '.join(FEATURE_NAMES)}", self.extractor)
+            require(getattr(self, name) >= least, name, f"{least} or more", getattr(self, name))
+        require(self.guidance >= 0, "guidance", "0 or more", self.guidance)
+        require(self.extractor in EXTRACTORS, "extractor", f"one of {', '.join(EXTRACTORS)}", self.extractor)
 
     def steps(self, num_steps: int) -> tuple[int, ...]:
         """The steps of a training after which it is measured, the last one included. Raises ConfigError for too few steps."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from semantica.training.parallel import local
 from semantica.training.recipe import EmaConfig
-from semantica.training.sharded import local
 
 
 class Ema:

@@ -10,13 +10,12 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import replace
 from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from semantica.conditioning import Conditioning
 from semantica.pairs.loader import Batch
 from semantica.training.recipe import TrainConfig
 from semantica.training.step import StepNoise, step_noise
@@ -74,12 +73,9 @@ def made_ahead(make: Callable[[int], T], steps: range, ahead: int) -> Iterator[I
 def _maker(
     loader: Loader, config: TrainConfig, device: torch.device, place: Place | None
 ) -> Callable[[int], tuple[Batch, StepNoise]]:
-    side = config.denoiser.resolution_px
-
     def make(step: int) -> tuple[Batch, StepNoise]:
         batch = loader.batch(step)
-        shape = (3, side, side)
-        noise = step_noise(config.seed, step, batch.slots, shape, config.conditioning_dropout, config.similarity_dropout)
+        noise = step_noise(config.seed, step, batch.slots, config.denoiser.shape, config.dropout)
         return batch, noise
 
     if place is not None:
@@ -97,13 +93,14 @@ def _maker(
 
     def make_on_cuda(step: int) -> tuple[Batch, StepNoise]:
         with torch.cuda.stream(copying):
-            made = _moved(*make(step), copied)
-        copying.synchronize()  # this thread waits, not the loop: what it hands over is there
-        return made
+            batch, noise = make(step)
+            moved = _moved(batch, noise, copied)
+        copying.synchronize()  # this thread waits, not the loop: the copies are complete when the loop gets them
+        batch.recycle()
+        return moved
 
     return make_on_cuda
 
 
 def _moved(batch: Batch, noise: StepNoise, move: Callable[[Tensor], Tensor]) -> tuple[Batch, StepNoise]:
-    cond = Conditioning(*(move(getattr(batch.cond, field.name)) for field in fields(Conditioning)))
-    return Batch(move(batch.x), cond, batch.slots), StepNoise(*(move(getattr(noise, field.name)) for field in fields(StepNoise)))
+    return replace(batch, x=move(batch.x), cond=batch.cond.map(move)), noise.map(move)

@@ -6,7 +6,8 @@ In: the recipe, encodings, a selection of their pairs, and which worker of how m
 from __future__ import annotations
 
 from semantica.data.location import Location
-from semantica.pairs.loader import PairLoader, TokensOf
+from semantica.data.pictures import TokensOf
+from semantica.pairs.loader import Batches, LoaderWorker, PairLoader
 from semantica.training.recipe import TrainConfig
 
 
@@ -14,26 +15,18 @@ def training_loader(
     config: TrainConfig,
     encodings: Location,
     selection: Location,
+    worker: LoaderWorker = LoaderWorker(),  # noqa: B008 - it is frozen
     *,
-    rank: int = 0,
-    world: int = 1,
-    max_open_bytes: int = 2**31,
     tokens_of: TokensOf | None = None,
-    num_threads: int = 1,
 ) -> PairLoader:
     """The loader of one worker's share. Raises DataError when encodings, selection and recipe do not belong together."""
-    return PairLoader(
-        encodings,
-        selection,
+    batches = Batches(
         seed=config.seed,
         batch_size=config.batch_size,
         num_lanes=config.num_lanes,
-        window_groups=config.window_groups,
         resolution_px=config.denoiser.resolution_px,
+        window_groups=config.window_groups,
         max_images=config.denoiser.max_images,
-        rank=rank,
-        world=world,
-        max_open_bytes=max_open_bytes,
-        tokens_of=tokens_of,
-        num_threads=num_threads,
+        signals=config.denoiser.signals,
     )
+    return PairLoader(encodings, selection, batches, worker, tokens_of=tokens_of)

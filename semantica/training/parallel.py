@@ -7,18 +7,21 @@ over all workers in every kind, so that a step is the same step.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Shard
 from torch.nn.parallel import DistributedDataParallel
 
-from semantica.denoiser.uvit import DenoiserConfig, UViT
-from semantica.training.compute import ComputeConfig, shard_units
-from semantica.training.tensor_files import row_range
+from semantica.denoiser.configs import DenoiserConfig
+from semantica.denoiser.uvit import UViT
+from semantica.training.compute import shard_units
+from semantica.training.recipe import ComputeConfig
 
 _FLOAT = 4  # bytes
 
@@ -42,7 +45,45 @@ def sharing(compute: ComputeConfig, rank: int, world: int) -> Sharing:
     return Sharing(rank % together, together, rank // together)
 
 
-def wrapped(network: UViT, compute: ComputeConfig, device: torch.device | str) -> nn.Module:
+def row_range(rows: int, rank: int, world: int) -> tuple[int, int]:
+    """[start, stop) of the rows of worker `rank`: those of torch.chunk, which FSDP2's Shard(0) gives it. The last may have none."""
+    size = -(-rows // world)
+    return min(rank * size, rows), min((rank + 1) * size, rows)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this worker has of a tensor, in its own memory: under no_grad, what is written there is written to the tensor."""
+    here: Tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return here
+
+
+def place(tensor: Tensor) -> tuple[int, int]:
+    """(rank, world): this worker has the rows of worker `rank` of `world`. (0, 1) when it has all of them."""
+    if not isinstance(tensor, DTensor):
+        return 0, 1
+    split = [dim for dim, placement in enumerate(tensor.placements) if not placement.is_replicate()]
+    if not split:
+        return 0, 1
+    if len(split) > 1 or tensor.placements[split[0]] != Shard(0):
+        raise ValueError(f"tensor must be split by rows over one dimension of the mesh, got {tensor.placements}")
+    return tensor.device_mesh.get_local_rank(split[0]), tensor.device_mesh.size(split[0])
+
+
+@torch.no_grad()
+def whole(tensors: Mapping[str, Tensor], *, keep: bool = True) -> dict[str, Tensor]:
+    """All rows of every tensor, gathered one tensor after the other. All workers must call it; without `keep` a worker gets none.
+
+    What was gathered is on the CPU, so that a GPU never holds more than one; plain tensors are given back as they are.
+    """
+    made: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        full = tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
+        if keep:
+            made[name] = full
+    return made
+
+
+def wrap(network: UViT, compute: ComputeConfig, device: torch.device | str) -> nn.Module:
     """The module whose backward pass averages the gradients over all workers; without a process group, the network itself.
 
     The network is on the device and prepared. With sharded weights it is the module that comes back, and its parameters are new

@@ -1,34 +1,49 @@
-"""What is said about training while it runs, and when it is stopped. Figures are summed on the device; the host reads them only
-when it reports.
+"""The figures of a training: losses by noise level, speed, memory, and whether it must stop. They are summed on the device. The
+host reads them only when it reports.
 
-In: losses, noise and gradient norm of each step. Out: a StepReport every log_every steps, over all workers where the caller gives a
-function that adds up over them, and a NonFiniteError when too many steps in a row were skipped.
+In: losses, noise and gradient norm of each step. Out: a StepReport every log_every steps, over all workers, and a NonFiniteError
+when too many steps in a row were skipped. A total loss says little, because most of its value comes from noise levels where nothing
+is left to learn; what improves shows in bins of logsnr.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import psutil
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from semantica.denoiser.sizes import training_flops
+from semantica.diffusion.process import LogSNR
 from semantica.diffusion.schedule import logsnr
+from semantica.diffusion.settings import ScheduleConfig
 from semantica.errors import SemanticaError
-from semantica.training.levels import LevelLoss, centres, level_losses, level_sums
 from semantica.training.recipe import TrainConfig
-from semantica.training.speed import memory_bytes, peak_flops
 
+WIDTH = 2  # of a bin, in logsnr [C]
 _NAN = float("nan")
+_SIDE, _ROUNDS, _CALLS = 8192, 3, 8  # of the square products: 70 ms of an H100 in bfloat16
 
 
 class NonFiniteError(SemanticaError):
     """Steps in a row, up to `step`, whose loss or gradients were not finite. The weights are those before them."""
 
     step: int = 0
+
+
+@dataclass(frozen=True)
+class LevelLoss:
+    """The examples whose logsnr is nearest to `logsnr`: how many, the mean of ‖eps - eps_hat‖² and that of ‖v - v_hat‖²."""
+
+    logsnr: int
+    num: int
+    loss: float
+    v_loss: float
 
 
 @dataclass(frozen=True)
@@ -57,7 +72,7 @@ class StepReport:
         return figures | by_level | {f"v_loss_logsnr_{level.logsnr}": level.v_loss for level in self.levels}
 
 
-class Watch:
+class StepSums:
     """Sums over the steps since the last report, and how many steps in a row were skipped."""
 
     def __init__(self, config: TrainConfig, device: torch.device | str) -> None:
@@ -116,3 +131,65 @@ class Watch:
             memory_bytes=memory_bytes(self.device),
             levels=level_losses([counts, losses, v_losses], self.config.schedule),
         )
+
+
+def centres(schedule: ScheduleConfig) -> list[int]:
+    """The middles of the bins, multiples of WIDTH, which cover logsnr_min to logsnr_max."""
+    first = math.floor((schedule.logsnr_min - WIDTH / 2) / WIDTH) + 1
+    last = math.ceil((schedule.logsnr_max + WIDTH / 2) / WIDTH) - 1
+    return [WIDTH * index for index in range(first, last + 1)]
+
+
+def level_sums(
+    losses: Float[Tensor, " b"], logsnr: LogSNR, counted: Bool[Tensor, ""], schedule: ScheduleConfig
+) -> Float[Tensor, "3 n"]:
+    """Number of examples, sum of eps losses and sum of v losses a bin, float64; all 0 unless `counted`.
+
+    v_loss = loss / sigmoid(logsnr), whatever the network predicts (see `diffusion.process.eps_loss`).
+    """
+    middles = centres(schedule)
+    index = ((logsnr - middles[0]) / WIDTH).round().clamp(0, len(middles) - 1)
+    inside = index == torch.arange(len(middles), device=logsnr.device)[:, None]
+    values = torch.stack([torch.ones_like(losses), losses, losses / torch.sigmoid(logsnr)]).double()
+    # Not a product with the mask: 0 · NaN is NaN.
+    return torch.where(inside & counted, values[:, None], 0.0).sum(-1)
+
+
+def level_losses(sums: Sequence[Sequence[float]], schedule: ScheduleConfig) -> tuple[LevelLoss, ...]:
+    """The means of every bin that had an example, from the sums of `level_sums`, in the order of logsnr."""
+    rows = zip(centres(schedule), *sums, strict=True)
+    return tuple(LevelLoss(middle, round(num), loss / num, v / num) for middle, num, loss, v in rows if num)
+
+
+def peak_flops(config: TrainConfig, device: torch.device | str) -> float | None:
+    """FLOPs a second of one device, that MFU is a share of: the configured ones, or those of the fastest of some matrix products.
+
+    Products in the precision of training, so a share of what this device reaches, not of its data sheet [C]. None on a CPU, unless
+    configured.
+    """
+    device = torch.device(device)
+    if config.peak_tflops is not None:
+        return config.peak_tflops * 1e12
+    if device.type != "cuda":
+        return None
+    dtype = torch.bfloat16 if config.compute.precision == "bfloat16" else torch.float32
+    a = torch.ones(_SIDE, _SIDE, device=device, dtype=dtype)
+    out = a @ a
+    fastest = float("inf")
+    for _ in range(_ROUNDS):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        start.record()
+        for _ in range(_CALLS):
+            torch.mm(a, a, out=out)
+        end.record()
+        end.synchronize()
+        fastest = min(fastest, start.elapsed_time(end) / 1000 / _CALLS)
+    return 2 * _SIDE**3 / fastest
+
+
+def memory_bytes(device: torch.device | str) -> int:
+    """The most that tensors ever took on a CUDA device; elsewhere the resident memory of this process."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return int(psutil.Process().memory_info().rss)

@@ -11,12 +11,13 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, cast
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.library import Library
@@ -26,7 +27,8 @@ from semantica.denoiser.uvit import UViT
 from semantica.errors import ConfigError
 from semantica.pairs.loader import Batch
 from semantica.training.ema import Ema
-from semantica.training.recipe import EmaConfig, OptimizerConfig, TrainConfig
+from semantica.training.parallel import Sharing
+from semantica.training.recipe import ComputeConfig, EmaConfig, OptimizerConfig, TrainConfig
 from semantica.training.step import StepNoise
 
 _AXIS = "chips"
@@ -151,7 +153,7 @@ class Compiled:
 
 
 class XlaMesh:
-    """All chips of all hosts as one device. `fit(..., xla=mesh)` trains on it.
+    """The backend of XLA devices: all chips of all hosts as one. `fit(..., backend=mesh)` trains on it.
 
     split_weights: every large weight, its average and its moments are split by rows over the chips (FSDP, by SPMD annotations); the
     numbers are those of whole weights up to the order of sums. The first mesh of a process turns SPMD on, before any XLA tensor.
@@ -169,11 +171,23 @@ class XlaMesh:
         self.device: torch.device = torch_xla.device()
         self.num_chips: int = xr.global_runtime_device_count()
         self.num_hosts: int = xr.process_count()
-        self.host: int = xr.process_index()  # which slots it feeds; Ray's rank is another, and may change when a group starts again
+        # Which slots this host feeds. Ray's rank is another number, and may change when a group starts again.
+        self.loader_rank: int = xr.process_index()
+        # Samples and tokens on the fly are computed on the host: XLA would compile them too.
+        self.aside = torch.device("cpu")
         self._mesh = xs.Mesh(np.arange(self.num_chips), (self.num_chips,), (_AXIS,))
 
+    @property
+    def gathers(self) -> bool:
+        """The chips of all hosts bring split weights together."""
+        return self.split_weights
+
+    def sharing(self, compute: ComputeConfig) -> Sharing:
+        """All of the state, on every host: XLA shares it out over chips, not over workers. The first worker writes."""
+        return Sharing(0, 1, dist.get_rank() if dist.is_initialized() else 0)
+
     def prepare(self, config: TrainConfig) -> None:
-        """Make float32 mean float32, where the recipe does. Raises ConfigError for one that this mesh does not run."""
+        """Make float32 mean float32, where the recipe does. Raises ConfigError for a recipe that this mesh does not run."""
         parts = self.num_chips * math.ceil(config.batch_size / (config.micro_batch_size or config.batch_size))
         if config.batch_size % parts:
             raise ConfigError(
@@ -208,8 +222,12 @@ class XlaMesh:
         """The average of the weights, for XLA."""
         return TracedEma(network, settings)
 
-    def laid_out(self, network: UViT, ema: Ema, optimizer: torch.optim.Optimizer) -> nn.Module:
-        """The network to call, after every tensor of the training has its place on the mesh."""
+    def wrap(self, network: UViT, compute: ComputeConfig) -> nn.Module:
+        """The network, with dropout of XLA's own generator."""
+        return Seeded(network)
+
+    def lay_out(self, network: UViT, ema: Ema, optimizer: torch.optim.Optimizer) -> None:
+        """Give every tensor of the training its place on the mesh."""
         import torch_xla
         import torch_xla.distributed.spmd as xs
 
@@ -220,18 +238,16 @@ class XlaMesh:
             # Also where it is whole: XLA takes a tensor without a word about that for another graph's.
             rows = _AXIS if self._is_split(tensor) else None
             xs.mark_sharding(tensor, self._mesh, (rows, *[None] * (tensor.ndim - 1)) if tensor.ndim else ())
-        return Seeded(network)
 
     def _is_split(self, tensor: Tensor) -> bool:
         return self.split_weights and tensor.ndim > 0 and tensor.numel() >= _SPLIT_FROM and len(tensor) % self.num_chips == 0
 
-    def placed(self, batch: Batch, noise: StepNoise) -> tuple[Batch, StepNoise]:
+    def place(self, batch: Batch, noise: StepNoise) -> tuple[Batch, StepNoise]:
         """The batch of all hosts and its noise on the chips, of which this host gives its own slots. Any thread may ask.
 
         The rows are in the order of the chips, not of the slots: nothing after this asks which slot a row is.
         """
-        cond = Conditioning(*(self._split(getattr(batch.cond, field.name)) for field in fields(Conditioning)))
-        moved = StepNoise(*(self._split(getattr(noise, field.name)) for field in fields(StepNoise)))
+        cond, moved = batch.cond.map(self._split), noise.map(self._split)
         # The same slots on every host: they seed dropout, which all hosts must draw alike.
         return Batch(self._split(batch.x), cond, range(len(batch.slots) * self.num_hosts)), moved
 
@@ -253,7 +269,7 @@ class XlaMesh:
         return cast("AbstractContextManager[object]", torch_xla.compile(full_graph=True))
 
     def total(self, figures: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """The figures of `Watch.report` (its last seven are counts and clocks of a worker) as if every chip were a worker.
+        """The figures of `StepSums.report` (its last seven are counts and clocks of a worker) as if every chip were a worker.
 
         The batch is that of all hosts already. MFU is a share of what all chips can do.
         """

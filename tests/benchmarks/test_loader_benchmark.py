@@ -12,7 +12,8 @@ from benchmarks.corpus import photograph
 from benchmarks.jpegs import PICTURES_A_PAGE, Corpus
 from benchmarks.loader import _WRITERS, Epoch, _ready, epoch
 from benchmarks.readers import READERS
-from semantica.pairs.loader import decode_at, to_unit
+from semantica.data.pictures import decode
+from semantica.pairs.loader import to_unit
 
 SIDE, NUM_PICTURES = 32, 384
 
@@ -29,7 +30,7 @@ class Drawn(Corpus):
 def written(request, tmp_path_factory):
     """(folder, corpus, {bytes of a picture's x: its number})."""
     folder, corpus = tmp_path_factory.mktemp("formats"), Drawn(NUM_PICTURES, SIDE, request.param)
-    pixels = {to_unit(decode_at(corpus.picture(n), SIDE)).numpy().tobytes(): n for n in range(NUM_PICTURES)}
+    pixels = {to_unit(decode(corpus.picture(n), SIDE)).numpy().tobytes(): n for n in range(NUM_PICTURES)}
     assert len(pixels) == NUM_PICTURES
     return folder, corpus, pixels
 

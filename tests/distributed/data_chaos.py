@@ -21,7 +21,7 @@ from semantica.data.dataset import Manifest
 from semantica.distributed.encode import encode
 from semantica.distributed.ingest import ingest
 from semantica.distributed.pairs import score
-from semantica.encoders.encode import EncodeConfig
+from semantica.encoders.settings import EncodeConfig
 from semantica.episodes.ingest import IngestConfig
 from semantica.runtime import ClusterConfig, Runtime
 from semantica.tracking import TrackingConfig
@@ -64,7 +64,7 @@ def run_stage(stage: str, settings: dict[str, Any], paths: dict[str, str], runti
     """The stage by name."""
     out = Path(paths["out"])
     if stage == "ingest":
-        return ingest(from_dict(IngestConfig, settings), root=paths["input"], out=out, runtime=runtime)
+        return ingest(from_dict(IngestConfig, settings), root=Path(paths["input"]), out=out, runtime=runtime)
     if stage == "encode":
         return encode(from_dict(EncodeConfig, settings), episodes=Path(paths["input"]), out=out, runtime=runtime)
     return score(encodings=Path(paths["input"]), out=out, runtime=runtime)

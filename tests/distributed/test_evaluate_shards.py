@@ -88,9 +88,8 @@ def test_features_do_not_depend_on_who_measured_what_and_twice_is_once(case: dic
     draw_in(case, tmp_path / "drawn")
     data, networks = case["data"], case["networks"]
     wanted = {request.name: request.image_id for request in case["requests"]}
-    places = {name: picture.place for name, picture in data.pictures.items()}
-    work = [*picture_work(data.encodings, places), *sample_work(tmp_path / "drawn", data, wanted)]
-    assert sorted(name for one in work for name in one.names) == sorted([*wanted, *places])
+    work = [*picture_work(data.encodings, data.pictures), *sample_work(tmp_path / "drawn", data, wanted)]
+    assert sorted(name for one in work for name in one.names) == sorted([*wanted, *data.pictures])
 
     def measured(out: Path, order: list[Work], again: int = 0) -> Features:
         stage = StageOutput(out, "features", {"resolution_px": 16})
@@ -106,7 +105,7 @@ def test_features_do_not_depend_on_who_measured_what_and_twice_is_once(case: dic
         stage.finish({}, {})
         return Features(out, networks.columns)
 
-    names = [*wanted, *places]
+    names = [*wanted, *data.pictures]
     first = measured(tmp_path / "first", work).matrix("encoder", names)
     assert first.shape == (len(names), 16)
     assert np.array_equal(measured(tmp_path / "second", work[::-1], again=3).matrix("encoder", names), first)

@@ -28,16 +28,16 @@ def test_every_stage_of_the_data_plane_makes_the_same_dataset_on_s3(small_run: S
         (root / str(path.relative_to(small_run.root))).write_bytes(path.read_bytes())
 
     facts = [("drawn pictures", "these tests", "CC0")]
-    ingest(config.ingest, root=str(root), out=str(out / "episodes"), runtime=runtime, pictures=facts)
-    encode(config.encode, episodes=str(out / "episodes"), out=str(out / "encodings"), runtime=runtime)
-    pairs(config.band, encodings=str(out / "encodings"), out=str(out / "selection"), scores=None, runtime=runtime)
+    ingest(config.ingest, root=root, out=out / "episodes", runtime=runtime, pictures=facts)
+    encode(config.encode, episodes=out / "episodes", out=out / "encodings", runtime=runtime)
+    pairs(config.band, encodings=out / "encodings", out=out / "selection", scores=None, runtime=runtime)
     for folder in ("episodes", "encodings", "scores", "selection"):
         here, there = read_manifest(small_run.out / folder, folder), read_manifest(out / folder, folder)
         assert here == there, folder
         for entry in there.shards():
             assert file_sha256(out / folder / entry.path) == entry.sha256
 
-    again = encode(config.encode, episodes=str(out / "episodes"), out=str(out / "encodings"), runtime=runtime)
+    again = encode(config.encode, episodes=out / "episodes", out=out / "encodings", runtime=runtime)
     assert again == read_manifest(out / "encodings", "encodings")
 
     inputs = {"encodings": str(out / "encodings"), "selection": str(out / "selection")}
@@ -57,9 +57,11 @@ def test_an_output_that_is_being_written_on_s3_is_refused(small_run: SmallRun, s
 
 def test_a_bucket_that_is_not_there_is_one_sentence(small_run: SmallRun, s3: str) -> None:
     with pytest.raises(DataError, match="nobodys-bucket"):
-        ingest(small_run.config.ingest, root="s3://nobodys-bucket/x", out=f"{s3}/none", runtime=small_run.runtime)
+        ingest(
+            small_run.config.ingest, root=location("s3://nobodys-bucket/x"), out=location(f"{s3}/none"), runtime=small_run.runtime
+        )
     with pytest.raises(DataError, match="cannot write to s3://nobodys-bucket/out"):
-        ingest(small_run.config.ingest, root=small_run.root, out="s3://nobodys-bucket/out", runtime=small_run.runtime)
+        ingest(small_run.config.ingest, root=small_run.root, out=location("s3://nobodys-bucket/out"), runtime=small_run.runtime)
 
 
 def test_a_moved_run_keeps_its_selection(small_run: SmallRun, tmp_path: Path) -> None:

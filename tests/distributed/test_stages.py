@@ -22,8 +22,8 @@ from semantica.distributed.ingest import ingest
 from semantica.distributed.pairs import pairs
 from semantica.distributed.train import MODEL, train
 from semantica.errors import ConfigError, DataError, WeightsError
-from semantica.pairs.loader import PairLoader
 from semantica.training.checkpoint import Provenance, open_checkpoint
+from semantica.training.loader import training_loader
 from semantica.training.loop import Hooks, fit
 
 pytestmark = pytest.mark.ray
@@ -46,10 +46,7 @@ def test_encodings_hold_every_episode_row_for_row(small_run: SmallRun) -> None:
 def test_ray_train_with_two_workers_equals_the_plain_loop(small_run: SmallRun) -> None:
     """DDP over two workers computes what one process computes on the whole batch: same draws, same noise, averaged gradients."""
     config = small_run.config.train
-    loader = PairLoader(
-        small_run.out / "encodings", small_run.out / "selection", seed=config.seed, batch_size=config.batch_size,
-        num_lanes=config.num_lanes, resolution_px=32, window_groups=config.window_groups,
-    )  # fmt: skip
+    loader = training_loader(config, small_run.out / "encodings", small_run.out / "selection")
     hooks = Hooks(on_report=lambda report: None, on_checkpoint=lambda state: None)
     alone = dict(fit(config, loader, Provenance({}, "", ""), hooks).named_parameters())
     trained = dict(open_checkpoint(small_run.out / "checkpoint" / MODEL).network(ema=False).named_parameters())

@@ -17,12 +17,12 @@ import pytest
 import ray
 from small import SmallRun
 
-from jobs.train import main as train_job
 from semantica.config import from_dict, override, to_dict
 from semantica.data.dataset import MANIFEST, read_manifest
 from semantica.distributed.sweep import sweep
 from semantica.distributed.train import MODEL
 from semantica.errors import DataError
+from semantica.jobs.train import main as train_job
 from semantica.runtime import Runtime
 from semantica.sweeps.measuring import HeldOut, TrialMeasurer
 from semantica.sweeps.plan import SweepPlan, begun
@@ -198,6 +198,6 @@ def test_a_finished_sweep_is_done_and_its_plan_is_found_by_name(swept: Swept) ->
     sweep(begun(swept.out), out=swept.out, runtime=swept.runtime)
     assert contents(swept.out) == before
     changed = from_dict(SweepPlan, to_dict(swept.plan) | {"band": {"low": 0.1, "high": 0.9, "score": "cosine"}})
-    with pytest.raises(DataError, match=r"^sweep: .* was made with another configuration \(config.band.low: was -1.0, now 0.1\)"):
+    with pytest.raises(DataError, match=r"^sweep: .* was made with another configuration \(band.low: was -1.0, now 0.1\)"):
         sweep(changed, out=swept.out, runtime=swept.runtime)
     assert os.getpid() not in [json.loads(path.read_text())["pid"] for path in swept.out.rglob(".*.lease-*")]

@@ -11,7 +11,7 @@ from semantica.distributed.training_control import Seen
 from semantica.distributed.training_elastic import largest_world
 from semantica.distributed.training_guard import culprits
 from semantica.distributed.training_history import JOURNAL, Journal, complete_history
-from semantica.training.compute import ComputeConfig
+from semantica.training.recipe import ComputeConfig
 
 
 def seen(rank: int, steps: int, silent_s: float, still_s: float) -> Seen:

@@ -75,7 +75,7 @@ def test_a_version_that_was_not_tested_is_a_warning(package):
     assert (finding.status, finding.found) == ("WARN", "3.0.0, tested with 2.5.0")
 
 
-@pytest.mark.parametrize(("version", "status"), [("3.10.4", "FAIL"), ("3.11.9", "OK"), ("3.13.1", "WARN")])
+@pytest.mark.parametrize(("version", "status"), [("3.10.4", "FAIL"), ("3.11.9", "OK"), ("3.13.1", "WARN"), ("3.14.0", "FAIL")])
 def test_python_is_that_of_the_clusters_images(version, status):
     assert python_version(version).status == status
 

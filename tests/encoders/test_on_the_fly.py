@@ -9,14 +9,16 @@ from safetensors.torch import load_file, save_file
 
 from semantica.config import to_dict
 from semantica.data.dataset import StageOutput, read_manifest
-from semantica.encoders.encode import EncodeConfig, encode_pictures
-from semantica.encoders.encoder import EncoderConfig, load_encoder
+from semantica.data.pictures import list_pictures
+from semantica.encoders.encode import encode_pictures
+from semantica.encoders.encoder import OtherEncoderError, load_encoder
 from semantica.encoders.on_the_fly import TokensOnTheFly, tokens_on_the_fly
+from semantica.encoders.settings import EncodeConfig, EncoderConfig
 from semantica.encoders.shard import encode_shard
 from semantica.encoders.totals import finish_encodings, shards_of
-from semantica.errors import DataError, WeightsError
-from semantica.generation.conditions import Conditions, held_out_candidates
-from semantica.pairs.loader import PairLoader
+from semantica.errors import WeightsError
+from semantica.generation.conditions import Conditions
+from semantica.pairs.loader import Batches, PairLoader
 
 CASES = [("dinov2", "float32"), ("dinov2", "bfloat16"), ("siglip", "float32"), ("siglip", "bfloat16"), ("siglip2", "float32")]
 
@@ -49,8 +51,8 @@ def encodings(make, folder, weights, dtype, *, store_tokens):
 
 def loader(folder):
     manifest = read_manifest(folder / "encodings", "encodings")
-    settings = {"seed": 0, "batch_size": 8, "num_lanes": 4, "resolution_px": 16, "window_groups": 1}
-    return PairLoader(folder / "encodings", folder / "selection", **settings, tokens_of=tokens_on_the_fly(manifest))
+    batches = Batches(seed=0, batch_size=8, num_lanes=4, resolution_px=16, window_groups=1)
+    return PairLoader(folder / "encodings", folder / "selection", batches, tokens_of=tokens_on_the_fly(manifest))
 
 
 @pytest.mark.parametrize(("kind", "dtype"), CASES)
@@ -78,9 +80,9 @@ def test_conditions_of_samples_are_identical_in_both_modes(make, checkpoints, tm
     found = []
     for name in ("stored", "lean"):
         folder = encodings(make, tmp_path / name, checkpoints[kind], dtype, store_tokens=name == "stored") / "encodings"
-        places = held_out_candidates(folder)
+        places = list_pictures(folder)
         conditions = Conditions(folder, tokens_on_the_fly(read_manifest(folder, "encodings")))
-        wanted = [list(places.items())[i] for i in (7, 0, 3, 7, 9)]
+        wanted = [places[i] for i in (7, 0, 3, 7, 9)]
         found.append((places, conditions.read(wanted)))
     (places, a), (others, b) = found
     assert places == others
@@ -110,7 +112,7 @@ def test_an_encoder_that_is_no_longer_the_one_of_the_manifest_is_refused(vision,
         save_file(tensors, weights / changed, metadata={"format": "pt"})
     else:
         shutil.copy(vision.edited(weights, tmp_path / "odd", {"size": {"shortest_edge": 80}}) / changed, weights / changed)
-    with pytest.raises(DataError, match=f"no longer what made the encodings: {field} was"):
+    with pytest.raises(OtherEncoderError, match=f"is not the encoder .* that made the encodings: {field} must be"):
         TokensOnTheFly(read_manifest(folder, "encodings"))([make.picture(0)])
 
 

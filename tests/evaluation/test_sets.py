@@ -2,10 +2,9 @@
 
 import pytest
 
+from semantica.data.pictures import PictureRef, StoredPictures, decode
 from semantica.errors import DataError
-from semantica.evaluation.sets import StoredPictures, open_set
-from semantica.generation.conditions import Place
-from semantica.pairs.loader import decode_at
+from semantica.evaluation.sets import open_set
 
 SIZES = {"cats": 5, "dogs": 4, "pond": 3}
 
@@ -14,7 +13,7 @@ def test_every_picture_has_its_label_and_its_place(a_set):
     data = a_set(SIZES)
     assert len(data.pictures) == 12
     assert data.labels == ("cats", "dogs", "pond")
-    assert [p.place for p in data.pictures.values()] == [Place(0, group) for group in (0,) * 5 + (1,) * 4 + (2,) * 3]
+    assert [(p.file, p.group) for p in data.pictures.values()] == [(0, group) for group in (0,) * 5 + (1,) * 4 + (2,) * 3]
 
 
 def test_the_same_pictures_make_the_same_set_and_others_another(a_set):
@@ -25,12 +24,12 @@ def test_the_same_pictures_make_the_same_set_and_others_another(a_set):
 
 def test_stored_pictures_are_read_by_place_in_the_order_that_is_asked_for(a_set):
     data = a_set(SIZES)
-    wanted = {name: data.pictures[name].place for name in list(data.pictures)[::-2]}
-    found = StoredPictures(data.encodings).read(wanted)
+    wanted = {name: data.pictures[name] for name in list(data.pictures)[::-2]}
+    found = StoredPictures(data.encodings).read(wanted.values())
     assert list(found) == list(wanted)
-    assert len({decode_at(value, 24).numpy().tobytes() for value in found.values()}) == len(wanted)
+    assert len({decode(value, 24).numpy().tobytes() for value in found.values()}) == len(wanted)
     with pytest.raises(DataError, match="no longer holds the picture"):
-        StoredPictures(data.encodings).read({"f" * 32: Place(0, 0)})
+        StoredPictures(data.encodings).read([PictureRef("f" * 32, "", 0, 0)])
 
 
 def test_the_choice_of_conditioning_images_depends_on_the_seed_alone(a_set):

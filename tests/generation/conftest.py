@@ -72,17 +72,16 @@ def train(make, folder, weights, image_px=56, **denoiser):
 def _train(make, folder, weights, image_px, **denoiser):
     from semantica.config import to_dict
     from semantica.data.dataset import StageOutput, read_manifest
-    from semantica.denoiser.uvit import DenoiserConfig, StageConfig
-    from semantica.diffusion.schedule import ScheduleConfig
-    from semantica.encoders.encode import EncodeConfig
-    from semantica.encoders.encoder import EncoderConfig, load_encoder
+    from semantica.denoiser.configs import DenoiserConfig, StageConfig
+    from semantica.diffusion.settings import ScheduleConfig
+    from semantica.encoders.encoder import load_encoder
+    from semantica.encoders.settings import EncodeConfig, EncoderConfig
     from semantica.encoders.shard import encode_shard
     from semantica.encoders.totals import finish_encodings, shards_of
-    from semantica.pairs.loader import PairLoader
-    from semantica.training.checkpoint import Provenance
+    from semantica.pairs.loader import Batches, PairLoader
+    from semantica.training.checkpoint import Provenance, write_checkpoint
     from semantica.training.loop import Hooks, fit
     from semantica.training.recipe import EmaConfig, OptimizerConfig, TrainConfig
-    from semantica.training.writing import write_checkpoint
 
     episodes = StageOutput(folder / "episodes", "episodes", {}, {})
     assert episodes.open() is None
@@ -127,11 +126,14 @@ def _train(make, folder, weights, image_px, **denoiser):
     loader = PairLoader(
         folder / "encodings",
         folder / "selection",
-        seed=0,
-        batch_size=8,
-        num_lanes=4,
-        resolution_px=16,
-        max_images=config.denoiser.max_images,
+        Batches(
+            seed=0,
+            batch_size=8,
+            num_lanes=4,
+            resolution_px=16,
+            max_images=config.denoiser.max_images,
+            signals=config.denoiser.signals,
+        ),
     )
     provenance = Provenance(
         encoder={"identity": encodings.facts["encoder"], "config": encodings.config["encoder"]},

@@ -7,11 +7,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from semantica.data.dataset import StageOutput, read_manifest
+from semantica.data.dataset import RowGroups, StageOutput, read_manifest
+from semantica.data.pictures import PictureRef, decode, list_pictures
 from semantica.errors import DataError
-from semantica.generation.conditions import Conditions, Place, held_out_candidates
-from semantica.generation.generate import Candidate
-from semantica.pairs.loader import decode_at
+from semantica.generation.conditions import Conditions
 
 SIZES = ((2, 1, 3), (1,), (2, 2, 2, 1))
 
@@ -35,28 +34,33 @@ def held_out(make, base, tokens):
     return folder
 
 
-def number(candidate):
-    return int(candidate.image_id.removeprefix("image"))
+def number(picture):
+    return int(picture.image_id.removeprefix("image"))
+
+
+def numbered(folder):
+    return {number(picture): picture for picture in list_pictures(folder)}
 
 
 def computed(pictures):
-    pixels = [decode_at(data, 16)[:, 0, 0].int() for data in pictures]
+    pixels = [decode(data, 16)[:, 0, 0].int() for data in pictures]
     return torch.stack([torch.full((3, 8), float(p[0] + 256 * p[1])) for p in pixels])
 
 
-def test_every_held_out_picture_is_a_candidate_at_its_row_group(folders):
+def test_every_held_out_picture_is_listed_at_its_row_group(folders):
     for folder in folders:
-        found = held_out_candidates(folder)
-        assert sorted(number(c) for c in found) == list(range(14))
-        assert found[Candidate("image0000", "page0000-00")] == Place(0, 0)
-        assert found[Candidate("image0003", "page0000-02")] == Place(0, 1)
-        assert found[Candidate("image0013", "page0007-03")] == Place(2, 1)
+        listed = list_pictures(folder)
+        assert [number(picture) for picture in listed] == list(range(14))
+        assert listed[0] == PictureRef("image0000", "page0000-00", 0, 0)
+        assert listed[3] == PictureRef("image0003", "page0000-02", 0, 1)
+        assert listed[13] == PictureRef("image0013", "page0007-03", 2, 1)
+        assert {picture.side_px for picture in listed} == {16}
 
 
 @pytest.mark.parametrize("order", [(0, 13, 6, 3), (5, 5, 2, 5), (12,)])
 def test_rows_are_those_of_the_wanted_pictures_in_their_order(folders, make, order):
     for folder, tokens_of in zip(folders, (None, computed), strict=True):
-        places = {number(c): (c, place) for c, place in held_out_candidates(folder).items()}
+        places = numbered(folder)
         cond = Conditions(folder, tokens_of).read([places[n] for n in order])
         assert cond.tokens[:, 0, 0, 0].tolist() == list(order)
         assert cond.tokens.shape == (len(order), 1, 3, 8)
@@ -67,16 +71,17 @@ def test_rows_are_those_of_the_wanted_pictures_in_their_order(folders, make, ord
 
 def test_no_row_group_is_opened_that_holds_no_wanted_picture(folders, monkeypatch):
     opened = []
-    original = Conditions._row_group
-    monkeypatch.setattr(Conditions, "_row_group", lambda self, place: opened.append(place) or original(self, place))
-    places = {number(c): (c, place) for c, place in held_out_candidates(folders[0]).items()}
+    original = RowGroups.read
+    monkeypatch.setattr(RowGroups, "read", lambda self, entry, group: opened.append((entry, group)) or original(self, entry, group))
+    places = numbered(folders[0])
     Conditions(folders[0], None).read([places[n] for n in (13, 0, 1, 12)])
-    assert sorted((p.file, p.group) for p in opened) == [(0, 0), (2, 1)]
+    files = read_manifest(folders[0], "encodings").shards("held_out")
+    assert sorted((files.index(entry), group) for entry, group in opened) == [(0, 0), (2, 1)]
 
 
 def test_a_picture_wanted_twice_is_encoded_once(folders):
     calls = []
-    places = {number(c): (c, place) for c, place in held_out_candidates(folders[1]).items()}
+    places = numbered(folders[1])
     Conditions(folders[1], lambda pictures: calls.append(len(pictures)) or computed(pictures)).read(
         [places[n] for n in (3, 9, 3, 3)]
     )
@@ -90,8 +95,8 @@ def test_encodings_without_tokens_need_a_function_that_makes_them(folders):
 
 def test_a_shard_that_cannot_be_read_is_refused_by_its_path(folders, tmp_path):
     folder = shutil.copytree(folders[0], tmp_path / "damaged")
-    places = held_out_candidates(folder)
+    pictures = list_pictures(folder)
     path = folder / "held_out" / "shard-00002.parquet"
     path.write_bytes(path.read_bytes()[:-50])
     with pytest.raises(DataError, match=r"held_out/shard-00002\.parquet is not readable"):
-        Conditions(folder, None).read(list(places.items()))
+        Conditions(folder, None).read(pictures)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from semantica.config import override
+from semantica.data.pictures import PictureRef
 from semantica.encoders.encoder import EncoderIdentity
 from semantica.errors import ConfigError, DataError, WeightsError
 from semantica.evaluation.figures import CellFigures
@@ -15,16 +16,14 @@ from semantica.evaluation.models import EvaluatedModel, check_one_resolution, ch
 from semantica.evaluation.networks import Networks, chosen, find_networks
 from semantica.evaluation.outcome import Outcome
 from semantica.evaluation.requests import cells_of, without_classes
-from semantica.evaluation.sets import EvaluationSet, SetPicture
+from semantica.evaluation.sets import EvaluationSet
 from semantica.evaluation.settings import EvaluationConfig
 from semantica.evaluation.summary import build_report
-from semantica.generation.conditions import Place
 from semantica.measure.networks.extractors import ExtractorIdentity
 from semantica.measure.similarity import own_and_other
 from semantica.report.page import render, to_json
-from semantica.training.checkpoint import open_checkpoint
-from semantica.training.keeper import Keeper
-from semantica.training.retention import KeepConfig
+from semantica.training.checkpoint import Keeper, open_checkpoint
+from semantica.training.recipe import KeepConfig
 
 IDENTITIES = {
     "encoder": ExtractorIdentity("encoder", "the encoder", "FD (encoder)", "0" * 64, "none", 4),
@@ -41,7 +40,7 @@ def checkpoint(runs):
 
 def a_set(name, tmp_path, num=12):
     num_classes = 1 if name == "church" else 3
-    pictures = {f"{i:032x}": SetPicture(f"{i:032x}", "e", f"class {i % num_classes}", Place(0, 0), 16) for i in range(num)}
+    pictures = {f"{i:032x}": PictureRef(f"{i:032x}", "e", 0, 0, f"class {i % num_classes}", 16) for i in range(num)}
     return EvaluationSet(name, tmp_path, "3" * 64, pictures, quarantined={"undecodable": 2})
 
 

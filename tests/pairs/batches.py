@@ -1,17 +1,21 @@
 """A loader on a small run and what its batches hold: which pictures, and tokens computed from them."""
 
+from dataclasses import fields
+
 import numpy as np
 import torch
 
 from semantica.data.dataset import read_manifest, read_shard
-from semantica.pairs.loader import PairLoader, decode_at
+from semantica.data.pictures import decode
+from semantica.pairs.loader import Batches, LoaderWorker, PairLoader
 
 STEPS = 12
 
 
-def loader(run, encodings="encodings", selection="selection", **changes):
+def loader(run, encodings="encodings", selection="selection", tokens_of=None, **changes):
     settings = {"seed": 0, "batch_size": 8, "num_lanes": 4, "resolution_px": 16, "window_groups": 1} | changes
-    return PairLoader(run / encodings, run / selection, **settings)
+    worker = {field.name: settings.pop(field.name) for field in fields(LoaderWorker) if field.name in settings}
+    return PairLoader(run / encodings, run / selection, Batches(**settings), LoaderWorker(**worker), tokens_of=tokens_of)
 
 
 def numbers(batch):
@@ -44,6 +48,6 @@ class Numbered:
         self.calls = []
 
     def __call__(self, pictures):
-        pixels = [decode_at(data, 16)[:, 0, 0].int() for data in pictures]
+        pixels = [decode(data, 16)[:, 0, 0].int() for data in pictures]
         self.calls.append([int(p[0] + 256 * p[1]) for p in pixels])
         return torch.tensor(self.calls[-1], dtype=torch.float32).view(-1, 1, 1).expand(-1, 3, 8).clone()

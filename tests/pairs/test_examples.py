@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from semantica.data.dataset import read_manifest, read_shard
+from semantica.data.dataset import RowGroups, read_manifest, read_shard
 from semantica.errors import DataError
 from semantica.pairs.examples import (
     KEPT,
@@ -18,7 +18,6 @@ from semantica.pairs.examples import (
     example_pngs,
     parts_of,
 )
-from semantica.pairs.row_groups import RowGroupReader
 from semantica.pairs.selection import BandConfig, ScoredPairs, score_rows, select, selection_stage
 
 BAND = BandConfig(low=0.3, high=0.8)
@@ -36,7 +35,7 @@ def watched(make, folder, band=BAND, key="k"):
 
 
 def opened(encodings):
-    return RowGroupReader(encodings, ["page_url", "images"], stage="pairs", made_by="encode")
+    return RowGroups(encodings, ["page_url", "images"], stage="pairs", made_by="encode")
 
 
 def blocks(scores, sizes):

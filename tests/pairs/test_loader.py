@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from semantica.data.dataset import read_manifest
+from semantica.data.pictures import decode
 from semantica.pairs.draw import PairStream
-from semantica.pairs.loader import decode_at, stream_key, to_unit
+from semantica.pairs.loader import stream_key, to_unit
 from semantica.pairs.scores import cosine_upper, square
 from semantica.pairs.selection import BandConfig
 from tests.pairs.batches import STEPS, Numbered, loader, numbers, same, stored
@@ -34,7 +35,7 @@ def test_every_pair_is_of_one_page_inside_the_band_and_never_a_picture_with_itse
 def test_the_target_is_the_stored_picture_pixel_for_pixel(run, make):
     batch = loader(run).batch(0)
     for row, (target, _) in enumerate(numbers(batch)):
-        assert torch.equal(batch.x[row], to_unit(decode_at(make.picture(target), 16)))
+        assert torch.equal(batch.x[row], to_unit(decode(make.picture(target), 16)))
 
 
 def test_every_target_with_a_partner_is_drawn_within_two_epochs(run):

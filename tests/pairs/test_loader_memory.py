@@ -18,6 +18,41 @@ def test_a_batch_that_is_held_stays_what_it_was_while_others_are_made(run):
     assert all(np.array_equal(view, batch.x[1].numpy()) for view, batch in zip(views, held[3:], strict=True))
 
 
+def large(batch):
+    return {batch.x.data_ptr(), batch.cond.tokens.data_ptr()}
+
+
+def test_a_recycled_batch_gives_its_memory_to_the_next_one_whose_values_are_its_own(run):
+    own, fresh = loader(run), loader(run)
+    first = own.batch(0)
+    memory = large(first)
+    first.recycle()
+    second = own.batch(1)
+    assert large(second) == memory
+    assert same(second, fresh.batch(1))
+
+
+def test_a_batch_with_fewer_images_in_recycled_memory_is_zero_where_there_is_none(run):
+    own, seen = loader(run, max_images=3), 0
+    for step in range(STEPS):
+        batch = own.batch(step)
+        assert (batch.cond.tokens[~batch.cond.present] == 0).all()
+        seen += int((~batch.cond.present).sum())
+        batch.cond.tokens.fill_(7)
+        batch.recycle()
+    assert seen > 0
+
+
+def test_memory_that_is_recycled_twice_is_given_once(run):
+    own = loader(run)
+    batch = own.batch(0)
+    batch.recycle()
+    batch.recycle()
+    second, third = own.batch(1), own.batch(2)
+    assert not large(second) & large(third)
+    assert same(second, loader(run).batch(1))
+
+
 @pytest.mark.parametrize("worker", [{}, {"rank": 1, "world": 2}])
 def test_a_row_group_is_read_once_an_epoch_where_the_windows_fit(run, worker):
     own, read = loader(run, window_groups=2, num_lanes=2, **worker), Counter()

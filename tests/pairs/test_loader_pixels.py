@@ -7,14 +7,15 @@ import pytest
 import torch
 from PIL import Image
 
-from semantica.pairs.loader import decode_at, to_unit
+from semantica.data.pictures import decode
+from semantica.pairs.loader import to_unit
 
 
 def test_a_larger_picture_is_reduced_by_the_mean_of_its_pixels(make):
-    large = decode_at(make.picture(5, side=32), 32).float()
+    large = decode(make.picture(5, side=32), 32).float()
     means = large.unfold(1, 2, 2).unfold(2, 2, 2).mean((-1, -2))
     # Pillow averages along rows, then along columns, and rounds after each: half a level twice.
-    assert (decode_at(make.picture(5, side=32), 16).float() - means).abs().max() <= 1
+    assert (decode(make.picture(5, side=32), 16).float() - means).abs().max() <= 1
 
 
 @pytest.mark.parametrize(
@@ -28,7 +29,7 @@ def test_pixels_are_those_that_pillow_converts(mode, form, side):
     Image.fromarray(levels).convert(mode).save(stream, form)
     rgb = Image.open(io.BytesIO(stream.getvalue())).convert("RGB")
     expected = np.array(rgb if side == 24 else rgb.resize((side, side), Image.Resampling.BOX)).transpose(2, 0, 1)
-    pixels = decode_at(stream.getvalue(), side)
+    pixels = decode(stream.getvalue(), side)
     assert np.array_equal(pixels.numpy(), expected)
     unit, out = to_unit(pixels), torch.empty(3, side, side)
     assert np.array_equal(unit.numpy(), expected.astype(np.float32) / np.float32(127.5) - np.float32(1))

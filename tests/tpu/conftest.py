@@ -50,8 +50,8 @@ def mesh(meshes):
 @pytest.fixture(scope="session")
 def trained(tiny, meshes):
     """trained(folder, config, xla=None, start=None, skipped=()): a run and what it reported and compiled; saves in folder/STEP."""
+    from semantica.training.checkpoint import write_checkpoint
     from semantica.training.loop import Hooks, fit
-    from semantica.training.writing import write_checkpoint
     from semantica.training.xla import compiled
 
     def run(folder, config, xla=None, start=None, skipped=()):
@@ -64,9 +64,9 @@ def trained(tiny, meshes):
             config,
             Varied(tiny.loader(config), skipped, lambda: graphs.append(compiled().num_graphs)),
             tiny.provenance,
-            Hooks(reports.append, saved, total=xla.total if xla else lambda figures: figures),
+            Hooks(reports.append, saved),
             start=start,
-            xla=xla,
+            backend=xla,
         )
         return SimpleNamespace(folder=folder, network=network, reports=reports, graphs=[*graphs, compiled().num_graphs])
 
@@ -82,13 +82,15 @@ class Varied:
     def batch(self, step):
         import torch
 
+        from tests.signals import changed
+
         self.look()
         batch = self.loader.batch(step)
         generator = torch.Generator().manual_seed(step)
         x = batch.x.clone()
         if step in self.skipped:
             x[1, 2, 3, 4] = float("nan")
-        return replace(batch, x=x, cond=replace(batch.cond, tokens=torch.randn(batch.cond.tokens.shape, generator=generator)))
+        return replace(batch, x=x, cond=changed(batch.cond, tokens=torch.randn(batch.cond.tokens.shape, generator=generator)))
 
 
 @pytest.fixture(scope="session")

@@ -11,9 +11,10 @@ import torch
 from semantica.conditioning import Conditioning
 from semantica.errors import ConfigError
 from semantica.training.checkpoint import open_checkpoint
-from semantica.training.compute import ComputeConfig
+from semantica.training.recipe import ComputeConfig
 from semantica.training.step import step_noise
 from semantica.training.xla import compiled
+from tests.signals import dropping
 
 pytestmark = pytest.mark.tpu
 KINDS = ("model", "ema", "optimizer")
@@ -104,18 +105,16 @@ def test_a_checkpoint_goes_through_the_other_path_bit_for_bit(request, trained, 
 
 def restored(start, xla):
     """(network, state) of a training that goes on from a checkpoint, as `fit` makes it."""
+    from semantica.training.backend import TorchBackend
     from semantica.training.checkpoint import TrainState
-    from semantica.training.ema import Ema
     from semantica.training.loop import initial_network
-    from semantica.training.step import make_optimizer
 
     config = start.config
     network = initial_network(config).to(xla.device if xla else "cpu").train()
-    ema = (xla.average if xla else Ema)(network, config.ema)
-    optimizer = (xla.optimizer if xla else make_optimizer)(network, config.optimizer)
+    backend = xla or TorchBackend()
+    ema, optimizer = backend.average(network, config.ema), backend.optimizer(network, config.optimizer)
     start.restore(network, ema, optimizer)
-    if xla:
-        xla.laid_out(network, ema, optimizer)
+    backend.lay_out(network, ema, optimizer)
     return network, TrainState(network, ema, optimizer, config, start.step, start.provenance)
 
 
@@ -184,8 +183,8 @@ def test_a_batch_is_split_by_slots_over_the_devices(tiny, recipe, mesh):
 
     config = recipe()
     batch = tiny.loader(config).batch(0)
-    noise = step_noise(config.seed, 0, batch.slots, (3, 16, 16), 0.5)
-    placed, placed_noise = mesh.placed(batch, noise)
+    noise = step_noise(config.seed, 0, batch.slots, (3, 16, 16), dropping(0.5))
+    placed, placed_noise = mesh.place(batch, noise)
     assert torch.equal(placed.x.cpu(), batch.x)
     assert torch.equal(placed.cond.present.cpu(), batch.cond.present)
     assert torch.equal(placed_noise.eps.cpu(), noise.eps)

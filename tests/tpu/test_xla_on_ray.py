@@ -37,8 +37,8 @@ def small(tmp_path_factory):
 def test_the_stage_trains_on_xla_what_the_loop_trains_eagerly(small, tmp_path):
     from semantica.config import override
     from semantica.distributed.train import MODEL, train
-    from semantica.pairs.loader import PairLoader
     from semantica.training.checkpoint import Provenance, open_checkpoint
+    from semantica.training.loader import training_loader
     from semantica.training.loop import Hooks, fit
 
     encodings, selection, config, runtime = small
@@ -46,10 +46,7 @@ def test_the_stage_trains_on_xla_what_the_loop_trains_eagerly(small, tmp_path):
     recipe = override(config.train, {"sample_every": 4, "num_samples": 2, "peak_tflops": 0.01})
     manifest = train(recipe, encodings=encodings, selection=selection, out=tmp_path / "checkpoint", runtime=runtime)
     assert manifest.counts == {"num_steps": 6}
-    loader = PairLoader(
-        encodings, selection, seed=recipe.seed, batch_size=recipe.batch_size, num_lanes=recipe.num_lanes, resolution_px=32,
-        window_groups=recipe.window_groups,
-    )  # fmt: skip
+    loader = training_loader(recipe, encodings, selection)
     reports = []
     eager = fit(recipe, loader, Provenance({}, "", ""), Hooks(reports.append, lambda state: None))
     assert manifest.facts["loss"] == pytest.approx(reports[-1].loss, rel=1e-5)

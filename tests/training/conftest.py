@@ -10,9 +10,9 @@ def tiny(make, tmp_path_factory):
 
     tiny.folder holds its encodings and its selection.
     """
-    from semantica.denoiser.uvit import DenoiserConfig, StageConfig
-    from semantica.diffusion.schedule import ScheduleConfig
-    from semantica.pairs.loader import PairLoader
+    from semantica.denoiser.configs import DenoiserConfig, StageConfig
+    from semantica.diffusion.settings import ScheduleConfig
+    from semantica.pairs.loader import Batches, LoaderWorker, PairLoader
     from semantica.training.checkpoint import Provenance
     from semantica.training.recipe import EmaConfig, OptimizerConfig, TrainConfig
 
@@ -55,12 +55,8 @@ def tiny(make, tmp_path_factory):
         return PairLoader(
             folder / "encodings",
             folder / "selection",
-            seed=settings.seed,
-            batch_size=settings.batch_size,
-            num_lanes=settings.num_lanes,
-            resolution_px=16,
-            rank=rank,
-            world=world,
+            Batches(settings.seed, settings.batch_size, settings.num_lanes, resolution_px=16),
+            LoaderWorker(rank, world),
         )
 
     return SimpleNamespace(

@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from semantica.training.checkpoint import open_checkpoint
+from semantica.keyed_random import slot_seed
+from semantica.training.checkpoint import open_checkpoint, write_checkpoint
 from semantica.training.ema import Ema
 from semantica.training.loop import Hooks, fit, initial_network
-from semantica.training.step import slot_seed, step_loss, step_noise
+from semantica.training.step import step_loss, step_noise
 from semantica.training.watch import NonFiniteError
-from semantica.training.writing import write_checkpoint
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +28,7 @@ def plainly(tiny, config, skipped=()):
     average = {name: p.detach().clone() for name, p in network.named_parameters()}
     for step in range(config.num_steps):
         batch = loader.batch(step)
-        noise = step_noise(config.seed, step, batch.slots, (3, 16, 16), config.conditioning_dropout, config.similarity_dropout)
+        noise = step_noise(config.seed, step, batch.slots, (3, 16, 16), config.dropout)
         torch.manual_seed(slot_seed("dropout", config.seed, step, batch.slots.start))
         if step in skipped:
             for state in optimizer.state.values():
@@ -79,6 +79,17 @@ def test_the_loop_trains_the_weights_of_a_plain_loop_bit_for_bit(tiny, tmp_path,
     expected, expected_average = plainly(tiny, config)
     assert equal(weights, expected)
     assert equal(average, expected_average)
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_the_loop_recycles_every_batch_once_it_has_trained_on_it(tiny, tmp_path, prefetch):
+    config, memory = tiny.config(prefetch=prefetch), []
+    loader = tiny.loader(config)
+    new = loader._memory.new
+    loader._memory.new = lambda *shape: memory.append(new(*shape)) or memory[-1]  # held, so no address comes twice by chance
+    ours(tiny, config, tmp_path, loader)
+    assert len(memory) == 2 * config.num_steps  # pictures and tokens
+    assert len({tensor.data_ptr() for tensor in memory}) <= 2 * (prefetch + 2) < len(memory)
 
 
 def test_what_is_reported_and_drawn_changes_no_weight(tiny, tmp_path):

@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from semantica.training.checkpoint import open_checkpoint
+from semantica.training.checkpoint import open_checkpoint, write_checkpoint
 from semantica.training.loop import Hooks, Order, fit
-from semantica.training.writing import write_checkpoint
 
 
 @pytest.fixture(autouse=True)
@@ -13,7 +12,7 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
-def trained(tiny, config, folder, orders=(), start=None, **points):
+def trained(tiny, config, folder, orders=(), start=None, **hooks):
     """The weights, and the steps that were saved, of a training that is given `orders` after its first steps."""
     folder.mkdir(exist_ok=True)
     asked, saved = iter(orders), []
@@ -22,7 +21,7 @@ def trained(tiny, config, folder, orders=(), start=None, **points):
         saved.append(state.step)
         write_checkpoint(folder / str(state.step), state.snapshot())
 
-    hooks = Hooks(lambda report: None, on_checkpoint, order=lambda: next(asked, Order.GO_ON), **points)
+    hooks = Hooks(lambda report: None, on_checkpoint, **({"order": lambda step: next(asked, Order.GO_ON)} | hooks))
     network = fit(config, tiny.loader(config), tiny.provenance, hooks, start=start)
     return dict(network.named_parameters()), saved
 
@@ -37,14 +36,21 @@ def test_a_training_that_is_stopped_is_saved_at_that_step_and_goes_on_to_the_sam
     assert all(torch.equal(value, whole[name]) for name, value in ended.items())
 
 
-def test_a_training_that_pauses_at_a_point_is_saved_there_with_the_point_done(tiny, tmp_path):
+def test_a_training_that_is_stopped_at_a_step_is_saved_there_after_what_that_step_does_beside_it(tiny, tmp_path):
     config, done = tiny.config(checkpoint_every=100), []
     whole, _ = trained(tiny, config, tmp_path / "whole")
-    points = {"points": frozenset({2, 3}), "on_point": lambda step, network, ema: done.append(step)}
-    _, saved = trained(tiny, config, tmp_path / "paused", last=2, **points)
-    assert (saved, done) == ([2], [2])
-    ended, saved = trained(tiny, config, tmp_path / "again", start=open_checkpoint(tmp_path / "paused" / "2"), **points)
-    assert (saved, done) == ([config.num_steps], [2, 3])
+    saved_before = []
+
+    def on_step(step, network, ema):
+        done.append(step)
+        saved_before.append((tmp_path / "paused" / str(step)).exists())
+
+    pause = {"on_step": on_step, "order": lambda step: Order.STOP if step == 2 else Order.GO_ON}
+    _, saved = trained(tiny, config, tmp_path / "paused", **pause)
+    assert (saved, done, saved_before) == ([2], [1, 2], [False, False])
+    start = open_checkpoint(tmp_path / "paused" / "2")
+    ended, saved = trained(tiny, config, tmp_path / "again", start=start, on_step=on_step)
+    assert (saved, done) == ([config.num_steps], [1, 2, 3, 4, 5, 6])
     assert all(torch.equal(value, whole[name]) for name, value in ended.items())
 
 

@@ -14,14 +14,15 @@ from torch.distributed.tensor import DTensor
 
 from semantica.denoiser.sizes import training_flops
 from semantica.diffusion.process import diffuse, v_target
-from semantica.diffusion.schedule import ScheduleConfig, logsnr
+from semantica.diffusion.schedule import logsnr
+from semantica.diffusion.settings import ScheduleConfig
+from semantica.training.backend import TorchBackend
 from semantica.training.ema import Ema
-from semantica.training.levels import WIDTH, centres, level_losses, level_sums
 from semantica.training.loop import Hooks, fit, initial_network
 from semantica.training.recipe import EmaConfig, OptimizerConfig
-from semantica.training.speed import memory_bytes, peak_flops
 from semantica.training.step import make_optimizer, step_loss, step_noise, update
-from semantica.training.watch import Watch
+from semantica.training.watch import WIDTH, StepSums, centres, level_losses, level_sums, memory_bytes, peak_flops
+from tests.signals import dropping
 
 SCHEDULE = ScheduleConfig(resolution_px=16)
 YES, NO = torch.tensor(True), torch.tensor(False)
@@ -50,7 +51,7 @@ def test_the_v_loss_is_the_mean_square_of_the_error_of_v(tiny):
     with torch.no_grad():
         for p in network.parameters():
             p += 0.05
-        noise = step_noise(0, 0, batch.slots, (3, 16, 16), 0.0)
+        noise = step_noise(0, 0, batch.slots, (3, 16, 16), dropping(0.0))
         lam = logsnr(noise.t, config.schedule)
         v = v_target(batch.x, noise.eps, lam)
         error = (v - network(diffuse(batch.x, noise.eps, lam), lam, batch.cond)).square().mean((1, 2, 3))
@@ -72,10 +73,12 @@ def test_sums_of_parts_add_up_to_those_of_the_whole_and_a_step_not_counted_adds_
     assert not level_sums(loss * math.nan, lam, NO, SCHEDULE).any()
 
 
-def reports_of(tiny, config, total=lambda figures: figures, rank=0, world=1):
-    reports = []
-    hooks = Hooks(reports.append, lambda state: None, total=total)
-    fit(config, tiny.loader(config, rank, world), tiny.provenance, hooks)
+def reports_of(tiny, config, total=None, rank=0, world=1):
+    reports, backend = [], TorchBackend()
+    if total is not None:
+        backend.total = total
+    hooks = Hooks(reports.append, lambda state: None)
+    fit(config, tiny.loader(config, rank, world), tiny.provenance, hooks, backend=backend)
     return reports
 
 
@@ -84,7 +87,7 @@ def test_the_loss_is_the_mean_over_all_examples_and_so_of_the_curve(tiny):
     seen = []
     for step in range(2):  # the rate is so small that both steps see the first weights
         network, batch = initial_network(config).eval(), tiny.loader(config).batch(step)
-        noise = step_noise(config.seed, step, batch.slots, (3, 16, 16), config.conditioning_dropout, config.similarity_dropout)
+        noise = step_noise(config.seed, step, batch.slots, (3, 16, 16), config.dropout)
         seen.append(step_loss(network, batch.x, batch.cond, noise, config.schedule).detach())
     still = tiny.config(num_steps=2, log_every=2, optimizer=OptimizerConfig(learning_rate=1e-12))
     (report,) = reports_of(tiny, still)
@@ -140,13 +143,13 @@ def test_a_step_never_waits_for_the_device(tiny):
     with FakeTensorMode():
         network = nn.Linear(4, 4)
         optimizer = make_optimizer(network, config.optimizer)
-        watch = Watch(config, "cpu")
+        sums = StepSums(config, "cpu")
         for _ in range(2):
             losses = network(torch.randn(8, 4)).square().mean(1)
             losses.mean().backward()
-            watch.add(losses.detach(), torch.rand(8), update(network, optimizer, config.optimizer, 0.1))
+            sums.add(losses.detach(), torch.rand(8), update(network, optimizer, config.optimizer, 0.1))
         with pytest.raises(DataDependentOutputException):
-            watch.check(2)
+            sums.check(2)
 
 
 def test_a_gradient_that_is_not_finite_in_one_place_leaves_weights_moments_and_adds_to_the_count_of_steps():

@@ -19,16 +19,13 @@ from safetensors.torch import save_file
 
 from semantica.config import from_dict
 from semantica.data.durable import new_attempt
-from semantica.pairs.loader import PairLoader
-from semantica.training.checkpoint import Provenance, TrainState, open_checkpoint
+from semantica.pairs.loader import Batches, LoaderWorker, PairLoader
+from semantica.training.checkpoint import Keeper, Provenance, Saver, TrainState, open_checkpoint
+from semantica.training.compute import prepare
 from semantica.training.ema import Ema
-from semantica.training.keeper import Keeper
 from semantica.training.loop import Hooks, fit, initial_network
-from semantica.training.parallel import sharing, wrapped
-from semantica.training.recipe import TrainConfig
-from semantica.training.retention import KeepConfig
-from semantica.training.saver import Saver
-from semantica.training.sharded import local, whole
+from semantica.training.parallel import local, sharing, whole, wrap
+from semantica.training.recipe import KeepConfig, TrainConfig
 from semantica.training.step import make_optimizer
 
 PROVENANCE = Provenance({"identity": {"name": "numbers"}}, "e", "s")
@@ -90,8 +87,8 @@ def work(job, run, rank):
                 save_file(contiguous, folder / f"whole-{state.step}.safetensors")
 
         if run["resave"]:
-            network = config.compute.prepare(initial_network(config).train())
-            wrapped(network, config.compute, "cpu")
+            network = prepare(initial_network(config).train(), config.compute)
+            wrap(network, config.compute, "cpu")
             ema = Ema(network, config.ema)
             optimizer = make_optimizer(network, config.optimizer)
             start.restore(network, ema, optimizer)
@@ -100,22 +97,13 @@ def work(job, run, rank):
             loader = PairLoader(
                 Path(job["encodings"]),
                 Path(job["selection"]),
-                seed=config.seed,
-                batch_size=config.batch_size,
-                num_lanes=config.num_lanes,
-                resolution_px=16,
-                rank=rank,
-                world=world,
+                Batches(config.seed, config.batch_size, config.num_lanes, resolution_px=16),
+                LoaderWorker(rank, world),
             )
 
-            def total(figures):
-                if world > 1:
-                    dist.all_reduce(figures)
-                return figures
-
-            hooks = Hooks(lambda r: found["reports"].append([r.loss, r.grad_norm, r.num_skipped]), on_checkpoint, total=total)
+            hooks = Hooks(lambda r: found["reports"].append([r.loss, r.grad_norm, r.num_skipped]), on_checkpoint)
             loader = Damaged(loader, run["damaged_step"])
-            fit(config, loader, PROVENANCE, hooks, start=start, wrap=lambda network: wrapped(network, config.compute, "cpu"))
+            fit(config, loader, PROVENANCE, hooks, start=start)
     (folder / f"{rank}.json").write_text(json.dumps(found))
     if world > 1:
         dist.destroy_process_group()

@@ -1,0 +1,23 @@
+"""Checkpoints of a training: state.py copies and restores, format.py writes and reads files, save.py saves, keep.py deletes.
+
+A checkpoint is safetensors for weights, EMA and optimizer, JSON for the rest, and a manifest with the SHA-256 of every file.
+"""
+
+from semantica.training.checkpoint.format import CONFIG, MANIFEST, DamagedCheckpoint
+from semantica.training.checkpoint.keep import Keeper
+from semantica.training.checkpoint.save import SaveFailure, Saver, write_checkpoint
+from semantica.training.checkpoint.state import Checkpoint, Provenance, TrainState, open_checkpoint
+
+__all__ = [
+    "CONFIG",
+    "MANIFEST",
+    "Checkpoint",
+    "DamagedCheckpoint",
+    "Keeper",
+    "Provenance",
+    "SaveFailure",
+    "Saver",
+    "TrainState",
+    "open_checkpoint",
+    "write_checkpoint",
+]
