@@ -21,16 +21,11 @@ from semantica.distributed.evaluation_sets import ingest_settings
 from semantica.jobs.cli import COMMANDS
 
 ROOT = Path(__file__).parents[1]
-<<<<<<< HEAD
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-COMMAND = re.compile(r"^(?! *[-|*>`]).*?\bpython -m ((?:jobs|tune)\.\w+)\b(.*)$", re.MULTILINE)
-=======
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # `semantica X ...` as a person types it, `python -m jobs.X ...` as a script is submitted.
 NAMES = "|".join(sorted(COMMANDS, key=len, reverse=True))
 TYPED = rf"semantica (?P<typed>{NAMES})|python -m (?:jobs|tune)\.(?P<script>\w+)"
 COMMAND = re.compile(rf"^(?! *[-|*>`])(?:.*?\s)??(?:{TYPED})(?P<words>(?:\s.*)?)$", re.MULTILINE)
->>>>>>> main
 REFUSED = re.compile(r"^```bash fails\n.*?^```$", re.MULTILINE | re.DOTALL)  # commands that show an error
 # What the page on sweeps calls best.yaml is made by the sweep above it.
 FILES = {"my.yaml": "{}", "runs/sweep/best.yaml": "{encodings: e, selection: s}"}
