@@ -11,6 +11,7 @@ import tyro
 
 from jobs.command import run
 from semantica.config import config
+from semantica.data.location import location
 from semantica.distributed.train import train
 from semantica.runtime import Runtime
 from semantica.training.recipe import TrainConfig
@@ -31,7 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The exit code of the job."""
     return run(
         TrainJob,
-        lambda job: train(job.train, encodings=job.encodings, selection=job.selection, out=job.out, runtime=job.runtime),
+        lambda job: train(
+            job.train, encodings=location(job.encodings), selection=location(job.selection), out=job.out, runtime=job.runtime
+        ),
         prog="jobs.train",
         description="Train the denoiser on the selected pairs. "
         "Stopped by Ctrl-C or SIGTERM it saves first and ends with 0; the same command goes on.",

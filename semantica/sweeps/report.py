@@ -21,7 +21,7 @@ from semantica.report.page import Figure, Grid, Report, Table, render, to_json
 from semantica.report.paper_charts import StepPoint, frechet_by_step
 from semantica.report.protocol import Protocol
 from semantica.report.written import Value
-from semantica.sweeps.measuring import HeldOut
+from semantica.sweeps.points import HeldOut
 from semantica.sweeps.ranking import rank_correlations, share_of_grid, winner
 from semantica.sweeps.results import Result, figure_path, read_results, selection_folder, trial_folder
 from semantica.sweeps.settings import SweepConfig

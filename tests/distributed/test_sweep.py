@@ -24,9 +24,10 @@ from semantica.distributed.sweep import sweep
 from semantica.distributed.train import MODEL
 from semantica.errors import DataError
 from semantica.runtime import Runtime
-from semantica.sweeps.measuring import HeldOut, TrialMeasurer
+from semantica.sweeps.halving import simulated_asha
 from semantica.sweeps.plan import SweepPlan, begun
-from semantica.sweeps.ranking import simulated_asha, winner
+from semantica.sweeps.points import HeldOut, TrialMeasurer
+from semantica.sweeps.ranking import winner
 from semantica.sweeps.results import Result, read_results
 from semantica.sweeps.settings import SweepConfig
 from semantica.training.checkpoint import open_checkpoint

@@ -29,16 +29,17 @@ import semantica.distributed.train as shell
 from jobs.train import TrainJob
 from jobs.train import main as train_command
 from semantica.config import from_dict
+from semantica.data.location import location
 
 
-def recorded(folder: str, step_s: float) -> Callable[[dict[str, Any]], None]:
+def recorded(folder: str, step_s: float) -> Callable[[Any], None]:
     """`train_on_worker`, of which every step is written down and takes `step_s` more."""
 
-    def worker(job: dict[str, Any]) -> None:
+    def worker(job: Any) -> None:
         import hashlib
 
         import semantica.training.loop as loop
-        from semantica.distributed.training_worker import train_on_worker
+        from semantica.distributed.worker import train_on_worker
 
         context = ray.train.get_context()
         rank, world = context.get_world_rank(), context.get_world_size()
@@ -178,7 +179,11 @@ def on_a_cluster(job: dict[str, Any]) -> None:
     def training() -> None:
         try:
             shell.train(
-                values.train, encodings=values.encodings, selection=values.selection, out=values.out, runtime=values.runtime
+                values.train,
+                encodings=location(values.encodings),
+                selection=location(values.selection),
+                out=values.out,
+                runtime=values.runtime,
             )
         except BaseException as error:
             failed.append(repr(error))

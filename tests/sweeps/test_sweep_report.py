@@ -11,7 +11,7 @@ from semantica.presets import preset
 from semantica.report.grids import grid_png
 from semantica.report.page import render, to_json
 from semantica.report.protocol import Protocol
-from semantica.sweeps.measuring import HeldOut
+from semantica.sweeps.points import HeldOut
 from semantica.sweeps.report import PANELS, best_yaml, lines_of, panel_curve, sweep_report
 from semantica.sweeps.results import figure_path, trial_folder
 from semantica.sweeps.settings import SweepConfig
