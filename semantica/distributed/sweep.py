@@ -329,10 +329,9 @@ class AshaScheduler(FIFOScheduler):  # type: ignore[misc]
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """CONTINUE or STOP."""
-        if FRECHET not in result:
-            return TrialScheduler.CONTINUE
-        stops = self.asha.stops(trial.config["trial"], int(result["point"]), float(result[FRECHET]))
-        return TrialScheduler.STOP if stops and not result.get(AGAIN) else TrialScheduler.CONTINUE
+        stops = FRECHET in result and self.asha.stops(trial.config["trial"], int(result["point"]), float(result[FRECHET]))
+        decision: str = TrialScheduler.STOP if stops and not result.get(AGAIN) else TrialScheduler.CONTINUE
+        return decision
 
 
 def scheduler(config: SweepConfig) -> TrialScheduler:
