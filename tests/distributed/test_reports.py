@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
-from semantica.distributed.reports import HISTORY, JOURNAL, Recorder, Report, keep_history, open_journal, remove_journal
+from semantica.distributed.control import Control
+from semantica.distributed.reports import HISTORY, JOURNAL, Recorder, Report, keep_history, open_journal, remove_journal, reporting
 from semantica.evaluation.of_training import levels_svg
 from semantica.tracking import Place, Run, start_run
 
@@ -69,6 +71,18 @@ def test_a_training_that_changes_its_tracking_server_after_a_kill_keeps_its_hist
         assert [entry["step"] for entry in keep_history(output, [journal])] == [1, 2, 3, 4]
     assert history(output) == [(step, float(step)) for step in (1, 2, 3, 4)]
     assert place.runs() == []  # all is sent
+
+
+def test_a_worker_that_does_not_see_the_journals_disk_reports_through_the_driver(tmp_path: Path) -> None:
+    control = Control()
+    remote = SimpleNamespace(report=SimpleNamespace(remote=control.report))
+    report = Report(3, {"loss": 0.5, "num_skipped": 0})
+    reporting(Run(str(tmp_path / "not here")), Run(), remote)(report)
+    assert control.take_reports() == [report]
+    assert control.take_reports() == []
+    reporting(open_journal(tmp_path, Run()), Run(), remote)(report)
+    assert control.take_reports() == []
+    assert [entry["step"] for entry in keep_history(tmp_path, [])] == [3]
 
 
 def test_the_curve_by_noise_level_is_drawn_from_the_names_of_the_figures() -> None:

@@ -31,10 +31,11 @@ from guard_cases import (
     told,
     weights_of,
 )
+from semantica.datasets import read_manifest
+from semantica.training.writing import write_checkpoint
 
 from semantica.conditioning import Conditioning
 from semantica.config import override
-from semantica.datasets import read_manifest
 from semantica.diffusion.guidance import GuidanceConfig, guided
 from semantica.diffusion.samplers import SamplerConfig, Step, ddim_invert, sampler_of
 from semantica.distributed.encode import encode
@@ -57,7 +58,6 @@ from semantica.training.loader import training_loader
 from semantica.training.loop import Hooks, fit
 from semantica.training.recipe import TrainConfig
 from semantica.training.watch import StepReport
-from semantica.training.writing import write_checkpoint
 
 _RUNTIME = Runtime(
     cluster=ClusterConfig(num_cpus=2, object_store_mb=128, num_actors=1, num_workers=2, cpus_per_worker=0.5, cpus_per_actor=0.5),
