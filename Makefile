@@ -19,10 +19,10 @@ TPU_INSTALLED := $(VENV_TPU)/.installed
 .PHONY: demo demo-html test test-tpu test-chaos fuzz check format bench bench-data bench-denoiser bench-training bench-orderings bench-sweep clean
 
 demo: $(INSTALLED)
-	@$(BIN)/python -m jobs.quickstart
+	@$(BIN)/semantica quickstart
 
 demo-html: $(INSTALLED)
-	@$(BIN)/python -m jobs.quickstart --preset tiny-html --source html-docs --out runs/quickstart-html
+	@$(BIN)/semantica quickstart --preset tiny-html --source html-docs --out runs/quickstart-html
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -m "not ray and not slow" --numprocesses auto --dist loadfile

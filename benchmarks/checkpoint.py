@@ -24,7 +24,7 @@ from benchmarks.measure import Settings
 from benchmarks.peers import denoiser_config
 from benchmarks.record import Measured, record
 from semantica.denoiser.uvit import UViT
-from semantica.diffusion.schedule import ScheduleConfig
+from semantica.diffusion.settings import ScheduleConfig
 from semantica.training.checkpoint import Keeper, Provenance, SaveFailure, Saver, TrainState, open_checkpoint
 from semantica.training.ema import Ema
 from semantica.training.recipe import KeepConfig, TrainConfig

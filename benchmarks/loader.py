@@ -47,9 +47,9 @@ from benchmarks.training_feed import training_share
 from semantica.config import config, require, to_dict
 from semantica.data.dataset import read_manifest
 from semantica.data.pictures import TokensOf
-from semantica.encoders.encode import EncodeConfig
-from semantica.encoders.encoder import EncoderConfig, load_encoder
+from semantica.encoders.encoder import load_encoder
 from semantica.encoders.on_the_fly import tokens_on_the_fly
+from semantica.encoders.settings import EncodeConfig, EncoderConfig
 
 OURS = "semantica"
 _WRITERS = {"own": write_encodings, "tars": write_tars, "mds": write_mds, "files": write_files}

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from benchmarks.peers import Size
 from semantica.config import config, require
-from semantica.training.compute import ComputeConfig, Precision, Recompute
+from semantica.training.recipe import ComputeConfig, Precision, Recompute
 
 Result = TypeVar("Result")
 CEILING = "matmul ceiling"

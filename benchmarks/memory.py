@@ -86,8 +86,7 @@ def run_stage(name: str, crawl: Path, folder: Path, encoder: Path) -> None:
     from semantica.distributed.encode import encode
     from semantica.distributed.ingest import ingest
     from semantica.distributed.pairs import pairs
-    from semantica.encoders.encode import EncodeConfig
-    from semantica.encoders.encoder import EncoderConfig
+    from semantica.encoders.settings import EncodeConfig, EncoderConfig
     from semantica.episodes.ingest import IngestConfig
     from semantica.episodes.pages import ReadConfig
     from semantica.pairs.selection import BandConfig

@@ -34,8 +34,7 @@ _SINGLE = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THR
 
 
 def _configs(top: Path) -> tuple[Any, Any]:
-    from semantica.encoders.encode import EncodeConfig
-    from semantica.encoders.encoder import EncoderConfig
+    from semantica.encoders.settings import EncodeConfig, EncoderConfig
     from semantica.episodes.ingest import IngestConfig
     from semantica.episodes.pages import ReadConfig
 

@@ -25,11 +25,12 @@ from benchmarks.variants import VARIANTS, Variant, train_config
 from benchmarks.verdicts import Figure
 from semantica.config import require, to_dict
 from semantica.data.dataset import read_manifest
-from semantica.data.location import write_atomically
-from semantica.diffusion.samplers import SamplerConfig
-from semantica.encoders.encoder import EncoderConfig, load_encoder
+from semantica.data.durable import write_atomically
+from semantica.diffusion.settings import SamplerConfig
+from semantica.encoders.encoder import load_encoder
+from semantica.encoders.settings import EncoderConfig
 from semantica.errors import DataError, SemanticaError
-from semantica.generation.generate import GenerateConfig
+from semantica.generation.settings import GenerateConfig
 from semantica.measure.networks.extractors import encoder_features, load_features, load_perceptual, resolve
 from semantica.pairs.selection import BandConfig
 from semantica.presets import PRESETS, preset

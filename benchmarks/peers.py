@@ -1,7 +1,7 @@
 """What the denoiser is measured against: two networks of the field, of like compute, behind its own signature.
 
-In: a DenoiserConfig. Out: modules `(z, logsnr, cond) -> v_hat` that step_loss and denoise_with take like the house's own. Each peer
-has our patching, our halvings and, as far as it can, our blocks at every resolution; its width is searched until its training
+In: a DenoiserConfig. Out: modules `(z, logsnr, cond) -> v_hat` that step_loss and drawing.bind_every_step take like our own. Each
+peer has our patching, our halvings and, as far as it can, our blocks at every resolution; its width is searched until its training
 GFLOP of an image are ours. FLOPs are counted on the real modules by torch's FlopCounterMode; 1 multiply-accumulate = 2 FLOPs.
 """
 
@@ -19,8 +19,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from semantica.conditioning import Conditioning
 from semantica.denoiser import configs as denoisers
-from semantica.denoiser.uvit import DenoiserConfig, UViT
-from semantica.training.compute import ComputeConfig
+from semantica.denoiser.configs import DenoiserConfig
+from semantica.denoiser.uvit import UViT
+from semantica.training.compute import prepare
+from semantica.training.recipe import ComputeConfig
 
 Size = Literal["tiny", "small-64", "base"]
 MAX_OFF = 0.15  # of the GFLOP of a peer from ours
@@ -174,7 +176,7 @@ def settled(network: nn.Module) -> nn.Module:
 def prepared(network: nn.Module, compute: ComputeConfig) -> nn.Module:
     """The network laid out and compiled: ours as the house does it, a peer likewise, but that graph breaks are allowed."""
     if isinstance(network, UViT):
-        return compute.prepare(network)
+        return prepare(network, compute)
     if compute.channels_last:
         network.to(memory_format=torch.channels_last)
     if compute.compile:

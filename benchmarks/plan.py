@@ -27,8 +27,7 @@ from semantica.conditioning import Conditioning
 from semantica.config import override
 from semantica.data.dataset import Manifest, StageOutput, read_manifest
 from semantica.data.schemas import EPISODES, encodings_schema
-from semantica.encoders.encode import EncodeConfig
-from semantica.encoders.encoder import EncoderConfig
+from semantica.encoders.settings import EncodeConfig, EncoderConfig
 from semantica.pairs.loader import Batch
 from semantica.pairs.scores import finish_scores, score_shard
 from semantica.pairs.selection import BandConfig, select, selection_stage
@@ -38,6 +37,7 @@ from semantica.planning.pairs import MIN_PAGES, PageCounts, expected_pairs, page
 from semantica.planning.storage import checkpoint_bytes, dataset_bytes, extrapolated
 from semantica.presets import preset
 from semantica.training.checkpoint import Provenance, TrainState, write_checkpoint
+from semantica.training.compute import prepare
 from semantica.training.ema import Ema
 from semantica.training.loop import initial_network
 from semantica.training.recipe import TrainConfig
@@ -60,7 +60,7 @@ def example(train: TrainConfig, rows: int) -> tuple[Batch, StepNoise]:
 
 def counted_step(train: TrainConfig, rows: int) -> float:
     """FLOPs a picture of a real training step, forward, loss and backward."""
-    network = replace(train.compute, compile=False).prepare(initial_network(train).train())
+    network = prepare(initial_network(train).train(), replace(train.compute, compile=False))
     batch, noise = example(train, rows)
     with FlopCounterMode(display=False) as counter:
         add_gradients(network, batch, noise, 0, train)
@@ -69,16 +69,14 @@ def counted_step(train: TrainConfig, rows: int) -> float:
 
 def counted_drawing(train: TrainConfig) -> float:
     """FLOPs of drawing one picture in three steps by the project's sampler at w = 0.5."""
-    from semantica.diffusion.guidance import guided
-    from semantica.diffusion.samplers import SamplerConfig, sampler_of
+    from semantica.diffusion.samplers import ddpm, step_levels
     from semantica.generation.model import Model
 
     model = Model(initial_network(train).eval(), train.schedule)
     batch, _ = example(train, 1)
-    settings, z = SamplerConfig(num_steps=3), torch.randn_like(batch.x)
+    z = torch.randn_like(batch.x)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        denoise, sampler = guided(model.denoise(), 0.5), sampler_of(settings)
-        sampler(denoise, batch.cond, z, train.schedule, settings, lambda step: torch.randn_like(z))
+        ddpm(model.bind(batch.cond, 0.5), z, step_levels(train.schedule, 3, "t"), lambda step: torch.randn_like(z))
     return float(counter.get_total_flops())
 
 
@@ -122,7 +120,7 @@ def grown_bytes(train: TrainConfig) -> float:
 
 
 def _steps(train: TrainConfig) -> None:
-    network = replace(train.compute, compile=False).prepare(initial_network(train).train())
+    network = prepare(initial_network(train).train(), replace(train.compute, compile=False))
     ema, optimizer = Ema(network, train.ema), make_optimizer(network, train.optimizer)
     made = [example(train, train.batch_size) for _ in range(1 + train.prefetch)]
     for step in range(2):  # Adam's moments are there from the second on

@@ -36,8 +36,8 @@ from benchmarks.measure import (
 )
 from benchmarks.peers import OURS, contenders, gflop
 from benchmarks.record import Measured, record
-from semantica.diffusion.process import Denoise, denoise_with
-from semantica.diffusion.samplers import ddpm
+from semantica.diffusion.process import Denoise, bind_with
+from semantica.diffusion.samplers import ddpm, levels_of
 from semantica.generation.generate import to_pixels
 
 _GUARD_STEPS = 8
@@ -52,11 +52,11 @@ def check_pictures(make: Callable[[], nn.Module], scene: Scene) -> list[Measured
 
     def draw(denoise: Denoise) -> Tensor:
         noise = scene.noise()
-        return ddpm(denoise, cond, noise.draw(), scene.schedule, scene.sampler, noise)
+        return ddpm(denoise, noise.draw(), levels_of(scene.sampler, scene.schedule), noise)
 
     with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
-        plain, house = draw(guided_denoise(network, PLAIN)), draw(guided_denoise(network, HOUSE))
-        unguided = draw(denoise_with(network))
+        plain, house = draw(guided_denoise(network, PLAIN, cond)), draw(guided_denoise(network, HOUSE, cond))
+        unguided = draw(bind_with(network)(cond))
         pixels = drawing(replace(HOUSE, pictures=True), network, scene)()
     difference = (plain - house).abs().max().item()
     levels = (to_pixels(plain).cpu().int() - pixels.int()).abs().max().item()
@@ -89,7 +89,7 @@ def check_call(way: Way, network: nn.Module, plain: nn.Module, scene: Scene) -> 
     cond, z = scene.conditioning(), scene.noise().draw()
     logsnr = torch.linspace(-8, 8, scene.batch, device=scene.device)
     with torch.inference_mode():
-        expected, got = guided_denoise(plain, PLAIN)(z, logsnr, cond), guided_denoise(network, way)(z, logsnr, cond)
+        expected, got = guided_denoise(plain, PLAIN, cond)(z, logsnr), guided_denoise(network, way, cond)(z, logsnr)
     difference, allowed = ((got - expected).norm() / expected.norm()).item(), _MAX_CALL_DIFFERENCE[scene.dtype]
     print(f"{way.label}: guided x_hat differs from the plain loop's by {difference:.2g} of its norm")
     if not difference <= allowed:

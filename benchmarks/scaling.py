@@ -83,8 +83,7 @@ def _real_stages(top: Path, out: Path, number: int) -> Iterator[tuple[str, float
     from semantica.distributed.encode import encode
     from semantica.distributed.ingest import ingest
     from semantica.distributed.pairs import score
-    from semantica.encoders.encode import EncodeConfig
-    from semantica.encoders.encoder import EncoderConfig
+    from semantica.encoders.settings import EncodeConfig, EncoderConfig
     from semantica.episodes.ingest import IngestConfig
     from semantica.episodes.pages import ReadConfig
     from semantica.runtime import ClusterConfig, Runtime

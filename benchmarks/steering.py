@@ -19,12 +19,13 @@ from semantica.conditioning import Conditioning
 from semantica.data.dataset import read_manifest, read_shard
 from semantica.data.pictures import decode
 from semantica.data.schemas import HELD_OUT, token_rows
-from semantica.diffusion.guidance import GuidanceConfig
-from semantica.diffusion.samplers import SamplerConfig
+from semantica.diffusion.settings import GuidanceConfig, SamplerConfig
 from semantica.encoders.encode import encode_pictures
-from semantica.encoders.encoder import Encoder, EncoderConfig, load_encoder
-from semantica.generation.generate import GenerateConfig, png_bytes, sample_pictures
+from semantica.encoders.encoder import Encoder, load_encoder
+from semantica.encoders.settings import EncoderConfig
+from semantica.generation.generate import png_bytes, sample_pictures
 from semantica.generation.model import Model
+from semantica.generation.settings import GenerateConfig
 from semantica.measure.frechet import FeatureStatistics, frechet_distance
 from semantica.pairs.draw import generator
 from semantica.pairs.scores import pooled_rows

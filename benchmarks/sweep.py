@@ -17,8 +17,8 @@ import numpy as np
 
 from benchmarks.record import Measured, record
 from semantica.config import override
-from semantica.data.location import write_atomically
-from semantica.diffusion.samplers import SamplerConfig
+from semantica.data.durable import write_atomically
+from semantica.diffusion.settings import SamplerConfig
 from semantica.distributed.session import shared_ray
 from semantica.distributed.sweep import sweep
 from semantica.errors import SemanticaError

@@ -35,11 +35,11 @@ from benchmarks.measure import (
 )
 from benchmarks.peers import OURS, Size, contenders, denoiser_config, gflop, prepared, random_conditioning, settled
 from benchmarks.record import Measured, record
-from semantica.denoiser.uvit import DenoiserConfig
-from semantica.diffusion.schedule import ScheduleConfig
-from semantica.training.compute import ComputeConfig
+from semantica.denoiser.configs import DenoiserConfig
+from semantica.diffusion.settings import ScheduleConfig
+from semantica.training.compute import autocast
 from semantica.training.ema import Ema
-from semantica.training.recipe import EmaConfig, OptimizerConfig
+from semantica.training.recipe import ComputeConfig, EmaConfig, OptimizerConfig
 from semantica.training.step import make_optimizer, step_loss, step_noise, update
 
 
@@ -72,7 +72,7 @@ class Training:
 
     def __call__(self) -> None:
         """One step, as the training loop makes it."""
-        with self.way.compute.autocast(self.device):
+        with autocast(self.way.compute, self.device):
             loss = step_loss(self.network, self.x, self.cond, self.noise, self.schedule)
         torch.autograd.backward(loss.mean())
         update(self.network, self.optimizer, OptimizerConfig(), 1e-4)

@@ -17,14 +17,14 @@ import torch
 from benchmarks.jpegs import Corpus, write_encodings
 from benchmarks.peers import Size, denoiser_config
 from benchmarks.record import Measured
-from semantica.diffusion.schedule import ScheduleConfig
+from semantica.diffusion.settings import ScheduleConfig
 from semantica.pairs.loader import Batch, LoaderWorker, PairLoader
-from semantica.training.compute import ComputeConfig
+from semantica.training.compute import prepare
 from semantica.training.ema import Ema
 from semantica.training.feed import feed
 from semantica.training.loader import training_loader
 from semantica.training.loop import initial_network
-from semantica.training.recipe import TrainConfig
+from semantica.training.recipe import ComputeConfig, TrainConfig
 from semantica.training.step import StepNoise, add_gradients, make_optimizer, update
 
 Made = tuple[Batch, StepNoise]
@@ -37,7 +37,7 @@ class Training:
 
     def __init__(self, config: TrainConfig, device: str) -> None:
         self.config, self.device = config, device
-        self.network = config.compute.prepare(initial_network(config).to(device).train())
+        self.network = prepare(initial_network(config).to(device).train(), config.compute)
         self.optimizer, self.ema = make_optimizer(self.network, config.optimizer), Ema(self.network, config.ema)
 
     def __call__(self, step: int, made: Made) -> None:

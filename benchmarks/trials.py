@@ -23,8 +23,9 @@ from benchmarks.verdicts import Figure
 from semantica.data.pictures import decode
 from semantica.denoiser.sizes import num_parameters, training_flops
 from semantica.denoiser.uvit import UViT
-from semantica.generation.generate import GenerateConfig, sample_pictures
+from semantica.generation.generate import sample_pictures
 from semantica.generation.model import Model
+from semantica.generation.settings import GenerateConfig
 from semantica.measure.frechet import FeatureStatistics, Reference, frechet_distance
 from semantica.measure.networks.extractors import FeatureExtractor, PerceptualNet
 from semantica.training.backend import TorchBackend

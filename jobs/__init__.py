@@ -1,1 +1,1 @@
-"""The commands: each parses its words and makes one call. Nothing defined here travels to a worker."""
+"""The commands as scripts, for `ray job submit --working-dir . -- python -m jobs.X`; their code is semantica.jobs."""

@@ -1,43 +1,8 @@
-"""python -m jobs.generate: checkpoint + held-out conditioning images -> samples."""
-
-from __future__ import annotations
+"""python -m jobs.generate: `semantica generate`, as a script to submit."""
 
 import sys
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated
 
-import tyro
-
-from jobs.command import run
-from semantica.config import config
-from semantica.distributed.generate import generate
-from semantica.generation.generate import GenerateConfig
-from semantica.runtime import Runtime
-
-
-@config
-class GenerateJob:
-    """checkpoint: out/model of jobs.train. encodings: made by the same encoder. out: folder of the samples."""
-
-    checkpoint: Path
-    encodings: str
-    out: Path
-    generate: Annotated[GenerateConfig, tyro.conf.arg(name="")]
-    runtime: Annotated[Runtime, tyro.conf.arg(name="")] = Runtime()
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The exit code of the job."""
-    return run(
-        GenerateJob,
-        lambda job: generate(job.generate, checkpoint=job.checkpoint, encodings=job.encodings, out=job.out, runtime=job.runtime),
-        prog="jobs.generate",
-        description="Draw new pictures with the meaning of held-out conditioning images, at several guidance weights w.",
-        sections=lambda p: {"generate": p.generate},
-        argv=argv,
-    )
-
+from semantica.jobs.generate import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -2,7 +2,7 @@
 
 What users may rely on; everything else may change between versions:
 
-- the commands `python -m jobs.X`, their flags and the YAML they take;
+- the commands `semantica X` (and `python -m jobs.X` of a checkout), their flags and the YAML they take;
 - the Arrow schemas of `semantica.data.schemas` and the manifests of `semantica.data.dataset`;
 - `semantica.presets.preset(name)` and `semantica.config`: `from_dict`, `to_dict`, `to_yaml`, `override`;
 - the shells `semantica.distributed.{ingest,encode,pairs,train,generate,evaluate,quickstart}`: one function each, of the same name;

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import json
 import re
 import sys
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar, dataclass_transform
 
@@ -22,22 +25,44 @@ import pydantic
 import tyro
 import yaml
 
-from semantica.errors import ConfigError
+from semantica.errors import ConfigError, FieldError
 
 T = TypeVar("T")
+_CHECKS = ContextVar("range checks", default=True)  # off while a command line is put together
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def config(cls: type[T]) -> type[T]:
-    """The class as a frozen, keyword-only dataclass that refuses unknown and mistyped fields when built by `from_dict`."""
+    """The class as a frozen, keyword-only dataclass that refuses unknown and mistyped fields when built by `from_dict`.
+
+    Its `__post_init__` holds range checks, each a `require`, whose errors then know the class.
+    """
     cls.__pydantic_config__ = pydantic.ConfigDict(extra="forbid", strict=True)  # type: ignore[attr-defined]
+    if "__post_init__" in vars(cls):
+        cls.__post_init__ = _checked(vars(cls)["__post_init__"])  # type: ignore[attr-defined]
     return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
 
 
-def require(holds: bool, field: str, expected: str, got: object) -> None:
-    """Raise ConfigError("field must be expected, got got") unless `holds`. For range checks in `__post_init__`."""
+def _checked(check: Callable[[Any], None]) -> Callable[[Any], None]:
+    @functools.wraps(check)
+    def __post_init__(self: Any) -> None:
+        if not _CHECKS.get():
+            return
+        try:
+            check(self)
+        except FieldError as error:
+            raise error.under(type(self)) from None
+
+    return __post_init__
+
+
+def require(holds: bool, field: str, expected: str, got: object, *, of: type | None = None) -> None:
+    """Raise FieldError("field must be expected, got got") unless `holds`. For range checks in `__post_init__`.
+
+    field: as the class declares it, without the sections around it. of: the class, for a check that stands elsewhere.
+    """
     if not holds:
-        raise ConfigError(f"{field} must be {expected}, got {got!r}")
+        raise FieldError(of, field, f"must be {expected}, got {got!r}")
 
 
 def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
@@ -49,7 +74,15 @@ def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
     try:
         return pydantic.TypeAdapter(cls).validate_json(text)
     except pydantic.ValidationError as error:
-        raise ConfigError("; ".join(_explain(cls, item) for item in error.errors())) from None
+        refusals = [_refusal(cls, item) for item in error.errors()]
+        raise refusals[0] if len(refusals) == 1 else ConfigError("; ".join(map(str, refusals))) from None
+
+
+def _refusal(cls: type, item: Any) -> ConfigError:
+    error = item.get("ctx", {}).get("error")
+    if isinstance(error, FieldError):  # a range check: it knows its field, pydantic knows the way there
+        return error.under(cls, *(part for part in item["loc"] if isinstance(part, (str, int))))
+    return ConfigError(_explain(cls, item))
 
 
 def _explain(cls: type, item: Any) -> str:
@@ -142,28 +175,51 @@ def config_hash(instance: Any) -> str:
 def from_args(cls: type[T], argv: Sequence[str], *, prog: str, description: str, defaults: Mapping[str, Any] | None = None) -> T:
     """An instance of the `@config` class from command-line words over `--config FILE` (YAML) over `defaults`.
 
-    Exits with code 2 after tyro's message when a flag is unknown or mistyped, 0 after --help. Raises ConfigError for the file.
+    Exits with code 2 after tyro's message when a flag is unknown or mistyped, 0 after --help. Raises ConfigError for the file, and
+    FieldError for a value that a range check refuses.
     """
     words, path = take_flag(argv, "--config")
     values = dict(defaults or {})
     if path is not None:
         values = _over_defaults(cls, read_yaml(Path(path)), values)
-    known: dict[str, Any] = {}
+    default = object.__new__(cls)  # not built, since fields may be missing until the flags are read
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
-        if field.name in values:
-            known[field.name] = values[field.name]
-        elif field.default is dataclasses.MISSING:
-            known[field.name] = tyro.MISSING
-    try:
-        return tyro.cli(
+        own = tyro.MISSING if field.default is dataclasses.MISSING else field.default
+        object.__setattr__(default, field.name, values.get(field.name, own))
+    with _without_checks():  # they run below, where the path of each field is known
+        built = tyro.cli(
             cls,
             args=words,
             prog=prog,
             description=description + "\n\n--config FILE reads fields from YAML first; flags override them.",
-            default=cls(**known),
+            default=default,
         )
-    except ValueError as error:  # a range check, which tyro lets through
-        raise ConfigError(str(error)) from None
+    _check(built)
+    return built
+
+
+@contextmanager
+def _without_checks() -> Iterator[None]:
+    token = _CHECKS.set(False)
+    try:
+        yield
+    finally:
+        _CHECKS.reset(token)
+
+
+def _check(built: Any) -> None:
+    """Run the range checks of a configuration and of its sections, innermost first. Raises FieldError."""
+    for field in dataclasses.fields(built):
+        value = getattr(built, field.name)
+        parts = [((field.name, index), part) for index, part in enumerate(value)] if isinstance(value, tuple) else []
+        for path, part in [((field.name,), value), *parts]:
+            if dataclasses.is_dataclass(part):
+                try:
+                    _check(part)
+                except FieldError as error:
+                    raise error.under(type(built), *path) from None
+    if hasattr(built, "__post_init__"):
+        built.__post_init__()
 
 
 def take_flag(argv: Sequence[str], flag: str) -> tuple[list[str], str | None]:
@@ -193,6 +249,8 @@ def _over_defaults(cls: type, given: Mapping[str, Any], defaults: Mapping[str, A
             base = to_dict(values[name]) if name in values else {}
             try:
                 values[name] = from_dict(hints[name], _merge(base, value))
+            except FieldError as error:
+                raise error.under(cls, name) from None
             except ConfigError as error:
                 raise ConfigError(f"{name}.{error}") from None
         else:

@@ -8,24 +8,23 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Literal
 
 from semantica.config import config
 from semantica.denoiser import configs as denoisers
-from semantica.denoiser.uvit import DenoiserConfig
-from semantica.diffusion.samplers import SamplerConfig
-from semantica.diffusion.schedule import ScheduleConfig
-from semantica.encoders.encode import EncodeConfig
-from semantica.encoders.encoder import EncoderConfig
+from semantica.denoiser.configs import DenoiserConfig
+from semantica.diffusion.settings import SamplerConfig, ScheduleConfig
+from semantica.encoders.settings import EncodeConfig, EncoderConfig
 from semantica.episodes.images import ImageConfig
 from semantica.episodes.ingest import IngestConfig
 from semantica.episodes.pages import ReadConfig
 from semantica.errors import ConfigError
-from semantica.generation.generate import GenerateConfig
-from semantica.generation.model import SpeedConfig
-from semantica.metrics.evaluate import EvaluateConfig
+from semantica.generation.settings import GenerateConfig, SpeedConfig
+from semantica.metrics.settings import EvaluateConfig
 from semantica.pairs.selection import BandConfig
-from semantica.training.compute import ComputeConfig
-from semantica.training.recipe import EmaConfig, KeepConfig, OptimizerConfig, TrainConfig
+from semantica.training.recipe import ComputeConfig, EmaConfig, KeepConfig, OptimizerConfig, TrainConfig
+
+DemoSource = Literal["clip-art", "html-docs"]  # pictures of the quickstart, from the package registries
 
 
 @config

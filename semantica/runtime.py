@@ -42,23 +42,19 @@ class ClusterConfig:
 
     def __post_init__(self) -> None:
         for name in ("num_fetchers", "min_actors", "num_actors", "num_workers", "loader_mb", "loader_threads"):
-            require(getattr(self, name) >= 1, f"cluster.{name}", "1 or more", getattr(self, name))
-        require(
-            (self.tpu_type is None) == (self.tpu_topology is None), "cluster.tpu_topology", "set with tpu_type", self.tpu_topology
-        )
+            require(getattr(self, name) >= 1, name, "1 or more", getattr(self, name))
+        require((self.tpu_type is None) == (self.tpu_topology is None), "tpu_topology", "set with tpu_type", self.tpu_topology)
         kinds = [self.use_gpu, self.tpu_type is not None, self.xla_cpu_devices is not None]
-        require(sum(kinds) <= 1, "cluster", "one of use_gpu, tpu_type and xla_cpu_devices", kinds)
+        require(sum(kinds) <= 1, "use_gpu", "the only one of use_gpu, tpu_type and xla_cpu_devices that is set", kinds)
         alone = self.xla_cpu_devices is None or (self.xla_cpu_devices >= 1 and self.num_workers == 1)
-        require(alone, "cluster.xla_cpu_devices", "1 or more, with num_workers = 1", (self.xla_cpu_devices, self.num_workers))
-        require(
-            self.min_actors <= self.num_actors, "cluster.min_actors", f"at most num_actors = {self.num_actors}", self.min_actors
-        )
+        require(alone, "xla_cpu_devices", "1 or more, with num_workers = 1", (self.xla_cpu_devices, self.num_workers))
+        require(self.min_actors <= self.num_actors, "min_actors", f"at most num_actors = {self.num_actors}", self.min_actors)
         if self.min_workers is not None:
             between = f"in 1..num_workers = {self.num_workers}, or None"
-            require(1 <= self.min_workers <= self.num_workers, "cluster.min_workers", between, self.min_workers)
+            require(1 <= self.min_workers <= self.num_workers, "min_workers", between, self.min_workers)
         for name in ("resize_every_s", "stall_s"):
-            require(getattr(self, name) > 0, f"cluster.{name}", "positive", getattr(self, name))
-        require(self.object_store_mb >= 80, "cluster.object_store_mb", "80 or more (Ray's own lower bound)", self.object_store_mb)
+            require(getattr(self, name) > 0, name, "positive", getattr(self, name))
+        require(self.object_store_mb >= 80, "object_store_mb", "80 or more (Ray's own lower bound)", self.object_store_mb)
 
     @property
     def use_xla(self) -> bool:

@@ -1,4 +1,4 @@
-"""Every `python -m jobs.X` and `python -m tune.X` of the README and the documents is one that the command takes, word for word."""
+"""Every command of the README and the documents is one that `semantica` takes, word for word, and so is every script of it."""
 
 from __future__ import annotations
 
@@ -9,18 +9,23 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NoReturn
 
 import pytest
 
-import jobs.command
-import jobs.ingest
+import semantica.distributed.ingest
+import semantica.jobs.command
 from semantica.config import from_args
 from semantica.distributed.evaluation_sets import ingest_settings
+from semantica.jobs.cli import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-COMMAND = re.compile(r"^(?! *[-|*>`]).*?\bpython -m ((?:jobs|tune)\.\w+)\b(.*)$", re.MULTILINE)
+# `semantica X ...` as a person types it, `python -m jobs.X ...` as a script is submitted.
+NAMES = "|".join(sorted(COMMANDS, key=len, reverse=True))
+TYPED = rf"semantica (?P<typed>{NAMES})|python -m (?:jobs|tune)\.(?P<script>\w+)"
+COMMAND = re.compile(rf"^(?! *[-|*>`])(?:.*?\s)??(?:{TYPED})(?P<words>(?:\s.*)?)$", re.MULTILINE)
 REFUSED = re.compile(r"^```bash fails\n.*?^```$", re.MULTILINE | re.DOTALL)  # commands that show an error
 # What the page on sweeps calls best.yaml is made by the sweep above it.
 FILES = {"my.yaml": "{}", "runs/sweep/best.yaml": "{encodings: e, selection: s}"}
@@ -31,45 +36,58 @@ class ParsedError(Exception):
 
 
 def commands() -> list[Any]:
-    """(module, words) of every command that a page shows whole."""
-    found = []
+    """(name of the command, words) of every command that a page shows whole."""
+    shown = []
     for page in PAGES:
         text = REFUSED.sub("", page.read_text()).replace("\\\n", " ")
-        for module, rest in COMMAND.findall(text):
-            if "..." not in rest and "`" not in rest:
-                found.append(pytest.param(module, shlex.split(rest, comments=True), id=f"{page.name}: {module}{rest}"))
-    return found
+        for match in COMMAND.finditer(text):
+            name, words = match["typed"] or match["script"].replace("_", "-"), match["words"]
+            if "..." not in words and "`" not in words:
+                shown.append(pytest.param(name, shlex.split(words, comments=True), id=f"{page.name}: {name}{words}"))
+    return shown
+
+
+def module_of(name: str) -> ModuleType:
+    return importlib.import_module(f"semantica.jobs.{name.replace('-', '_')}")
 
 
 def test_pages_have_commands() -> None:
-    assert {command.values[0] for command in commands()} >= {f"jobs.{name}" for name in ("train", "evaluate", "pipeline", "plan")}
+    assert {command.values[0] for command in commands()} >= {"train", "evaluate", "pipeline", "plan", "sweep"}
 
 
 def test_the_documented_ingest_of_a_benchmark_is_that_of_pictures_given_to_evaluate(monkeypatch: pytest.MonkeyPatch) -> None:
-    words = next(of for module, of in (c.values for c in commands()) if module == "jobs.ingest" and "imagenet-val" in of)
+    words = next(of for name, of in (c.values for c in commands()) if name == "ingest" and "imagenet-val" in of)
     taken: list[Any] = []
-    monkeypatch.setattr(jobs.ingest, "ingest", lambda config, **_: taken.append(config))
-    assert jobs.ingest.main(words) == 0
+    monkeypatch.setattr(semantica.distributed.ingest, "ingest", lambda config, **_: taken.append(config))
+    assert module_of("ingest").main(words) == 0
     (config,) = taken
     expected = ingest_settings("imagenet-val", 256)
     assert replace(config, read=expected.read) == expected  # which pages are read together changes no picture
 
 
-@pytest.mark.parametrize(("module", "words"), commands())
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_is_a_script_too_that_names_it(name: str) -> None:
+    folder = "tune" if name == "sweep" else "jobs"
+    script = (ROOT / folder / f"{name.replace('-', '_')}.py").read_text()
+    assert f"`semantica {name}`" in script
+    assert f"from semantica.jobs.{name.replace('-', '_')} import main" in script
+    assert script.endswith('if __name__ == "__main__":\n    sys.exit(main())\n')
+
+
+@pytest.mark.parametrize(("name", "words"), commands())
 def test_a_command_of_the_documents_is_understood(
-    module: str, words: Sequence[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, words: Sequence[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def parsed(*args: Any, **named: Any) -> NoReturn:
         from_args(*args, **named)
         raise ParsedError
 
-    monkeypatch.setattr(jobs.command, "from_args", parsed)
+    monkeypatch.setattr(semantica.jobs.command, "from_args", parsed)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PWD", str(tmp_path))
-    for name, text in FILES.items():
-        path = tmp_path / name
+    for file, text in FILES.items():
+        path = tmp_path / file
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    job = importlib.import_module(module)
     with pytest.raises(ParsedError):
-        job.main([os.path.expandvars(word) for word in words])
+        module_of(name).main([os.path.expandvars(word) for word in words])

@@ -280,8 +280,8 @@ def test_a_tpu_replica_is_a_whole_slice_as_ray_counts_it() -> None:
 
 
 def test_ray_is_that_of_the_constraints_and_the_job_is_a_command_that_parses() -> None:
-    from jobs.encode import EncodeJob
     from semantica.config import from_args
+    from semantica.jobs.encode import EncodeJob
     from semantica.presets import preset
 
     assert all(f"ray=={spec['rayVersion']}\n" in (ROOT / "constraints.txt").read_text() for spec in specs().values())

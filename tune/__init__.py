@@ -1,1 +1,1 @@
-"""Sweeps: `python -m tune.sweep`, and the spaces it sweeps."""
+"""Sweeps as a script: `python -m tune.sweep`; its code is semantica.jobs.sweep."""

@@ -21,7 +21,8 @@ from typing import cast
 
 import psutil
 
-from semantica.data.location import Location, create, write_atomically
+from semantica.data.durable import create, write_atomically
+from semantica.data.location import Location
 from semantica.errors import DataError
 
 log = logging.getLogger(__name__)

@@ -1,7 +1,7 @@
 """Where data lies: a local folder, s3://, gs:// or abfs://, behind the one interface of `pathlib` (universal_pathlib over fsspec).
 
-Everything that reads or writes a dataset takes a `Location` and never asks which kind it is, but for the three things that differ
-and are here: writing so that a file is there whole or not at all, creating a file only when there is none, and hashing.
+Everything that reads or writes a dataset takes a `Location` and does not ask which kind it is. What differs between a disk and an
+object store is here, and in `durable.py` where something is written.
 Credentials and endpoints come from the environment, as the clouds' own tools read them (AWS_PROFILE, AWS_ENDPOINT_URL, ...).
 """
 
@@ -11,11 +11,7 @@ import hashlib
 import io
 import os
 import re
-import secrets
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias, cast
 
@@ -111,65 +107,6 @@ def read_range(path: Location, offset: int, num_bytes: int) -> bytes:
     with path.open("rb") as stream:
         stream.seek(offset)
         return stream.read(num_bytes)
-
-
-def _partial(path: Path) -> Path:
-    # Unlike any other writer's: threads share a process id, and so do machines that share a disk.
-    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
-
-
-def write_atomically(path: Location, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all, also after a crash."""
-    if not isinstance(path, Path):
-        path.fs.pipe_file(path.path, data)  # one PUT, or a multipart upload that counts when it is completed
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = _partial(path)
-    try:
-        with partial.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)  # still there only when something above failed
-
-
-@contextmanager
-def atomic_file(path: Location) -> Iterator[Path]:
-    """A local file to write; when the block ends without an exception it is at `path`, whole."""
-    if isinstance(path, Path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = _partial(path)
-    else:
-        partial = Path(tempfile.mkdtemp()) / path.name
-    try:
-        yield partial
-        if isinstance(path, Path):
-            with partial.open("rb") as stream:  # on disk before anything can speak of it
-                os.fsync(stream.fileno())
-            partial.replace(path)
-        else:
-            path.fs.put_file(str(partial), path.path)
-    finally:
-        if isinstance(path, Path):
-            partial.unlink(missing_ok=True)
-        else:
-            shutil.rmtree(partial.parent, ignore_errors=True)
-
-
-def create(path: Location, data: bytes) -> bool:
-    """Write the file only when there is none; False when there is one. Of two writers at the same moment one gets True."""
-    try:
-        if isinstance(path, Path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("xb") as stream:
-                stream.write(data)
-        else:
-            path.fs.pipe_file(path.path, data, mode="create")  # S3: If-None-Match; GCS: ifGenerationMatch=0
-    except FileExistsError:
-        return False
-    return True
 
 
 def is_storage_error(error: BaseException) -> bool:

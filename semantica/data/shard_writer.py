@@ -20,7 +20,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Int
 
-from semantica.data.location import Location, atomic_file, file_sha256
+from semantica.data.durable import atomic_file
+from semantica.data.location import Location, file_sha256
 
 MAX_GROUP_BYTES = 2**26  # a reader holds several groups, and Arrow reads no nested column of 2 GiB at once
 

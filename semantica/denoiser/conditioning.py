@@ -5,7 +5,6 @@ embedding, or the learned null that stands in for them.
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +13,6 @@ from torch import Tensor, nn
 
 from semantica.conditioning import Conditioning
 from semantica.denoiser.layers import LearnedVectors
-
-ConditioningKind = Literal["cross_attention", "film", "both"]
 
 
 def fourier_features(logsnr: Float[Tensor, " b"], num_features: int) -> Float[Tensor, "b f"]:

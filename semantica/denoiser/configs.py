@@ -1,11 +1,92 @@
-"""The named sizes of the denoiser. Beside each: the parameters expected of it, and the GFLOP of forward and backward for one
-training image (1 multiply-accumulate = 2 FLOPs); tests assert both within 2%.
+"""The shape of a denoiser as settings, without torch, and its named sizes.
+
+Beside each size: the parameters expected of it, and the GFLOP of forward and backward for one training image (1 multiply-accumulate
+= 2 FLOPs); tests assert both within 2%.
 """
 
 from __future__ import annotations
 
-from semantica.denoiser.conditioning import ConditioningKind
-from semantica.denoiser.uvit import DenoiserConfig, StageConfig
+from typing import Literal
+
+from semantica.config import config, require
+
+ConditioningKind = Literal["cross_attention", "film", "both"]
+
+
+@config
+class StageConfig:
+    """The blocks at one resolution; the same number goes down and, but for the lowest stage, up again."""
+
+    channels: int
+    num_blocks: int
+    kind: Literal["conv", "transformer"]
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(self.channels >= 1, "channels", "at least 1", self.channels)
+        require(self.num_blocks >= 1, "num_blocks", "at least 1", self.num_blocks)
+        require(0 <= self.dropout < 1, "dropout", "in [0, 1)", self.dropout)
+
+
+@config
+class DenoiserConfig:
+    """The shape of a U-ViT. `stages` from fine to coarse; resolution halves between two of them."""
+
+    resolution_px: int
+    patch_px: int  # 1: no patching, a 1×1 convolution in and out
+    stages: tuple[StageConfig, ...]
+    conditioning: ConditioningKind
+    token_dim: int  # of the encoder's tokens; read by cross-attention only
+    num_tokens: int
+    pooled_dim: int  # of the encoder's pooled embedding; read by FiLM only
+    noise_embedding_dim: int = 1024
+    head_dim: int = 64  # [C]
+    mlp_ratio: int = 4
+    norm_groups: int = 32  # of the convolution stages' GroupNorm [C]
+    max_images: int = 1  # conditioning images it takes; more than the paper's one costs their tokens in cross-attention
+    similarity: bool = False  # whether it takes the wanted similarity to the conditioning image, which the paper suggests
+    channels: int = 3  # of z and v_hat: 3 for pictures; a vector of D numbers has D channels at resolution_px 1
+
+    def __post_init__(self) -> None:
+        for name in ("resolution_px", "patch_px", "token_dim", "num_tokens", "pooled_dim", "head_dim", "mlp_ratio"):
+            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        for name in ("norm_groups", "max_images", "channels"):
+            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        require(len(self.stages) >= 1, "stages", "at least one stage", self.stages)
+        require(
+            self.noise_embedding_dim >= 4 and self.noise_embedding_dim % 2 == 0,
+            "noise_embedding_dim",
+            "even and at least 4",
+            self.noise_embedding_dim,
+        )
+        step = self.patch_px * 2 ** (len(self.stages) - 1)
+        require(
+            self.resolution_px % step == 0,
+            "resolution_px",
+            f"a multiple of {step} (patch_px times 2 for each of {len(self.stages) - 1} halvings)",
+            self.resolution_px,
+        )
+        for index, stage in enumerate(self.stages):
+            name, unit = ("norm_groups", self.norm_groups) if stage.kind == "conv" else ("head_dim", self.head_dim)
+            require(stage.channels % unit == 0, f"stages.{index}.channels", f"a multiple of {name} {unit}", stage.channels)
+        kinds = [stage.kind for stage in self.stages]
+        fits = self.conditioning == "film" or "transformer" in kinds
+        require(fits, "conditioning", "film without a transformer stage", self.conditioning)
+
+    def stage_side(self, index: int) -> int:
+        """Positions on a side at stage `index`."""
+        return self.resolution_px // (self.patch_px << index)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of z."""
+        return self.channels, self.resolution_px, self.resolution_px
+
+    @property
+    def context_dim(self) -> int | None:
+        """What transformer blocks attend to: token_dim, or None without cross-attention."""
+        return None if self.conditioning == "film" else self.token_dim
+
 
 _BASE_STAGES = (
     StageConfig(channels=128, num_blocks=3, kind="conv"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from semantica.denoiser.uvit import DenoiserConfig, StageConfig
+from semantica.denoiser.configs import DenoiserConfig, StageConfig
 
 
 def shapes(denoiser: DenoiserConfig) -> tuple[DenoiserConfig, DenoiserConfig]:

@@ -14,7 +14,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from semantica.conditioning import Conditioning
-from semantica.denoiser.uvit import DenoiserConfig, UViT
+from semantica.denoiser.configs import DenoiserConfig
+from semantica.denoiser.uvit import UViT
 
 
 def num_parameters(config: DenoiserConfig) -> int:
@@ -31,7 +32,7 @@ def training_flops(config: DenoiserConfig) -> int:
     """
     with torch.device("meta"):
         network = UViT(config)
-        z = torch.empty(1, 3, config.resolution_px, config.resolution_px)
+        z = torch.empty(1, *config.shape)
         images = config.max_images
         cond = Conditioning.of(
             torch.empty(1, images, config.num_tokens, config.token_dim), torch.empty(1, images, config.pooled_dim)
@@ -76,11 +77,11 @@ def sampling_bytes(config: DenoiserConfig, dtype: torch.dtype) -> int:
     rows = 2
     with FakeTensorMode(), torch.no_grad():
         network = UViT(config).eval()  # in float32: a fake module cannot be cast
-        images, side = config.max_images, config.resolution_px
+        images = config.max_images
         cond = Conditioning.of(
             torch.empty(rows, images, config.num_tokens, config.token_dim), torch.empty(rows, images, config.pooled_dim)
         )
-        z, logsnr = torch.empty(rows, 3, side, side), torch.empty(rows)
+        z, logsnr = torch.empty(rows, *config.shape), torch.empty(rows)
         with PeakBytes() as counter:
             prepared = network.prepare(cond)
             network(z, logsnr, prepared)

@@ -1,6 +1,6 @@
 """U-ViT (Hoogeboom 2023): a U-Net whose fine stages are convolutional and whose coarse stages are transformers.
 
-z (B, 3, H, W), logsnr (B,) and Conditioning in, v_hat (B, 3, H, W) out; `diffusion.process.denoise_with` makes a Denoise of it.
+z (B, C, H, W), logsnr (B,) and Conditioning in, v_hat (B, C, H, W) out; `diffusion.process.bind_with` makes a Denoise of it.
 Knows nothing of schedules, losses and samplers. [C] marks a choice where the papers are silent.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from semantica.conditioning import Conditioning
-from semantica.config import config, require
-from semantica.denoiser.conditioning import ConditioningKind, NoiseEmbedding, PooledEmbedding, SimilarityEmbedding, TokenContext
+from semantica.denoiser.conditioning import NoiseEmbedding, PooledEmbedding, SimilarityEmbedding, TokenContext
+from semantica.denoiser.configs import DenoiserConfig, StageConfig
 from semantica.denoiser.layers import (
     Context,
     ConvBlock,
@@ -34,75 +34,6 @@ from semantica.denoiser.layers import (
     zero,
 )
 from semantica.errors import DataError
-
-
-@config
-class StageConfig:
-    """The blocks at one resolution; the same number goes down and, but for the lowest stage, up again."""
-
-    channels: int
-    num_blocks: int
-    kind: Literal["conv", "transformer"]
-    dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        require(self.channels >= 1, "channels", "at least 1", self.channels)
-        require(self.num_blocks >= 1, "num_blocks", "at least 1", self.num_blocks)
-        require(0 <= self.dropout < 1, "dropout", "in [0, 1)", self.dropout)
-
-
-@config
-class DenoiserConfig:
-    """The shape of a U-ViT. `stages` from fine to coarse; resolution halves between two of them."""
-
-    resolution_px: int
-    patch_px: int  # 1: no patching, a 1×1 convolution in and out
-    stages: tuple[StageConfig, ...]
-    conditioning: ConditioningKind
-    token_dim: int  # of the encoder's tokens; read by cross-attention only
-    num_tokens: int
-    pooled_dim: int  # of the encoder's pooled embedding; read by FiLM only
-    noise_embedding_dim: int = 1024
-    head_dim: int = 64  # [C]
-    mlp_ratio: int = 4
-    norm_groups: int = 32  # of the convolution stages' GroupNorm [C]
-    max_images: int = 1  # conditioning images it takes; more than the paper's one costs their tokens in cross-attention
-    similarity: bool = False  # whether it takes the wanted similarity to the conditioning image, which the paper suggests
-
-    def __post_init__(self) -> None:
-        for name in ("resolution_px", "patch_px", "token_dim", "num_tokens", "pooled_dim", "head_dim", "mlp_ratio"):
-            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
-        for name in ("norm_groups", "max_images"):
-            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
-        require(len(self.stages) >= 1, "stages", "at least one stage", self.stages)
-        require(
-            self.noise_embedding_dim >= 4 and self.noise_embedding_dim % 2 == 0,
-            "noise_embedding_dim",
-            "even and at least 4",
-            self.noise_embedding_dim,
-        )
-        step = self.patch_px * 2 ** (len(self.stages) - 1)
-        require(
-            self.resolution_px % step == 0,
-            "resolution_px",
-            f"a multiple of {step} (patch_px times 2 for each of {len(self.stages) - 1} halvings)",
-            self.resolution_px,
-        )
-        for index, stage in enumerate(self.stages):
-            name, unit = ("norm_groups", self.norm_groups) if stage.kind == "conv" else ("head_dim", self.head_dim)
-            require(stage.channels % unit == 0, f"stages[{index}].channels", f"a multiple of {name} {unit}", stage.channels)
-        kinds = [stage.kind for stage in self.stages]
-        fits = self.conditioning == "film" or "transformer" in kinds
-        require(fits, "conditioning", "film without a transformer stage", self.conditioning)
-
-    def stage_side(self, index: int) -> int:
-        """Positions on a side at stage `index`."""
-        return self.resolution_px // (self.patch_px << index)
-
-    @property
-    def context_dim(self) -> int | None:
-        """What transformer blocks attend to: token_dim, or None without cross-attention."""
-        return None if self.conditioning == "film" else self.token_dim
 
 
 @dataclass(frozen=True)
@@ -182,7 +113,7 @@ class UViT(nn.Module):
         super().__init__()
         self.config = config
         stages, lowest = config.stages, len(config.stages) - 1
-        patch_channels = 3 * config.patch_px**2
+        patch_channels = config.channels * config.patch_px**2
         self.noise = NoiseEmbedding(config.noise_embedding_dim)
         width, images = config.noise_embedding_dim, config.max_images
         self.tokens = None if config.context_dim is None else TokenContext(config.context_dim, images)
@@ -214,11 +145,10 @@ class UViT(nn.Module):
         return Prepared(self._embedding(cond), tuple(stage.keys_values(context) for stage in self.stages))
 
     def forward(
-        self, z: Float[Tensor, "b 3 h w"], logsnr: Float[Tensor, " b"], cond: Conditioning | Prepared
-    ) -> Float[Tensor, "b 3 h w"]:
+        self, z: Float[Tensor, "b c h w"], logsnr: Float[Tensor, " b"], cond: Conditioning | Prepared
+    ) -> Float[Tensor, "b c h w"]:
         """v_hat, or what the network was trained to output. Raises DataError for z or conditioning of another shape."""
-        side = self.config.resolution_px
-        _expect("z", (len(z), 3, side, side), z)
+        _expect("z", (len(z), *self.config.shape), z)
         # Not `prepare`: within a block, keys and values need not be kept for the backward pass of a block that is run again.
         prepared = cond if isinstance(cond, Prepared) else self._unprepared(cond)
         embedding = self.noise(logsnr)

@@ -1,8 +1,8 @@
-"""Classifier-free guidance: a Denoise in, a Denoise out. It wraps the network's Denoise and is handed to a sampler.
+"""Classifier-free guidance: the conditioning and the guidance weight in, one `Denoise` of the guided x_hat out.
 
-Plain guidance is the paper's; over w = 1 it over-saturates. `GuidanceConfig` holds what the field does against that, each piece
-off by default, and the guidance of a requested similarity, on by default and nothing where none is requested. Each is a function
-of its own here. They compose in one order: what a requested similarity changes is strengthened, the
+Plain guidance is the paper's; above w = 1 it over-saturates. `GuidanceConfig` holds what the field does against that, each
+refinement off by default, and the guidance of a requested similarity, which is on by default and does nothing where no similarity
+is requested. Each is a function of its own here. `guided` composes them in one order: a requested similarity is strengthened, the
 update is projected, the sum rescaled, the interval chosen, the result thresholded; then the sampler clips.
 """
 
@@ -14,143 +14,120 @@ import torch
 from torch import Tensor
 
 from semantica.conditioning import Conditioning
-from semantica.config import config, require
-from semantica.diffusion.memo import memoised
-from semantica.diffusion.process import Denoise, LogSNR, Pictures
+from semantica.diffusion.process import Bind, Denoise, LogSNR, Pictures
+from semantica.diffusion.settings import GuidanceConfig
 
 PIXELS = (1, 2, 3)
 
 
-@config
-class GuidanceConfig:
-    """What goes beyond the paper's plain w. The defaults are plain guidance, bit for bit, where no similarity is asked for."""
+def guided(
+    bind: Bind,
+    cond: Conditioning,
+    w: float,
+    config: GuidanceConfig = GuidanceConfig(),  # noqa: B008 - it is frozen
+) -> Denoise:
+    """The Denoise of (1 + w) conditional - w unconditional, refined as `config` says. w = 0 is the conditional model, bit for bit.
 
-    # What a requested similarity weighs by itself (`requested`); nothing for rows that ask for none. At 0 samples hardly follow
-    # (docs/experiments.md).
-    request: float = 4.0
-    # Levels (logsnr) from low to high where w holds; outside it is 0, at half the cost (Kynkäänniemi 2024; -2 ln of their sigma).
-    interval: tuple[float, float] | None = None
-    # Adaptive projected guidance (Sadat 2024): the share of the update along x_hat that stays (eta; they use 0), the L2 norm over
-    # the picture that the update is shortened to, and what the last update weighs in this one (beta; they use -0.5).
-    parallel: float = 1.0
-    max_norm: float | None = None
-    momentum: float = 0.0
-    rescale: float = 0.0  # phi of Lin 2023: 0 is off, 1 gives x_hat the conditional one's std; they use 0.7
-    threshold: float | None = None  # the quantile of dynamic thresholding (Saharia 2022); 0.995 is usual
+    "Conditional" includes what `requested` adds for rows that request a similarity. Each step is one call of the network with
+    `rows_per_picture` rows for each picture. Nothing is clipped here: the sampler clips once, after the branches are combined. At
+    fixed z the maps between x, eps and v are affine with weights that sum alike, so any of them may be combined.
 
-    def __post_init__(self) -> None:
-        require(self.request >= 0, "guidance.request", "0 or more", self.request)
-        if self.interval is not None:
-            require(self.interval[0] < self.interval[1], "guidance.interval", "(low, high) with low < high", self.interval)
-        require(0 <= self.parallel <= 1, "guidance.parallel", "in [0, 1]", self.parallel)
-        require(self.max_norm is None or self.max_norm > 0, "guidance.max_norm", "positive or none", self.max_norm)
-        require(-1 < self.momentum < 1, "guidance.momentum", "in (-1, 1)", self.momentum)
-        require(0 <= self.rescale <= 1, "guidance.rescale", "in [0, 1]", self.rescale)
-        require(self.threshold is None or 0 < self.threshold <= 1, "guidance.threshold", "in (0, 1] or none", self.threshold)
-
-
-def guided(denoise: Denoise, w: float, config: GuidanceConfig = GuidanceConfig()) -> Denoise:  # noqa: B008 - it is frozen
-    """(1 + w) conditional - w unconditional, as `config` refines it. w = 0 is none: the conditional model itself, bit for bit.
-
-    Conditional is what `requested` makes of rows that ask for a similarity. w = 0 costs one call of B rows, any other w one call of
-    2 B rows; `config.request` one row more for each that asks. Nothing is clipped here: the sampler clips once, after the branches
-    are combined. At fixed z the maps between x, eps and v are affine with weights that sum alike, so it does not matter which of
-    them is combined.
-
-    `config.threshold` holds for w = 0 and outside the interval too. What it leaves lies in [-1, 1], where the sampler's clip
-    changes nothing. With an interval, each step asks the device which of its rows lie inside. With momentum, the Denoise remembers
-    the last step of a run; take a new one for a run that begins at a higher logsnr than the last one with this cond ended at.
+    `config.threshold` applies for w = 0 and outside the interval too; it leaves x_hat in [-1, 1], where the sampler's clip changes
+    nothing. With an interval, each step asks the device which of its rows lie inside. With momentum, the Denoise keeps the last
+    step's update; a row whose logsnr has not risen since then begins a new run, without momentum.
     """
-    if config.request != 0:
-        denoise = requested(denoise, config.request)
-    whole = denoise if w == 0 else _combined(denoise, w, config)
+    whole = requested(bind, cond, config.request) if w == 0 else _combined(bind, cond, w, config)
     return whole if config.threshold is None else thresholded(whole, config.threshold)
 
 
-def _combined(denoise: Denoise, w: float, config: GuidanceConfig) -> Denoise:
-    both_branches = memoised(Conditioning.and_null)
-    remembered = _Momentum(config.momentum)
+def rows_per_picture(cond: Conditioning, w: float, config: GuidanceConfig) -> int:
+    """How many rows the network computes per picture and step, at most: one per branch of `guided`."""
+    return 1 + (w != 0) + (config.request != 0 and bool(cond.asks.any()))
+
+
+def _combined(bind: Bind, cond: Conditioning, w: float, config: GuidanceConfig) -> Denoise:
+    both_branches = requested(bind, cond.and_null(), config.request)
+    alone = None if config.interval is None else requested(bind, cond, config.request)
+    momentum = _Momentum(config.momentum)
     plain = config.parallel == 1 and config.max_norm is None and config.momentum == 0
 
-    def combine(conditional: Tensor, unconditional: Tensor, logsnr: Tensor, cond: Conditioning) -> Tensor:
+    def combine(conditional: Tensor, unconditional: Tensor, logsnr: Tensor) -> Tensor:
         if plain:
             x_hat = (1 + w) * conditional - w * unconditional
         else:
-            update = remembered(conditional - unconditional, logsnr, cond)
+            update = momentum(conditional - unconditional, logsnr)
             x_hat = conditional + w * projected(shortened(update, config.max_norm), conditional, config.parallel)
         return rescaled(x_hat, conditional, config.rescale)
 
-    def combined(z: Pictures, logsnr: LogSNR, cond: Conditioning) -> Pictures:
+    def combined(z: Pictures, logsnr: LogSNR) -> Pictures:
         inside = None
-        if config.interval is not None:
+        if config.interval is not None and alone is not None:
             inside = (logsnr >= config.interval[0]) & (logsnr <= config.interval[1])
             if not inside.any():
-                return denoise(z, logsnr, cond)
-        conditional, unconditional = denoise(torch.cat([z, z]), torch.cat([logsnr, logsnr]), both_branches(cond)).chunk(2)
-        x_hat = combine(conditional, unconditional, logsnr, cond)
+                return alone(z, logsnr)
+        conditional, unconditional = both_branches(torch.cat([z, z]), torch.cat([logsnr, logsnr])).chunk(2)
+        x_hat = combine(conditional, unconditional, logsnr)
         return x_hat if inside is None else torch.where(inside[:, None, None, None], x_hat, conditional)
 
     return combined
 
 
-def requested(denoise: Denoise, weight: float) -> Denoise:
-    """x_hat + weight · (x_hat - what x_hat would be without a requested similarity), for rows that ask for one.
+def requested(bind: Bind, cond: Conditioning, weight: float) -> Denoise:
+    """The Denoise of x_hat + weight · (x_hat - x_hat without the requested similarity), for rows that request one.
 
-    Guidance of the request alone, as w is of images and request together, where the images have most of the say. Under `guided`
-    the whole is unconditional + (1 + w) · (images only - unconditional) + (1 + w) (1 + weight) · (both - images only): the two
-    scales of InstructPix2Pix (Brooks 2023, eq. 3). One call of one row more for each that asks; rows that do not are left alone.
+    This guides by the request alone, as w guides by images and request together, where the images have most of the say. Under
+    `guided` the whole is unconditional + (1 + w) · (images only - unconditional) + (1 + w) (1 + weight) · (both - images only): the
+    two scales of InstructPix2Pix (Brooks 2023, eq. 3). It costs one row more for each row that requests a similarity, in the same
+    call of the network; the other rows are left alone.
     """
+    asks = cond.asks.nonzero().squeeze(1)
+    if weight == 0 or len(asks) == 0:
+        return bind(cond)
+    num = len(cond)
+    rows = torch.cat([torch.arange(num, device=asks.device), asks])
+    without = torch.arange(len(rows), device=asks.device) >= num
+    denoise = bind(cond[rows].of_any_similarity(without))
 
-    def with_unasked(cond: Conditioning) -> tuple[Conditioning, Tensor]:
-        asks = cond.asks.nonzero().squeeze(1)
-        rows = torch.cat([torch.arange(len(cond), device=asks.device), asks])
-        return cond[rows].of_any_similarity(torch.arange(len(rows), device=asks.device) >= len(cond)), asks
-
-    rows_of = memoised(with_unasked)
-
-    def denoise_requested(z: Pictures, logsnr: LogSNR, cond: Conditioning) -> Pictures:
-        whole, asks = rows_of(cond)
-        if len(asks) == 0:
-            return denoise(z, logsnr, cond)
-        both = denoise(torch.cat([z, z[asks]]), torch.cat([logsnr, logsnr[asks]]), whole)
-        x_hat, unasked = both[: len(z)], both[len(z) :]
+    def denoise_requested(z: Pictures, logsnr: LogSNR) -> Pictures:
+        both = denoise(torch.cat([z, z[asks]]), torch.cat([logsnr, logsnr[asks]]))
+        x_hat, unasked = both[:num], both[num:]
         return x_hat.index_add(0, asks, x_hat[asks] - unasked, alpha=weight)
 
     return denoise_requested
 
 
 class _Momentum:
-    """update + momentum · (what this gave for the step before), for every row (Sadat 2024).
+    """update + momentum · (what this returned at the step before), for each row (Sadat 2024).
 
-    A row starts anew when the conditioning is another object or its logsnr has not risen: another run.
+    A row whose logsnr has not risen begins a new run: nothing is added to its update.
     """
 
     def __init__(self, momentum: float) -> None:
         self._momentum = momentum
-        self._last: tuple[Tensor, Tensor, Conditioning] | None = None
+        self._last: tuple[Tensor, Tensor] | None = None
 
-    def __call__(self, update: Tensor, logsnr: Tensor, cond: Conditioning) -> Tensor:
+    def __call__(self, update: Tensor, logsnr: Tensor) -> Tensor:
         if self._momentum == 0:
             return update
-        if self._last is not None and self._last[2] is cond and self._last[0].shape == update.shape:
-            before, logsnr_before, _ = self._last
+        if self._last is not None:
+            before, logsnr_before = self._last
             same_run = (logsnr > logsnr_before)[:, None, None, None]
             update = update + torch.where(same_run, self._momentum * before, 0)
-        self._last = update, logsnr, cond
+        self._last = update, logsnr
         return update
 
 
 def shortened(update: Pictures, max_norm: float | None) -> Pictures:
-    """The update, no longer than max_norm in L2 over each picture (Sadat 2024)."""
+    """The update, shortened where its L2 norm over the picture exceeds max_norm (Sadat 2024)."""
     if max_norm is None:
         return update
     return update * (max_norm / update.square().sum(PIXELS, keepdim=True).sqrt()).clamp(max=1)
 
 
 def projected(update: Pictures, conditional: Pictures, parallel: float) -> Pictures:
-    """The update with its part along the conditional x_hat times `parallel` (Sadat 2024).
+    """The update, with its part along the conditional x_hat multiplied by `parallel` (Sadat 2024).
 
-    That part scales the picture, which is what saturates it; the part across it is what moves it towards the condition.
+    The part along x_hat scales the picture, which saturates it; the part across it moves the picture towards the condition.
     """
     if parallel == 1:
         return update
@@ -162,7 +139,7 @@ def projected(update: Pictures, conditional: Pictures, parallel: float) -> Pictu
 def rescaled(x_hat: Pictures, conditional: Pictures, phi: float) -> Pictures:
     """phi x_hat · std(conditional) / std(x_hat) + (1 - phi) x_hat, std over each picture (Lin 2023, section 3.4).
 
-    Of x_hat, whose std is the picture's contrast, where Lin takes that of the network's output [C].
+    The std is that of x_hat, the picture's contrast; Lin takes that of the network's output [C].
     """
     if phi == 0:
         return x_hat
@@ -172,13 +149,13 @@ def rescaled(x_hat: Pictures, conditional: Pictures, phi: float) -> Pictures:
 
 
 def thresholded(denoise: Denoise, quantile: float) -> Denoise:
-    """Dynamic thresholding: x_hat clipped to [-s, s], divided by s, the quantile of its |x_hat| but at least 1 (Saharia 2022, 2.3).
+    """Dynamic thresholding: x_hat clipped to [-s, s] and divided by s = max(1, quantile of |x_hat|) (Saharia 2022, 2.3).
 
-    Pictures within [-1, 1] up to that share of their pixels are only clipped.
+    A picture of which at least that share of the pixels lies in [-1, 1] is only clipped.
     """
 
-    def denoise_thresholded(z: Pictures, logsnr: LogSNR, cond: Conditioning) -> Pictures:
-        x_hat = denoise(z, logsnr, cond)
+    def denoise_thresholded(z: Pictures, logsnr: LogSNR) -> Pictures:
+        x_hat = denoise(z, logsnr)
         size = x_hat.abs().flatten(1)
         # Not torch.quantile, which refuses more than 2^24 elements: 85 pictures of 256 px.
         s = size.kthvalue(math.ceil(quantile * size.shape[1]), dim=1).values.clamp(min=1)[:, None, None, None]

@@ -11,23 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from semantica.config import config, require
-
-
-@config
-class ScheduleConfig:
-    """The cosine schedule shifted to the noise level it would have at `noise_resolution_px` (Hoogeboom 2023, section 3.1)."""
-
-    resolution_px: int
-    noise_resolution_px: int = 32
-    # The ends hold after the shift. The paper is silent on the order; this way no resolution sees a logsnr outside the ends.
-    logsnr_min: float = -15.0
-    logsnr_max: float = 15.0
-
-    def __post_init__(self) -> None:
-        require(self.resolution_px >= 1, "resolution_px", "at least 1", self.resolution_px)
-        require(self.noise_resolution_px >= 1, "noise_resolution_px", "at least 1", self.noise_resolution_px)
-        require(self.logsnr_min < self.logsnr_max, "logsnr_min", f"below logsnr_max {self.logsnr_max}", self.logsnr_min)
+from semantica.diffusion.settings import ScheduleConfig
 
 
 def logsnr_shift(config: ScheduleConfig) -> float:

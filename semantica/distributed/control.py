@@ -24,10 +24,9 @@ import ray
 import torch
 import torch.distributed
 from ray.exceptions import RayError
-from ray.train.v2._internal.execution.callback import WorkerGroupCallback
-from ray.train.v2._internal.execution.context import get_train_context
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from semantica.distributed.ray_private import WorkerGroupCallback, get_train_context
 from semantica.distributed.reports import Report
 from semantica.distributed.session import say
 from semantica.training.loop import Order

@@ -25,7 +25,7 @@ from semantica.doctor.storage import check_storage
 from semantica.doctor.tracking import check_tracking
 from semantica.doctor.versions import check_versions
 from semantica.doctor.weights import check_weights
-from semantica.encoders.encoder import EncoderConfig
+from semantica.encoders.settings import EncoderConfig
 from semantica.tracking import TrackingConfig
 
 _TRIED_S = 150.0  # of a TPU, which is slow to start

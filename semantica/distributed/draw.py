@@ -24,8 +24,8 @@ from semantica.evaluation.models import EvaluatedModel
 from semantica.evaluation.requests import Batch, Request, batches, drawing_of
 from semantica.evaluation.sets import EvaluationSet
 from semantica.generation.conditions import Conditions
-from semantica.generation.generate import GenerateConfig
 from semantica.generation.model import Model
+from semantica.generation.settings import GenerateConfig
 from semantica.runtime import Runtime
 from semantica.tracking import Run
 from semantica.training.checkpoint import open_checkpoint

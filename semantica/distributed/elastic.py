@@ -13,8 +13,8 @@ import ray
 from ray.exceptions import RayError
 from ray.train import Result
 from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision, ScalingDecision
-from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScalingPolicy
+
+from semantica.distributed.ray_private import ElasticScalingPolicy, NoopDecision, ResizeDecision, ScalingDecision
 
 _log = logging.getLogger(__name__)
 

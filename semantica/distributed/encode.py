@@ -10,8 +10,8 @@ from semantica.data.dataset import Manifest, StageOutput, read_manifest
 from semantica.data.location import Location
 from semantica.data.schemas import HELD_OUT
 from semantica.distributed.stage import Pass, Stage, StageSession, run_stage
-from semantica.encoders.encode import EncodeConfig
 from semantica.encoders.encoder import load_encoder
+from semantica.encoders.settings import EncodeConfig
 from semantica.encoders.shard import EpisodesShard, encode_shard
 from semantica.encoders.totals import (
     check_damage,

@@ -16,7 +16,8 @@ import numpy as np
 
 from semantica.config import require, to_dict
 from semantica.data.dataset import read_manifest
-from semantica.data.location import location, write_atomically
+from semantica.data.durable import write_atomically
+from semantica.data.location import location
 from semantica.data.pictures import list_pictures
 from semantica.distributed.draw import draw_samples
 from semantica.distributed.evaluation_sets import look, prepare_set
@@ -85,7 +86,7 @@ def evaluate(
     for name, where in data.items():
         look(name, location(where))  # before anything starts
     unknown = sorted(set(settings.own_copies) - set(data))
-    require(not unknown, "evaluation.num_copies_of", f"names of --data ({', '.join(data)})", ", ".join(unknown))
+    require(not unknown, "num_copies_of", f"names of --data ({', '.join(data)})", ", ".join(unknown), of=EvaluationConfig)
     models = open_models(dict(checkpoints), every_step="training" in settings.protocol)
     check_similarity(models, settings.similarity)
     settings, left_out = chosen(settings)

@@ -19,15 +19,18 @@ import torch
 
 from semantica.config import from_dict, to_dict
 from semantica.data.dataset import FileEntry, Manifest, StageOutput, read_manifest, read_shard
-from semantica.data.location import Location, Where, location, write_atomically
+from semantica.data.durable import write_atomically
+from semantica.data.location import Location, Where, location
 from semantica.data.pictures import decode
 from semantica.data.schemas import HELD_OUT
 from semantica.distributed.shards import in_actors, with_meter
 from semantica.distributed.stage import stage_session
-from semantica.encoders.encoder import EncoderConfig, load_encoder
+from semantica.encoders.encoder import load_encoder
+from semantica.encoders.settings import EncoderConfig
 from semantica.errors import DataError
-from semantica.metrics.evaluate import EvaluateConfig, compute_figures, noise_picture
+from semantica.metrics.evaluate import compute_figures, noise_picture
 from semantica.metrics.feature_rows import Extractors, MetricWeights, Picture, find_weights
+from semantica.metrics.settings import EvaluateConfig
 from semantica.metrics.summary import NO_SOURCES, Sources, build_report
 from semantica.pairs.draw import generator
 from semantica.report.page import render, to_json

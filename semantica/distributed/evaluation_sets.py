@@ -17,8 +17,7 @@ from semantica.data.location import Location, location
 from semantica.distributed.encode import encode
 from semantica.distributed.generate import check_same_encoder
 from semantica.distributed.ingest import ingest
-from semantica.encoders.encode import EncodeConfig
-from semantica.encoders.encoder import EncoderConfig
+from semantica.encoders.settings import EncodeConfig, EncoderConfig
 from semantica.episodes.images import ImageConfig
 from semantica.episodes.ingest import IngestConfig
 from semantica.episodes.pages import ReadConfig

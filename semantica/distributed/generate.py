@@ -11,7 +11,8 @@ import torch
 
 from semantica.config import to_dict
 from semantica.data.dataset import Manifest, StageOutput, read_manifest
-from semantica.data.location import Location, location, write_atomically
+from semantica.data.durable import write_atomically
+from semantica.data.location import Location, location
 from semantica.data.pictures import PictureRef, list_pictures
 from semantica.data.schemas import SAMPLES
 from semantica.distributed.shards import in_actors, with_meter
@@ -20,8 +21,9 @@ from semantica.encoders.encoder import EncoderIdentity
 from semantica.encoders.on_the_fly import tokens_on_the_fly
 from semantica.errors import ConfigError, DataError
 from semantica.generation.conditions import Conditions
-from semantica.generation.generate import GenerateConfig, choose_conditions, png_bytes, sample_pictures
+from semantica.generation.generate import choose_conditions, png_bytes, sample_pictures
 from semantica.generation.model import Model
+from semantica.generation.settings import GenerateConfig
 from semantica.metrics.exhibits import grids
 from semantica.runtime import Runtime
 from semantica.tracking import Run

@@ -17,7 +17,8 @@ import pyarrow as pa
 
 from semantica.config import to_dict
 from semantica.data.dataset import Manifest, ShardWriter, StageOutput
-from semantica.data.location import Location, file_sha256, remove_tree, write_atomically
+from semantica.data.durable import write_atomically
+from semantica.data.location import Location, file_sha256, remove_tree
 from semantica.data.schemas import EPISODES, HELD_OUT
 from semantica.distributed.session import say
 from semantica.distributed.stage import Pass, Stage, StageSession, run_stage

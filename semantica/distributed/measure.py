@@ -21,7 +21,8 @@ from semantica.data.pictures import PictureRef, StoredPictures, decode
 from semantica.data.schemas import HELD_OUT
 from semantica.distributed.shards import in_actors, with_meter
 from semantica.distributed.stage import stage_session
-from semantica.encoders.encoder import EncoderConfig, EncoderIdentity, load_encoder
+from semantica.encoders.encoder import EncoderIdentity, load_encoder
+from semantica.encoders.settings import EncoderConfig
 from semantica.errors import DataError
 from semantica.evaluation.measuring import Measured, distance_rows, feature_rows
 from semantica.evaluation.networks import ENCODER, Networks

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from semantica.data.dataset import FileEntry, Manifest, StageOutput, read_manifest
-from semantica.data.location import Location, write_atomically
+from semantica.data.durable import write_atomically
+from semantica.data.location import Location
 from semantica.distributed.stage import Pass, Stage, StageSession, run_stage
 from semantica.errors import DataError
 from semantica.pairs.examples import Reservoir, example_pngs

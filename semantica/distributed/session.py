@@ -17,7 +17,8 @@ from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
 
-from semantica.data.location import Location, write_atomically
+from semantica.data.durable import write_atomically
+from semantica.data.location import Location
 from semantica.errors import ConfigError, DataError, SemanticaError
 from semantica.runtime import ClusterConfig, Runtime
 from semantica.tracking import Place, Run, resolve_uri, send_what_is_left, start_run

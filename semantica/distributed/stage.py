@@ -21,7 +21,8 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_expo
 
 from semantica.config import config_hash, require, to_dict
 from semantica.data.dataset import TIMING, Manifest, StageOutput
-from semantica.data.location import explained, is_storage_error, write_atomically
+from semantica.data.durable import write_atomically
+from semantica.data.location import explained, is_storage_error
 from semantica.distributed.session import (
     check_absolute_when_submitted,
     check_resources,

@@ -14,15 +14,16 @@ from typing import Any
 
 import ray.train
 import ray.tune
-from ray._raylet import PlacementGroupID
 from ray.train.collective import broadcast_from_rank_zero
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.util.placement_group import PlacementGroup, get_current_placement_group, remove_placement_group
 
 from semantica.data import lease
 from semantica.data.dataset import read_manifest
-from semantica.data.location import Location, write_atomically
+from semantica.data.durable import write_atomically
+from semantica.data.location import Location
 from semantica.denoiser.uvit import UViT
+from semantica.distributed.ray_private import PlacementGroupID
 from semantica.distributed.reports import Report
 from semantica.distributed.train import TrainingHook, train
 from semantica.distributed.worker import Worker

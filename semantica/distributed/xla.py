@@ -17,11 +17,11 @@ from typing import Any, Literal
 import ray
 import torch.distributed
 from ray.train import ScalingConfig
-from ray.train._internal.utils import get_address_and_port
 from ray.train.backend import Backend
 from ray.train.torch import TorchConfig
 from ray.util.tpu import get_tpu_coordinator_env_vars, get_tpu_worker_resources
 
+from semantica.distributed.ray_private import get_address_and_port
 from semantica.errors import ConfigError
 
 _MEGASCALE_PORT = 8081

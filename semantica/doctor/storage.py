@@ -17,7 +17,8 @@ from pathlib import Path
 
 import psutil
 
-from semantica.data.location import Location, create, explained, location, remove_tree, write_atomically
+from semantica.data.durable import create, write_atomically
+from semantica.data.location import Location, explained, location, remove_tree
 from semantica.doctor.finding import Finding, fail, ok, warn
 from semantica.errors import ConfigError
 

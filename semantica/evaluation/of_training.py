@@ -16,10 +16,11 @@ from torch import Tensor
 
 from semantica.data.location import Location
 from semantica.data.pictures import StoredPictures, TokensOf, decode, list_pictures, to_array
-from semantica.diffusion.samplers import SamplerConfig
+from semantica.diffusion.settings import SamplerConfig
 from semantica.generation.conditions import Conditions
-from semantica.generation.generate import GenerateConfig, choose_conditions, sample_pictures
-from semantica.generation.model import Model, SpeedConfig
+from semantica.generation.generate import choose_conditions, sample_pictures
+from semantica.generation.model import Model
+from semantica.generation.settings import GenerateConfig, SpeedConfig
 from semantica.report.charts import Curve, curve_svg
 from semantica.report.grids import grid_png
 from semantica.training.loop import initial_network

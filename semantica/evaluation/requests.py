@@ -17,7 +17,7 @@ from typing import Any, Literal
 from semantica.config import to_dict
 from semantica.evaluation.sets import EvaluationSet
 from semantica.evaluation.settings import EvaluationConfig
-from semantica.generation.generate import GenerateConfig
+from semantica.generation.settings import GenerateConfig
 
 Kind = Literal["pictures", "classes", "copy", "grid"]
 _BY_SAMPLE = ("guidance", "num_conditions", "samples_per_condition", "seed")  # of GenerateConfig: a sample's name says its own

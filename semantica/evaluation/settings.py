@@ -6,16 +6,15 @@ Defaults are the paper's (method section 5) where it names them; the others are 
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Literal, get_args
 
 from semantica.config import config, require
-from semantica.diffusion.guidance import GuidanceConfig
-from semantica.diffusion.samplers import SamplerConfig
-from semantica.generation.generate import GenerateConfig
-from semantica.generation.model import SpeedConfig
+from semantica.diffusion.settings import GuidanceConfig, SamplerConfig
+from semantica.generation.settings import GenerateConfig, SpeedConfig
 
 ProtocolName = Literal["curve", "one-shot", "grouping", "training", "details", "grids"]
 ExtractorName = Literal["inception", "inception-clean", "dinov2", "encoder"]
+EXTRACTORS: tuple[str, ...] = get_args(ExtractorName)
 PerceptualName = Literal["lpips-alex", "lpips-vgg", "lpips-squeeze", "st-lpips-alex"]
 
 
@@ -68,30 +67,30 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         self.draws()  # refuses what it shares with jobs.generate
-        require(len(self.protocol) > 0, "evaluation.protocol", "one or several", self.protocol)
-        require(len(set(self.protocol)) == len(self.protocol), "evaluation.protocol", "all different", self.protocol)
+        require(len(self.protocol) > 0, "protocol", "one or several", self.protocol)
+        require(len(set(self.protocol)) == len(self.protocol), "protocol", "all different", self.protocol)
         for name in ("guidance", "table_guidance"):
             weights = getattr(self, name)
-            require(len(weights) > 0 and min(weights) >= 0, f"evaluation.{name}", "weights of 0 or more", weights)
-            require(len({f"{w:g}" for w in weights}) == len(weights), f"evaluation.{name}", "all different", weights)
+            require(len(weights) > 0 and min(weights) >= 0, name, "weights of 0 or more", weights)
+            require(len({f"{w:g}" for w in weights}) == len(weights), name, "all different", weights)
         for name in ("training_guidance", "details_guidance"):
-            require(getattr(self, name) >= 0, f"evaluation.{name}", "0 or more", getattr(self, name))
-        require(self.num >= 2, "evaluation.num", "2 or more: one sample has no covariance", self.num)
+            require(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
+        require(self.num >= 2, "num", "2 or more: one sample has no covariance", self.num)
         for name in ("num_copies", "num_seeds", "num_condition_sets", "num_grid_rows", "num_grid_samples", "neighbours"):
-            require(getattr(self, name) >= 1, f"evaluation.{name}", "1 or more", getattr(self, name))
+            require(getattr(self, name) >= 1, name, "1 or more", getattr(self, name))
         for text in self.num_copies_of:
             is_number = re.fullmatch(r"[\w.-]+=[1-9]\d*", text) is not None
-            require(is_number, "evaluation.num_copies_of", "NAME=NUMBER, 1 or more", text)
+            require(is_number, "num_copies_of", "NAME=NUMBER, 1 or more", text)
         named = [text.split("=")[0] for text in self.num_copies_of]
-        require(len(set(named)) == len(named), "evaluation.num_copies_of", "one number a set", self.num_copies_of)
+        require(len(set(named)) == len(named), "num_copies_of", "one number a set", self.num_copies_of)
         for name in ("num_details", "num_train"):
-            require(getattr(self, name) >= 2, f"evaluation.{name}", "2 or more", getattr(self, name))
-        require(self.num_reference is None or self.num_reference >= 2, "evaluation.num_reference", "2 or more", self.num_reference)
-        require(self.picture_px is None or 1 <= self.picture_px <= 4096, "evaluation.picture_px", "in 1..4096", self.picture_px)
-        require(self.extractor is None or len(self.extractor) > 0, "evaluation.extractor", "one or several", self.extractor)
+            require(getattr(self, name) >= 2, name, "2 or more", getattr(self, name))
+        require(self.num_reference is None or self.num_reference >= 2, "num_reference", "2 or more", self.num_reference)
+        require(self.picture_px is None or 1 <= self.picture_px <= 4096, "picture_px", "in 1..4096", self.picture_px)
+        require(self.extractor is None or len(self.extractor) > 0, "extractor", "one or several", self.extractor)
         for name in ("extractor", "perceptual"):
             names = getattr(self, name) or ()
-            require(len(set(names)) == len(names), f"evaluation.{name}", "all different", names)
+            require(len(set(names)) == len(names), name, "all different", names)
 
     @property
     def own_copies(self) -> dict[str, int]:

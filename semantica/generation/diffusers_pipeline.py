@@ -1,12 +1,12 @@
-"""A trained model in the form of the diffusers library: a pipeline, and a scheduler of the paper's sampler.
+"""A trained model as a pipeline of the diffusers library, with a scheduler of the paper's sampler.
 
-In: what `semantica.load` gives. Out: an `ImagePipelineOutput`. The arithmetic is the house's own, function by function, so that the
-pictures are those of `semantica.load` bit for bit when the noise is the same (`SemanticaPipeline.generators`). Note diffusers'
-guidance_scale = 1 + w: 1 is none. diffusers is an extra of this package and is imported by this module only.
+In: what `semantica.load` returns. Out: an `ImagePipelineOutput`. Binding, guidance and sampler steps are the project's own
+functions, so the pictures are those of `semantica.load` bit for bit when the noise is the same (`SemanticaPipeline.generators`).
+diffusers' guidance_scale is 1 + w: 1 is none. diffusers is an extra of this package and is imported by this module only.
 
-On disk there is one format, `release.py`'s, for both. diffusers' own does not do: its `DiffusionPipeline.from_pretrained` finds
-classes inside diffusers only, others are remote code; and it stores every component's weights, while a release names its encoder,
-whose weights are not ours to publish, by hash.
+Both are saved in one format, `release.py`'s. diffusers' own format does not fit: its `DiffusionPipeline.from_pretrained` finds
+classes inside diffusers only and treats others as remote code; and it stores the weights of every component, while a release names
+its encoder, whose weights are not ours to publish, by hash.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from semantica.conditioning import Conditioning
 from semantica.config import require
 from semantica.denoiser.uvit import Prepared, UViT
 from semantica.diffusion.guidance import guided
-from semantica.diffusion.process import denoise_with, diffuse, x_from
-from semantica.diffusion.samplers import SamplerConfig, ddpm_step
-from semantica.diffusion.samplers.contract import step_levels
-from semantica.diffusion.schedule import ScheduleConfig, logsnr
+from semantica.diffusion.process import bind_with, diffuse, x_from
+from semantica.diffusion.samplers import apply_callback, ddpm_step, step_levels
+from semantica.diffusion.schedule import logsnr
+from semantica.diffusion.settings import SamplerConfig, ScheduleConfig
 from semantica.errors import ConfigError
 from semantica.generation.conditioning_images import rows_of
-from semantica.generation.generate import to_pixels
-from semantica.generation.model import SpeedConfig
+from semantica.generation.generate import SampleCallback, SampleStep, to_pixels
 from semantica.generation.pipeline import Semantica, load, pil_pictures
-from semantica.training.step import slot_seed
+from semantica.generation.settings import SpeedConfig
+from semantica.keyed_random import sample_generator
 
 Generators = torch.Generator | list[torch.Generator] | None
 PREDICTIONS: dict[str, Literal["v", "eps", "x"]] = {"v_prediction": "v", "epsilon": "eps", "sample": "x"}
@@ -58,9 +58,9 @@ class SchedulerOutput(BaseOutput):  # type: ignore[misc]
 
 
 class SemanticaScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
-    """Ancestral DDPM with interpolated variance on the shifted cosine schedule, as `samplers.ddpm` walks it.
+    """Ancestral DDPM with interpolated variance on the shifted cosine schedule: the steps of `samplers.ddpm`.
 
-    Time is continuous: `timesteps` are t in (0, 1], from 1 on, and not indices. The network is told logsnr: `logsnr(timestep, z)`.
+    Time is continuous: `timesteps` are t in (0, 1], falling from 1, not indices. The network takes logsnr: `logsnr(timestep, z)`.
     prediction_type says what `step` is given; the pipeline gives x_hat ("sample"), since guidance combines x_hat here.
     """
 
@@ -89,7 +89,7 @@ class SemanticaScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     @classmethod
     def of(cls, schedule: ScheduleConfig, sampler: SamplerConfig) -> SemanticaScheduler:
-        """The scheduler that does what `ddpm` does with these settings. Raises ConfigError for another sampler or spacing."""
+        """The scheduler of `ddpm` with these settings. Raises ConfigError for another sampler or spacing."""
         if sampler.name != "ddpm" or sampler.spacing not in (None, "t"):
             raise ConfigError(f"SemanticaScheduler: sampler must be ddpm with steps equal in t, got {sampler.name}; pass another")
         made: SemanticaScheduler = cls(
@@ -113,19 +113,19 @@ class SemanticaScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """The sample itself, as the network takes it."""
         return sample
 
-    def logsnr(self, timestep: Tensor | float, z: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
-        """The level at a timestep of `timesteps`, a row for each of z."""
+    def logsnr(self, timestep: Tensor | float, z: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
+        """The level at a timestep of `timesteps`, one entry per row of z."""
         return self._level(self._index(timestep), z)
 
     def step(
         self,
-        model_output: Float[Tensor, "b 3 h w"],
+        model_output: Float[Tensor, "b c h w"],
         timestep: Tensor | float,
-        sample: Float[Tensor, "b 3 h w"],
+        sample: Float[Tensor, "b c h w"],
         generator: Generators = None,
         return_dict: bool = True,
     ) -> SchedulerOutput | tuple[Tensor, Tensor]:
-        """z at the next level from the model's output at this one; the last step returns x_hat."""
+        """z at the next level from the model's output at this level; the last step returns x_hat."""
         index = self._index(timestep)
         logsnr_t = self._level(index, sample)
         x_hat = x_from(PREDICTIONS[self.config.prediction_type], sample, model_output, logsnr_t)
@@ -139,9 +139,9 @@ class SemanticaScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return SchedulerOutput(prev_sample=z, pred_original_sample=x_hat) if return_dict else (z, x_hat)
 
     def add_noise(
-        self, original_samples: Float[Tensor, "b 3 h w"], noise: Float[Tensor, "b 3 h w"], timesteps: Float[Tensor, " b"]
-    ) -> Float[Tensor, "b 3 h w"]:
-        """z = alpha x + sigma eps at times t in [0, 1], one for each picture."""
+        self, original_samples: Float[Tensor, "b c h w"], noise: Float[Tensor, "b c h w"], timesteps: Float[Tensor, " b"]
+    ) -> Float[Tensor, "b c h w"]:
+        """z = alpha x + sigma eps at times t in [0, 1], one per picture."""
         levels = logsnr(timesteps.cpu().double(), self.schedule).to(original_samples)
         return diffuse(original_samples, noise, levels)
 
@@ -166,7 +166,7 @@ class SemanticaDenoiser(ModelMixin):  # type: ignore[misc]
         self.network = network
 
     def prepare(self, cond: Conditioning) -> Prepared:
-        """What the network makes of the conditioning once a picture."""
+        """What the network computes of the conditioning, once for all steps."""
         return self.network.prepare(cond)
 
     def forward(self, z: Tensor, logsnr: Tensor, cond: Conditioning | Prepared) -> Tensor:
@@ -178,7 +178,7 @@ class SemanticaDenoiser(ModelMixin):  # type: ignore[misc]
 class SemanticaPipeline(DiffusionPipeline):  # type: ignore[misc]
     """`pipe(image, num_inference_steps, guidance_scale)` -> `.images`. Made by `from_pretrained` or `of`.
 
-    Components: denoiser; scheduler; semantica, what `semantica.load` gave, which holds the encoder and the release.
+    Components: denoiser; scheduler; semantica, which is what `semantica.load` returned and holds the encoder and the release.
     `to` moves the denoiser; the encoder stays where it was loaded.
     """
 
@@ -188,7 +188,7 @@ class SemanticaPipeline(DiffusionPipeline):  # type: ignore[misc]
 
     @classmethod
     def of(cls, semantica: Semantica) -> SemanticaPipeline:
-        """The pipeline of a loaded model. A release that draws by another sampler than DDPM is given DDPM's usual settings."""
+        """The pipeline of a loaded model. A release with another sampler than DDPM gets DDPM's default settings."""
         sampler = semantica.release.sampler
         usual = sampler if sampler.name == "ddpm" and sampler.spacing in (None, "t") else SamplerConfig()
         scheduler = SemanticaScheduler.of(semantica.release.schedule, usual)
@@ -221,7 +221,7 @@ class SemanticaPipeline(DiffusionPipeline):  # type: ignore[misc]
     def generators(self, image: object, num_images_per_prompt: int = 1, seed: int = 0) -> list[torch.Generator]:
         """The generators whose noise is that of `semantica.load(...)(image, num_samples=num_images_per_prompt, seed=seed)`."""
         asked = self.semantica.asked(rows_of(image)[0], num_images_per_prompt)
-        return [torch.Generator().manual_seed(slot_seed("sample", seed, name)) for name in asked.names]
+        return [sample_generator(seed, name) for name in asked.names]
 
     @torch.no_grad()
     def __call__(
@@ -235,25 +235,31 @@ class SemanticaPipeline(DiffusionPipeline):  # type: ignore[misc]
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable[[Any, int, Tensor, dict[str, Tensor]], dict[str, Tensor]] | None = None,
+        callback: SampleCallback | None = None,
     ) -> ImagePipelineOutput | tuple[Any]:
-        """num_images_per_prompt pictures for each conditioning image, those of one image side by side.
+        """num_images_per_prompt pictures for each conditioning image; the pictures of one image are side by side.
 
         image: as `semantica.load(...)` takes it. guidance_scale: 1 + w. num_inference_steps: None is the scheduler's. output_type:
-        "pil", "np" (B, H, W, 3) or "pt" (B, 3, H, W) in [0, 1]. callback_on_step_end(pipe, index, timestep, {"latents": z}) may
-        return another z. Raises ConfigError and DataError in one sentence.
+        "pil", "np" (B, H, W, 3) or "pt" (B, 3, H, W) in [0, 1]. callback: as `semantica.load(...)` takes it, called after every
+        step but the last, with all samples at once. callback_on_step_end(pipe, index, timestep, {"latents": z}), as diffusers
+        has it, is called after every step and may return another z. Raises ConfigError and DataError in one sentence.
         """
         require(guidance_scale >= 1, "guidance_scale", "1 (none) or more: it is 1 + w", guidance_scale)
         require(output_type in ("pil", "np", "pt"), "output_type", "pil, np or pt", output_type)
         asked = self.semantica.asked(rows_of(image)[0], num_images_per_prompt, similarity)
-        cond, side = asked.cond.to(self.device), self.scheduler.config.resolution_px
-        w = float(guidance_scale) - 1
-        denoise = guided(denoise_with(self.denoiser, self.semantica.release.prediction), w)
+        cond = asked.cond.to(self.device)
+        denoise = guided(bind_with(self.denoiser, self.semantica.release.prediction), cond, float(guidance_scale) - 1)
         self.scheduler.set_timesteps(num_inference_steps or self.scheduler.num_inference_steps, self.device)
-        z = randn_tensor((len(cond), 3, side, side), generator=generator, device=self.device, dtype=torch.float32)
+        z = randn_tensor((len(cond), *self.semantica.model.shape), generator=generator, device=self.device, dtype=torch.float32)
         with self.progress_bar(total=len(self.scheduler.timesteps)) as bar:
             for index, timestep in enumerate(self.scheduler.timesteps):
-                x_hat = denoise(z, self.scheduler.logsnr(timestep, z), cond)
-                z = self.scheduler.step(x_hat, timestep, z, generator).prev_sample
+                x_hat = denoise(z, self.scheduler.logsnr(timestep, z))
+                out = self.scheduler.step(x_hat, timestep, z, generator)
+                z = out.prev_sample
+                if callback is not None and index + 1 < len(self.scheduler):
+                    level = self.scheduler.logsnr(self.scheduler.timesteps[index + 1], z)
+                    reached = SampleStep(index, z, out.pred_original_sample, level, range(len(z)), tuple(asked.names))
+                    z = apply_callback(callback, reached)
                 if callback_on_step_end is not None:
                     z = callback_on_step_end(self, index, timestep, {"latents": z}).get("latents", z)
                 bar.update()
@@ -261,7 +267,7 @@ class SemanticaPipeline(DiffusionPipeline):  # type: ignore[misc]
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
 
-def _as(output_type: str, x: Float[Tensor, "b 3 h w"]) -> list[Image.Image] | np.ndarray | Tensor:
+def _as(output_type: str, x: Float[Tensor, "b c h w"]) -> list[Image.Image] | np.ndarray | Tensor:
     if output_type == "pil":
         return pil_pictures(to_pixels(x).cpu())
     unit = (x.clamp(-1, 1) + 1) / 2

@@ -1,14 +1,16 @@
-"""Conditioning -> pictures: the choice of conditioning images, and the sampling of a chunk of them at one guidance weight.
+"""Conditioning -> pictures: the choice of conditioning images, and the drawing of samples at one guidance weight.
 
-Every sample has a name (conditioning image, guidance, index) and draws its noise from a generator keyed by the seed and that name
-without the guidance, so that a row of a grid over w starts from one z, and no result depends on batching, worker or retry.
+`sample_pictures` is the one path by which the project draws: the stages, a loaded model and the pictures of a training use it. Each
+sample has a name (conditioning image, index) and draws its noise from a generator keyed by the seed and that name. So the samples
+of a grid over w start from one z, and no result depends on batching, worker or retry.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,45 +19,18 @@ from PIL import Image
 from torch import Tensor
 
 from semantica.conditioning import Conditioning
-from semantica.config import config, require
 from semantica.data.pictures import PictureRef
-from semantica.diffusion.guidance import GuidanceConfig, guided
-from semantica.diffusion.samplers import SamplerConfig, sampler_of
-from semantica.generation.model import Model, SpeedConfig, in_chunks
-from semantica.training.step import slot_seed
-
-
-@config
-class GenerateConfig:
-    """What is drawn: for each of num_conditions held-out conditioning images, samples_per_condition pictures at each guidance w.
-
-    similarity: how similar to the conditioning image, as the score of the band measures it; for denoisers that take one.
-    """
-
-    guidance: tuple[float, ...] = (0.0, 0.1, 0.2, 0.5, 1.0)
-    beyond: GuidanceConfig = GuidanceConfig()
-    sampler: SamplerConfig = SamplerConfig()
-    similarity: float | None = None
-    speed: SpeedConfig = SpeedConfig()
-    num_conditions: int = 64
-    samples_per_condition: int = 1
-    use_ema: bool = True
-    batch_size: int = 32  # samples a shard, which is done or not done; no more at once than fit in memory
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        require(len(self.guidance) > 0 and min(self.guidance) >= 0, "generate.guidance", "weights of 0 or more", self.guidance)
-        require(len(set(self.guidance)) == len(self.guidance), "generate.guidance", "all different", self.guidance)
-        similarity = self.similarity is None or -1 <= self.similarity <= 1
-        require(similarity, "generate.similarity", "a cosine, in [-1, 1]", self.similarity)
-        for name in ("num_conditions", "samples_per_condition", "batch_size"):
-            require(getattr(self, name) > 0, f"generate.{name}", "positive", getattr(self, name))
+from semantica.diffusion.guidance import rows_per_picture
+from semantica.diffusion.samplers import Step, sample
+from semantica.generation.model import Model, in_chunks
+from semantica.generation.settings import GenerateConfig
+from semantica.keyed_random import sample_generator
 
 
 def choose_conditions(candidates: Sequence[PictureRef], number: int, seed: int) -> list[PictureRef]:
     """Up to `number` conditioning images drawn uniformly from the candidates, without repetition.
 
-    The order depends on the seed and the ids alone. A picture that stands on several pages is one candidate.
+    The order depends on the seed and the ids alone. A picture that is on several pages is one candidate.
     """
     unique = {c.image_id: c for c in sorted(candidates, key=lambda c: (c.image_id, c.episode_id), reverse=True)}
     return sorted(unique.values(), key=lambda c: hashlib.sha256(f"{seed}/{c.image_id}".encode()).hexdigest())[:number]
@@ -65,15 +40,30 @@ class SampleNoise:
     """z at t = 1 and the noise of every step for a list of samples, each from a generator of its own. Steps must come in order."""
 
     def __init__(self, seed: int, names: Sequence[str], shape: tuple[int, int, int], device: torch.device | str = "cpu") -> None:
-        self._generators = [torch.Generator().manual_seed(slot_seed("sample", seed, name)) for name in names]
+        self._generators = [sample_generator(seed, name) for name in names]
         self._shape, self._device = shape, device
 
-    def draw(self) -> Float[Tensor, "b 3 h w"]:
+    def draw(self) -> Float[Tensor, "b c h w"]:
         """The next standard normal of every sample."""
         return torch.stack([torch.randn(self._shape, generator=g) for g in self._generators]).to(self._device)
 
     def __call__(self, step_index: int) -> Tensor:
         return self.draw()
+
+
+@dataclass(frozen=True)
+class SampleStep(Step):
+    """What a callback of a drawing is given: a sampler's Step for some of the samples, and which ones.
+
+    Row i of z and x_hat is sample `samples[i]` of all samples of the drawing, named `names[i]`, the key of its noise.
+    """
+
+    samples: range
+    names: tuple[str, ...]
+
+
+SampleCallback = Callable[[SampleStep], Tensor]
+"""SampleStep -> the z to go on with: `step.z` to watch only, another tensor of its shape to edit."""
 
 
 def sample_pictures(
@@ -83,28 +73,34 @@ def sample_pictures(
     guidance: float,
     config: GenerateConfig,
     max_rows: int | None = None,
-) -> UInt8[Tensor, "b 3 h w"]:
+    callback: SampleCallback | None = None,
+) -> UInt8[Tensor, "b c h w"]:
     """One picture (uint8) for each row of `cond`, named by `names`, at guidance weight w = `guidance`.
 
-    Of `config` it reads sampler, beyond and seed. max_rows: of the network at once; None: as many as fit in memory. Rounding apart,
-    no picture depends on it.
+    Of `config` it reads sampler, beyond and seed. max_rows: rows that the network computes at once; None: as many as fit in memory.
+    No picture depends on it, except for rounding. The samples are drawn in chunks of that size, one chunk from its first step to
+    its last, then the next. `callback` is called after every step but the last of each chunk with the chunk's samples; when the
+    device runs out of memory, it sees the chunk again from step 0, in two halves.
     """
-    shape = (3, model.schedule.resolution_px, model.schedule.resolution_px)
-    sampler, denoise = sampler_of(config.sampler), guided(model.denoise(), guidance, config.beyond)
 
     def draw(start: int, end: int) -> Tensor:
-        noise = SampleNoise(config.seed, names[start:end], shape, model.device)
-        x = sampler(denoise, cond[start:end].to(model.device), noise.draw(), model.schedule, config.sampler, noise)
-        return to_pixels(x).cpu()
+        chunk = tuple(names[start:end])
+        denoise = model.bind(cond[start:end], guidance, config.beyond)
+        noise = SampleNoise(config.seed, chunk, model.shape, model.device)
+        told = None if callback is None else _of_chunk(callback, range(start, end), chunk)
+        return to_pixels(sample(denoise, noise.draw(), model.schedule, noise, config.sampler, told)).cpu()
 
     rows = model.rows_that_fit() if max_rows is None else max_rows
-    with torch.inference_mode():
-        branches = 1 + (guidance != 0) + (config.beyond.request != 0 and bool(cond.asks.any()))
-        return in_chunks(draw, len(names), max(1, rows // branches))
+    with torch.no_grad():
+        return in_chunks(draw, len(names), max(1, rows // rows_per_picture(cond, guidance, config.beyond)))
 
 
-def to_pixels(x: Float[Tensor, "b 3 h w"]) -> UInt8[Tensor, "b 3 h w"]:
-    """[-1, 1] as uint8, rounded; outside values are clipped."""
+def _of_chunk(callback: SampleCallback, samples: range, names: tuple[str, ...]) -> Callable[[Step], Tensor]:
+    return lambda step: callback(SampleStep(**vars(step), samples=samples, names=names))
+
+
+def to_pixels(x: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b c h w"]:
+    """[-1, 1] as uint8, rounded; values outside are clipped."""
     return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 

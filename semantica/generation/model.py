@@ -1,5 +1,6 @@
-"""A trained denoiser made ready to draw: on its device, in its precision, compiled when asked for. In: a checkpoint or a release.
-Out: the `Denoise` that samplers take, and how many pictures it can draw side by side.
+"""A trained denoiser, ready to draw: on its device, in its precision, compiled when asked for.
+
+In: a checkpoint or a release. Out: `model.bind(cond, w)`, the `Denoise` that samplers take, and how many rows fit in memory.
 """
 
 from __future__ import annotations
@@ -11,24 +12,17 @@ import psutil
 import torch
 from torch import Tensor
 
-from semantica.config import config
+from semantica.conditioning import Conditioning
 from semantica.denoiser.sizes import sampling_bytes
 from semantica.denoiser.uvit import UViT
-from semantica.diffusion.process import Denoise, Prediction, denoise_with
-from semantica.diffusion.schedule import ScheduleConfig
+from semantica.diffusion.guidance import guided
+from semantica.diffusion.process import Denoise, bind_with
+from semantica.diffusion.settings import GuidanceConfig, Prediction, ScheduleConfig
+from semantica.generation.settings import SpeedConfig
 from semantica.training.checkpoint import Checkpoint
-from semantica.training.compute import Precision
 
 CPU = torch.device("cpu")
 MEMORY_SHARE = 0.6  # of what is free: the estimate knows neither the allocator's rounding nor the workspaces of convolutions
-
-
-@config
-class SpeedConfig:
-    """Settings of the arithmetic of drawing. precision: of weights and products; z, x_hat and the sampler are float32 always."""
-
-    precision: Precision = "float32"
-    compile: bool = False  # the network as one graph, on CUDA captured and replayed; a minute at the start
 
 
 @dataclass(frozen=True)
@@ -42,11 +36,11 @@ class Model:
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, *, ema: bool = True) -> Model:
-        """That of a checkpoint, on the CPU, with EMA or raw weights."""
+        """The model of a checkpoint, on the CPU, with EMA or raw weights."""
         return cls(checkpoint.network(ema=ema), checkpoint.config.schedule, checkpoint.config.prediction)
 
     def on(self, device: torch.device | str, speed: SpeedConfig = SpeedConfig()) -> Model:  # noqa: B008 - it is frozen
-        """The same, moved and made fast. It is the same network object: moved, not copied."""
+        """This model on `device`, in the arithmetic of `speed`. The network object itself is moved, not copied."""
         device = torch.device(device)
         dtype = torch.bfloat16 if speed.precision == "bfloat16" else torch.float32
         network = self.network.to(device, dtype).to(memory_format=torch.channels_last)
@@ -54,30 +48,40 @@ class Model:
             network.compile(fullgraph=True, dynamic=False, mode="reduce-overhead" if device.type == "cuda" else None)
         return Model(network, self.schedule, self.prediction, device)
 
-    def denoise(self) -> Denoise:
-        """The Denoise of the network. What it makes of a conditioning is computed once, not once a step."""
-        return denoise_with(self.network, self.prediction)
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of what it draws."""
+        return self.network.config.shape
+
+    def bind(self, cond: Conditioning, w: float = 0.0, beyond: GuidanceConfig = GuidanceConfig()) -> Denoise:  # noqa: B008
+        """The Denoise of the rows of `cond` at guidance weight w, refined by `beyond`: (z, logsnr) -> x_hat, both on `device`.
+
+        What depends on `cond` alone (keys and values of every branch of guidance) is computed here, once, from the weights of this
+        moment. Draw under `torch.no_grad()`; a wrapper of the Denoise that needs gradients turns them on for itself.
+        """
+        return guided(bind_with(self.network, self.prediction), cond.to(self.device), w, beyond)
 
     def rows_that_fit(self) -> int:
-        """How many rows the network can take at once in the memory that is free now; at least 1."""
+        """How many rows the network can compute at once in the memory that is free now; at least 1."""
         free = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else psutil.virtual_memory().available
         dtype = next(self.network.parameters()).dtype
         return max(1, int(MEMORY_SHARE * free / sampling_bytes(self.network.config, dtype)))
 
 
 def in_chunks(draw: Callable[[int, int], Tensor], num: int, size: int) -> Tensor:
-    """The rows 0 .. num of draw(start, end), at most `size` at once, fewer when the device says that its memory is out.
+    """The rows 0 .. num of draw(start, end), at most `size` at once, fewer from where the device runs out of memory.
 
-    Raises torch.OutOfMemoryError when there is not enough for one row.
+    A chunk that did not fit is drawn again from its start, in two halves. Raises torch.OutOfMemoryError when one row does not fit.
     """
     parts, start = [], 0
     while start < num:
+        tried = min(size, num - start)
         try:
-            parts.append(draw(start, min(start + size, num)))
+            parts.append(draw(start, start + tried))
         except torch.OutOfMemoryError:
-            if size == 1:
+            if tried == 1:
                 raise
-            size = (size + 1) // 2
+            size = (tried + 1) // 2
             torch.cuda.empty_cache()
             continue
         start += len(parts[-1])

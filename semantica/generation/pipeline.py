@@ -1,7 +1,7 @@
-"""All that a user of a trained model needs: `semantica.load(path)(images, guidance=0.5, num_samples=4)`.
+"""What a user of a trained model needs: `semantica.load(path)(images, guidance=0.5, num_samples=4)`.
 
-In: a released folder, a checkpoint, the output of jobs.train, or a hub's ORG/NAME; then pictures. Out: pictures, the same that
-`generate` would draw of the same conditioning and names; and the model saved, or sent to a hub.
+In: a released folder, a checkpoint, the output of jobs.train, or a hub's ORG/NAME; then pictures. Out: samples, the same that
+`generate` draws for the same conditioning and names; and the model, saved or uploaded to a hub.
 """
 
 from __future__ import annotations
@@ -18,18 +18,19 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
+from semantica import runtime
 from semantica.conditioning import Conditioning
 from semantica.config import override, require
 from semantica.denoiser.uvit import UViT
-from semantica.diffusion.guidance import GuidanceConfig
-from semantica.diffusion.samplers import SamplerConfig
+from semantica.diffusion.settings import GuidanceConfig, SamplerConfig
 from semantica.errors import ConfigError, WeightsError
 from semantica.generation import hub
 from semantica.generation.conditioning_images import ConditioningImages, Picture, rows_of
-from semantica.generation.generate import GenerateConfig, sample_pictures
-from semantica.generation.model import Model, SpeedConfig
+from semantica.generation.generate import SampleCallback, sample_pictures
+from semantica.generation.model import Model
 from semantica.generation.model_card import model_card
 from semantica.generation.release import Release, encoder_of, read_release, release_of, write_release
+from semantica.generation.settings import GenerateConfig, SpeedConfig
 from semantica.training.checkpoint import open_checkpoint
 
 _MANIFEST, _MODEL = "manifest.json", "model"  # of a checkpoint; of the output of jobs.train
@@ -37,7 +38,7 @@ _MANIFEST, _MODEL = "manifest.json", "model"  # of a checkpoint; of the output o
 
 @dataclass(frozen=True)
 class Asked:
-    """What samples are drawn from: the conditioning of each, and the name that keys its noise; those of one picture together."""
+    """One row per sample: its conditioning, and the name that keys its noise. Samples of one wanted picture are side by side."""
 
     cond: Conditioning
     names: list[str]
@@ -47,7 +48,7 @@ class Asked:
 class Semantica:
     """A trained model, ready to draw: `model(images)`. Made by `semantica.load`.
 
-    card: the model card, which travels with the model as it is, an edited one too.
+    card: the model card; it is saved with the model as it is, edited or not.
     """
 
     model: Model
@@ -69,14 +70,14 @@ class Semantica:
         """The model at `path`: a released folder, a checkpoint, the output of jobs.train, or a hub's ORG/NAME.
 
         device: None is a GPU where there is one. encoder: the folder of the encoder, for a model that was trained with a local one.
-        revision: of a hub's model. picture_px: image_px of the ingest that it was trained on, where the release does not know it.
-        Raises WeightsError for what is missing, damaged, or another encoder than the one of the training.
+        revision: of a hub's model. picture_px: image_px of the ingest of its training pictures, where the release does not know it.
+        Raises WeightsError for what is missing or damaged, and for another encoder than that of the training.
         """
         release, network, card = opened(path, revision)
         if picture_px is not None:
             require(picture_px >= 1, "load: picture_px", "at least 1", picture_px)
             release = replace(release, picture_px=picture_px)
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        device = device or runtime.device()
         model = Model(network, release.schedule, release.prediction).on(device, speed)
         eye = encoder_of(release.encoder, device, encoder)
         return cls(model, ConditioningImages(eye, release.denoiser.max_images, release.picture_px), release, card)
@@ -92,6 +93,7 @@ class Semantica:
         sampler: str | SamplerConfig | None = ...,
         seed: int = ...,
         beyond: GuidanceConfig = ...,
+        callback: SampleCallback | None = ...,
     ) -> list[Image.Image]: ...
 
     @overload
@@ -105,6 +107,7 @@ class Semantica:
         sampler: str | SamplerConfig | None = ...,
         seed: int = ...,
         beyond: GuidanceConfig = ...,
+        callback: SampleCallback | None = ...,
     ) -> list[list[Image.Image]]: ...
 
     def __call__(
@@ -117,15 +120,24 @@ class Semantica:
         sampler: str | SamplerConfig | None = None,
         seed: int = 0,
         beyond: GuidanceConfig = GuidanceConfig(),  # noqa: B008 - it is frozen
+        callback: SampleCallback | None = None,
     ) -> list[Image.Image] | list[list[Image.Image]]:
-        """num_samples new pictures for each conditioning image: a list for one image, a list of lists for a list of them.
+        """num_samples new pictures for each conditioning image: a list for one image, a list of lists for a list of images.
 
         images: a PIL picture or a path; a list of these; or, where an item is a list itself, the several conditioning images of one
         wanted picture. guidance: the paper's w, 0 is none. similarity: how similar to the images, for models trained to be told.
         sampler: "ddpm", "ddim", "dpm_solver" or a SamplerConfig; None, and num_steps None: as the release says. beyond: what goes
-        beyond plain guidance. The noise of a sample is keyed by seed, the pixels of its conditioning images and its index: more
-        samples begin with the fewer, and a picture's samples do not depend on what else is in the list; rounding apart, since
-        other batch sizes sum in another order (a level of 255 here and there). Raises DataError and ConfigError in one sentence.
+        beyond plain guidance.
+
+        callback(step) is called after every step but the last; it returns the z to go on with: `step.z`, or an edited one. step
+        holds index, z (B, C, H, W), the x_hat of the step, logsnr (B,), samples and names. Samples are drawn in chunks that fit
+        in memory, one chunk after the other, so B may be smaller than the number of samples: row i is sample `step.samples[i]`
+        of all, where sample `k` is that of image `k // num_samples`. When a chunk does not fit after all, it begins again in two
+        halves, from index 0. An edit that draws noise should key it by `step.names` (`keyed_generator(..., name, step.index)`).
+
+        The noise of a sample is keyed by seed, the pixels of its conditioning images and its index: the first of more samples are
+        those of fewer, and a picture's samples do not depend on what else is in the list; except for rounding, since another batch
+        size sums in another order (a level of 255 here and there). Raises DataError and ConfigError in one sentence.
         """
         steps = self._sampler(sampler, num_steps)
         require(math.isfinite(guidance) and guidance >= 0, "guidance", "0 or more", guidance)
@@ -134,13 +146,13 @@ class Semantica:
         config = GenerateConfig(guidance=(float(guidance),), sampler=steps, beyond=beyond, seed=seed)
         if not rows:
             return []
-        drawn = sample_pictures(self.model, asked.cond, asked.names, float(guidance), config)
+        drawn = sample_pictures(self.model, asked.cond, asked.names, float(guidance), config, callback=callback)
         pictures = pil_pictures(drawn)
         lists = [pictures[i : i + num_samples] for i in range(0, len(pictures), num_samples)]
         return lists[0] if is_single else lists
 
     def asked(self, rows: Sequence[Sequence[object]], num_samples: int, similarity: float | int | None = None) -> Asked:
-        """Conditioning and names of num_samples samples for each row of conditioning images."""
+        """The conditioning and the names of num_samples samples for each row of conditioning images."""
         require(num_samples >= 1, "num_samples", "at least 1", num_samples)
         if similarity is not None:
             if not self.release.denoiser.similarity:
@@ -163,8 +175,8 @@ class Semantica:
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write config.json, model.safetensors and README.md into a folder: new, empty, or a released model, which is replaced.
 
-        What is loaded from it draws the same pictures, bit for bit. Raises ConfigError for a folder that holds something else, and
-        for a model that was loaded in bfloat16.
+        The saved model draws the same pictures, bit for bit. Raises ConfigError for a folder that holds something else, and for a
+        model that was loaded in bfloat16.
         """
         target = Path(folder).expanduser()
         write_release(target, self.model.network, self.release, self.card)

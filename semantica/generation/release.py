@@ -19,12 +19,13 @@ from torch import Tensor
 
 from semantica.config import config, from_dict, to_dict
 from semantica.data.dataset import Manifest, read_manifest, read_shard
-from semantica.data.location import Location, atomic_file, file_sha256, write_atomically
-from semantica.denoiser.uvit import DenoiserConfig, UViT
-from semantica.diffusion.process import Prediction
-from semantica.diffusion.samplers import SamplerConfig
-from semantica.diffusion.schedule import ScheduleConfig
-from semantica.encoders.encoder import Encoder, EncoderConfig, EncoderIdentity, load_encoder
+from semantica.data.durable import atomic_file, write_atomically
+from semantica.data.location import Location, file_sha256
+from semantica.denoiser.configs import DenoiserConfig
+from semantica.denoiser.uvit import UViT
+from semantica.diffusion.settings import Prediction, SamplerConfig, ScheduleConfig
+from semantica.encoders.encoder import Encoder, EncoderIdentity, OtherEncoderError, load_encoder
+from semantica.encoders.settings import EncoderConfig
 from semantica.errors import ConfigError, DataError, WeightsError
 from semantica.pairs.selection import BandConfig
 from semantica.training.checkpoint import Checkpoint
@@ -163,15 +164,13 @@ def encoder_of(record: EncoderRecord, device: str, folder: str | Path | None = N
             "pass its folder: load(..., encoder=FOLDER)"
         )
     settings = {"weights": weights, "revision": record.revision, "image_px": expected.image_px, "dtype": expected.dtype}
-    encoder = load_encoder(from_dict(EncoderConfig, settings), device)
-    found, wanted = encoder.identity.to_dict(), expected.to_dict()
-    for field in [k for k in wanted if k != "name"]:  # which a folder's owner chooses
-        if found[field] != wanted[field]:
-            raise WeightsError(
-                f"load: the encoder {weights!r} is not the {name!r} that this model was trained on: {field} must be "
-                f"{wanted[field]}, got {found[field]}; pass the folder of that encoder: load(..., encoder=FOLDER)"
-            )
-    return encoder
+    try:
+        return load_encoder(from_dict(EncoderConfig, settings), device, expected=expected)
+    except OtherEncoderError as error:
+        raise WeightsError(
+            f"load: the encoder {weights!r} is not the {name!r} that this model was trained on: {error.difference}; "
+            "pass the folder of that encoder: load(..., encoder=FOLDER)"
+        ) from None
 
 
 def write_release(folder: Path, network: UViT, release: Release, card: str) -> None:

@@ -17,7 +17,8 @@ from jaxtyping import UInt8
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from semantica.data.location import Location, write_atomically
+from semantica.data.durable import write_atomically
+from semantica.data.location import Location
 from semantica.errors import DataError
 from semantica.measure.frechet import Array, FeatureStatistics, Reference
 

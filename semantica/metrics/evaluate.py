@@ -18,36 +18,16 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from semantica.config import config, require
 from semantica.errors import DataError
 from semantica.generation.generate import to_pixels
+from semantica.keyed_random import keyed_generator
 from semantica.measure.frechet import FeatureStatistics, frechet_distance
 from semantica.measure.similarity import OwnOther, own_and_other
-from semantica.training.step import slot_seed
-
-
-@config
-class EvaluateConfig:
-    """guidance: the w whose figures stand first. centred: subtract the corpus mean before cosines, where the pair score did.
-
-    inception, perceptual: use those metrics' weights when they are there.
-    """
-
-    guidance: float = 0.5
-    centred: bool = False
-    inception: bool = True
-    perceptual: bool = True
-    batch_size: int = 32
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        require(self.guidance >= 0, "evaluate.guidance", "0 or more", self.guidance)
-        require(self.batch_size > 0, "evaluate.batch_size", "positive", self.batch_size)
 
 
 def noise_picture(seed: int, index: int, resolution_px: int) -> UInt8[Tensor, "3 h w"]:
     """The index-th picture of Gaussian noise: what a sampler starts from, shown as a picture."""
-    generator = torch.Generator().manual_seed(slot_seed("noise picture", seed, index))
+    generator = keyed_generator("noise picture", seed, index)
     return to_pixels(torch.randn((1, 3, resolution_px, resolution_px), generator=generator))[0]
 
 

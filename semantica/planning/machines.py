@@ -18,7 +18,7 @@ class PriceConfig:
 
     def __post_init__(self) -> None:
         for name, value in self.__dict__.items():
-            require(value >= 0, f"prices.{name}", "0 or more", value)
+            require(value >= 0, name, "0 or more", value)
 
 
 @config

@@ -16,14 +16,15 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from semantica.conditioning import Conditioning
+from semantica.denoiser.configs import DenoiserConfig
 from semantica.denoiser.sizes import PeakBytes
-from semantica.denoiser.uvit import DenoiserConfig, UViT
-from semantica.diffusion.schedule import ScheduleConfig
+from semantica.denoiser.uvit import UViT
+from semantica.diffusion.settings import ScheduleConfig
 from semantica.pairs.loader import Batch
 from semantica.planning.model import on_paper
-from semantica.training.compute import ComputeConfig, Recompute
+from semantica.training.compute import prepare
 from semantica.training.parallel import StateBytes, state_bytes
-from semantica.training.recipe import TrainConfig
+from semantica.training.recipe import ComputeConfig, Recompute, TrainConfig
 from semantica.training.step import StepNoise, add_gradients
 
 _FLOAT = 4
@@ -68,7 +69,7 @@ def training_memory(train: TrainConfig, world: int) -> TrainingMemory:
 
 def example_bytes(denoiser: DenoiserConfig) -> int:
     """Bytes of one example of a batch on the device: picture, noise, tokens and pooled embeddings, float32."""
-    pictures = 2 * 3 * denoiser.resolution_px**2
+    pictures = 2 * math.prod(denoiser.shape)
     return _FLOAT * (pictures + denoiser.max_images * (denoiser.num_tokens * denoiser.token_dim + denoiser.pooled_dim))
 
 
@@ -76,7 +77,7 @@ def example_bytes(denoiser: DenoiserConfig) -> int:
 def _pass_bytes(denoiser: DenoiserConfig, compute: ComputeConfig, rows: int, with_gradients: bool) -> int:
     """The most bytes that tensors made in one forward and backward pass take at once; inputs and weights are not in it."""
     with FakeTensorMode():
-        network = compute.prepare(UViT(denoiser).train())
+        network = prepare(UViT(denoiser).train(), compute)
         if not with_gradients:
             for parameter in network.parameters():
                 parameter.register_post_accumulate_grad_hook(_let_go)  # type: ignore[no-untyped-call]
@@ -93,10 +94,10 @@ def _let_go(parameter: torch.Tensor) -> None:
 
 
 def _batch(denoiser: DenoiserConfig, rows: int) -> tuple[Batch, StepNoise]:
-    side, images = denoiser.resolution_px, denoiser.max_images
+    images = denoiser.max_images
     tokens = torch.empty(rows, images, denoiser.num_tokens, denoiser.token_dim)
     cond = Conditioning.of(tokens, torch.empty(rows, images, denoiser.pooled_dim))
-    x, never = torch.empty(rows, 3, side, side), torch.zeros(rows, dtype=torch.bool)
+    x, never = torch.empty(rows, *denoiser.shape), torch.zeros(rows, dtype=torch.bool)
     return Batch(x, cond, range(rows)), StepNoise(torch.empty(rows), torch.empty_like(x), never, never)
 
 

@@ -15,11 +15,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from semantica.conditioning import Conditioning
+from semantica.denoiser.configs import DenoiserConfig
 from semantica.denoiser.sizes import num_parameters, training_flops
-from semantica.denoiser.uvit import DenoiserConfig, UViT
-from semantica.encoders.encoder import EncoderConfig
+from semantica.denoiser.uvit import UViT
+from semantica.encoders.settings import EncoderConfig
 from semantica.errors import ConfigError
-from semantica.training.compute import ComputeConfig
+from semantica.training.compute import prepare
+from semantica.training.recipe import ComputeConfig
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ def denoiser_costs(denoiser: DenoiserConfig, compute: ComputeConfig) -> Denoiser
     """The costs of a denoiser that is trained with this arithmetic."""
     training = training_flops(denoiser)
     with torch.device("meta"):
-        network = on_paper(compute).prepare(UViT(denoiser))
+        network = prepare(UViT(denoiser), on_paper(compute))
         z, logsnr, cond = _inputs(denoiser)
         recomputed = 0
         if compute.recompute != "none":
@@ -71,9 +73,9 @@ def on_paper(compute: ComputeConfig) -> ComputeConfig:
 
 
 def _inputs(denoiser: DenoiserConfig) -> tuple[torch.Tensor, torch.Tensor, Conditioning]:
-    side, images = denoiser.resolution_px, denoiser.max_images
+    images = denoiser.max_images
     tokens = torch.empty(1, images, denoiser.num_tokens, denoiser.token_dim)
-    return torch.empty(1, 3, side, side), torch.empty(1), Conditioning.of(tokens, torch.empty(1, images, denoiser.pooled_dim))
+    return torch.empty(1, *denoiser.shape), torch.empty(1), Conditioning.of(tokens, torch.empty(1, images, denoiser.pooled_dim))
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from semantica.data.dataset import Manifest
 from semantica.data.schemas import HELD_OUT
 from semantica.data.shard_writer import MAX_GROUP_BYTES
 from semantica.denoiser.uvit import UViT
-from semantica.encoders.encode import EncodeConfig
+from semantica.encoders.settings import EncodeConfig
 from semantica.episodes.ingest import IngestConfig
 from semantica.errors import ConfigError
 from semantica.planning.model import encoder_shape

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from semantica.config import config, from_dict, to_dict
-from semantica.data.location import write_atomically
+from semantica.data.durable import write_atomically
 from semantica.errors import DataError
 from semantica.pairs.selection import BandConfig
 from semantica.sweeps.settings import SweepConfig

@@ -20,10 +20,11 @@ from torch import Tensor
 
 from semantica.config import from_dict
 from semantica.data.dataset import read_manifest
-from semantica.data.location import Location, write_atomically
+from semantica.data.durable import write_atomically
+from semantica.data.location import Location
 from semantica.data.pictures import PictureRef, StoredPictures, TokensOf, decode, list_pictures, to_array
-from semantica.encoders.encode import EncodeConfig
 from semantica.encoders.encoder import load_encoder
+from semantica.encoders.settings import EncodeConfig
 from semantica.errors import DataError
 from semantica.evaluation.of_training import model_of
 from semantica.evaluation.sets import by_image

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from semantica.config import to_yaml
 from semantica.data.dataset import read_manifest
-from semantica.data.location import location, write_atomically
+from semantica.data.durable import write_atomically
+from semantica.data.location import location
 from semantica.report.charts import Curve
 from semantica.report.page import Figure, Grid, Report, Table, render, to_json
 from semantica.report.paper_charts import StepPoint, frechet_by_step

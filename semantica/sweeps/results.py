@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from semantica.data.dataset import MANIFEST
-from semantica.data.location import write_atomically
+from semantica.data.durable import write_atomically
 from semantica.errors import DataError
 from semantica.pairs.selection import BandConfig
 from semantica.sweeps.space import Drawn, Setting, Settings

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 from semantica.config import config, require
-from semantica.diffusion.samplers import SamplerConfig
+from semantica.diffusion.settings import SamplerConfig
 from semantica.errors import ConfigError
-from semantica.generation.generate import GenerateConfig
-from semantica.measure.networks.extractors import FEATURE_NAMES
+from semantica.evaluation.settings import EXTRACTORS
+from semantica.generation.settings import GenerateConfig
 from semantica.sweeps.space import SpaceConfig
 
 
@@ -31,9 +31,9 @@ class MeasureConfig:
 
     def __post_init__(self) -> None:
         for name, least in (("num_points", 1), ("num", 2), ("num_reference", 2), ("num_shown", 1)):
-            require(getattr(self, name) >= least, f"measure.{name}", f"{least} or more", getattr(self, name))
-        require(self.guidance >= 0, "measure.guidance", "0 or more", self.guidance)
-        require(self.extractor in FEATURE_NAMES, "measure.extractor", f"one of {', '.join(FEATURE_NAMES)}", self.extractor)
+            require(getattr(self, name) >= least, name, f"{least} or more", getattr(self, name))
+        require(self.guidance >= 0, "guidance", "0 or more", self.guidance)
+        require(self.extractor in EXTRACTORS, "extractor", f"one of {', '.join(EXTRACTORS)}", self.extractor)
 
     def steps(self, num_steps: int) -> tuple[int, ...]:
         """The steps of a training after which it is measured, the last one included. Raises ConfigError for too few steps."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from semantica.config import config, override, require, to_dict
-from semantica.denoiser.conditioning import ConditioningKind
+from semantica.denoiser.configs import ConditioningKind
 from semantica.denoiser.patching import shapes
 from semantica.errors import ConfigError
 from semantica.pairs.selection import BandConfig
@@ -44,21 +44,21 @@ class SpaceConfig:
     def __post_init__(self) -> None:
         for name in ("patching", "learning_rate", "band", "conditioning"):
             values = getattr(self, name)
-            require(len(set(values)) == len(values), f"space.{name}", "all different", values)
-        require(all(rate > 0 for rate in self.learning_rate), "space.learning_rate", "positive", self.learning_rate)
+            require(len(set(values)) == len(values), name, "all different", values)
+        require(all(rate > 0 for rate in self.learning_rate), "learning_rate", "positive", self.learning_rate)
         for low, high in self.band:
-            require(-1 <= low < high <= 1, "space.band", "-1 <= low < high <= 1", (low, high))
+            require(-1 <= low < high <= 1, "band", "-1 <= low < high <= 1", (low, high))
         for name in _RANGES:
             span = getattr(self, name)
-            require(span is None or span[0] < span[1], f"space.{name}", "low < high", span)
+            require(span is None or span[0] < span[1], name, "low < high", span)
         rate = self.learning_rate_range
-        require(rate is None or rate[0] > 0, "space.learning_rate_range", "positive", rate)
+        require(rate is None or rate[0] > 0, "learning_rate_range", "positive", rate)
         sides = [side for side in (self.band_low_range, self.band_high_range) if side is not None]
-        require(len(sides) != 1, "space.band_low_range", "given with band_high_range, or neither", sides)
+        require(len(sides) != 1, "band_low_range", "given with band_high_range, or neither", sides)
         if self.band_low_range and self.band_high_range:
             inside = self.band_low_range[0] >= -1 and self.band_high_range[1] <= 1
             apart = self.band_low_range[1] < self.band_high_range[0]
-            require(inside and apart, "space.band_high_range", "in [-1, 1] and above band_low_range", sides)
+            require(inside and apart, "band_high_range", "in [-1, 1] and above band_low_range", sides)
 
     @property
     def bands(self) -> tuple[tuple[float, float], ...]:

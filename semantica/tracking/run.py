@@ -49,8 +49,8 @@ class TrackingConfig:
     spool: str = ""  # folder for what is not sent yet; "" is beside an output on a disk, else ~/.local/state
 
     def __post_init__(self) -> None:
-        require(self.flush_s >= 0, "tracking.flush_s", "0 or more", self.flush_s)
-        require(self.system_metrics_s >= 0, "tracking.system_metrics_s", "0 or more", self.system_metrics_s)
+        require(self.flush_s >= 0, "flush_s", "0 or more", self.flush_s)
+        require(self.system_metrics_s >= 0, "system_metrics_s", "0 or more", self.system_metrics_s)
 
 
 @dataclass(frozen=True)

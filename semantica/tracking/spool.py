@@ -13,7 +13,6 @@ may be missing. Layout, for one run:
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import logging
 import os
@@ -28,7 +27,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from semantica.data.location import explained, write_atomically
+from semantica.data import durable
+from semantica.data.durable import write_atomically
+from semantica.data.location import explained
 
 log = logging.getLogger(__name__)
 
@@ -136,12 +137,10 @@ def num_waiting(folder: Path, sent: Sent) -> int:
 def try_lock(folder: Path) -> int | None:
     """The descriptor that holds the spool for this process alone, until it is closed or the process ends; None: another has it."""
     descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        return None
-    return descriptor
+    if durable.try_lock(descriptor):
+        return descriptor
+    os.close(descriptor)
+    return None
 
 
 class Writer:

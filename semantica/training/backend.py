@@ -15,11 +15,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from semantica.denoiser.uvit import UViT
-from semantica.training.compute import ComputeConfig
 from semantica.training.ema import Ema
 from semantica.training.feed import Place
 from semantica.training.parallel import Sharing, sharing, wrap
-from semantica.training.recipe import EmaConfig, OptimizerConfig, TrainConfig
+from semantica.training.recipe import ComputeConfig, EmaConfig, OptimizerConfig, TrainConfig
 from semantica.training.step import make_optimizer
 
 

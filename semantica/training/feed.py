@@ -74,12 +74,10 @@ def made_ahead(make: Callable[[int], T], steps: range, ahead: int) -> Iterator[I
 def _maker(
     loader: Loader, config: TrainConfig, device: torch.device, place: Place | None
 ) -> Callable[[int], tuple[Batch, StepNoise]]:
-    side = config.denoiser.resolution_px
-
     def make(step: int) -> tuple[Batch, StepNoise]:
         batch = loader.batch(step)
-        shape = (3, side, side)
-        noise = step_noise(config.seed, step, batch.slots, shape, config.conditioning_dropout, config.similarity_dropout)
+        drops = config.conditioning_dropout, config.similarity_dropout
+        noise = step_noise(config.seed, step, batch.slots, config.denoiser.shape, *drops)
         return batch, noise
 
     if place is not None:

@@ -16,6 +16,7 @@ import torch
 from semantica.denoiser.uvit import UViT
 from semantica.training.backend import Backend, TorchBackend
 from semantica.training.checkpoint import Checkpoint, Provenance, TrainState
+from semantica.training.compute import prepare
 from semantica.training.ema import Ema
 from semantica.training.feed import Loader, feed
 from semantica.training.recipe import TrainConfig
@@ -71,7 +72,7 @@ def fit(
     """
     backend = backend or TorchBackend()
     backend.prepare(config)
-    network = config.compute.prepare(initial_network(config).to(backend.device).train())
+    network = prepare(initial_network(config).to(backend.device).train(), config.compute)
     module = backend.wrap(network, config.compute)  # first: sharded weights are other parameters than whole ones
     ema, optimizer = backend.average(network, config.ema), backend.optimizer(network, config.optimizer)
     first = 0

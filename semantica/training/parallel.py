@@ -18,8 +18,10 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard
 from torch.nn.parallel import DistributedDataParallel
 
-from semantica.denoiser.uvit import DenoiserConfig, UViT
-from semantica.training.compute import ComputeConfig, shard_units
+from semantica.denoiser.configs import DenoiserConfig
+from semantica.denoiser.uvit import UViT
+from semantica.training.compute import shard_units
+from semantica.training.recipe import ComputeConfig
 
 _FLOAT = 4  # bytes
 

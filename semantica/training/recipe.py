@@ -7,10 +7,13 @@ from collections.abc import Mapping
 from typing import Literal
 
 from semantica.config import config, require
-from semantica.denoiser.uvit import DenoiserConfig
-from semantica.diffusion.process import Prediction
-from semantica.diffusion.schedule import ScheduleConfig
-from semantica.training.compute import ComputeConfig
+from semantica.denoiser.configs import DenoiserConfig
+from semantica.diffusion.settings import Prediction, ScheduleConfig
+from semantica.errors import ConfigError
+
+Precision = Literal["float32", "bfloat16"]
+Recompute = Literal["none", "transformer", "all"]
+Parallel = Literal["ddp", "fsdp", "hsdp"]
 
 
 @config
@@ -29,13 +32,13 @@ class OptimizerConfig:
     max_grad_norm: float = 1.0
 
     def __post_init__(self) -> None:
-        require(self.learning_rate > 0, "optimizer.learning_rate", "positive", self.learning_rate)
-        require(self.warmup_steps >= 0, "optimizer.warmup_steps", "0 or more", self.warmup_steps)
-        require(self.cooldown_steps >= 0, "optimizer.cooldown_steps", "0 or more", self.cooldown_steps)
+        require(self.learning_rate > 0, "learning_rate", "positive", self.learning_rate)
+        require(self.warmup_steps >= 0, "warmup_steps", "0 or more", self.warmup_steps)
+        require(self.cooldown_steps >= 0, "cooldown_steps", "0 or more", self.cooldown_steps)
         for name in ("beta1", "beta2"):
-            require(0 <= getattr(self, name) < 1, f"optimizer.{name}", "in [0, 1)", getattr(self, name))
-        require(self.eps >= 0, "optimizer.eps", "0 or more", self.eps)
-        require(self.max_grad_norm > 0, "optimizer.max_grad_norm", "positive", self.max_grad_norm)
+            require(0 <= getattr(self, name) < 1, name, "in [0, 1)", getattr(self, name))
+        require(self.eps >= 0, "eps", "0 or more", self.eps)
+        require(self.max_grad_norm > 0, "max_grad_norm", "positive", self.max_grad_norm)
 
     def rate(self, step: int, num_steps: int) -> float:
         """The learning rate of `step` (from 0) of a run of `num_steps`: linear warm-up, constant, linear cool-down."""
@@ -52,8 +55,8 @@ class EmaConfig:
     warmup: int = 10
 
     def __post_init__(self) -> None:
-        require(0 <= self.decay < 1, "ema.decay", "in [0, 1)", self.decay)
-        require(self.warmup >= 1, "ema.warmup", "1 or more", self.warmup)
+        require(0 <= self.decay < 1, "decay", "in [0, 1)", self.decay)
+        require(self.warmup >= 1, "warmup", "1 or more", self.warmup)
 
     def at(self, num_updates: int) -> float:
         """The decay of the update after `num_updates` earlier ones."""
@@ -70,9 +73,9 @@ class KeepConfig:
     every_steps: int = 0  # those of a step that this divides, for good; 0: none
 
     def __post_init__(self) -> None:
-        require(self.last >= 1, "keep.last", "at least 1", self.last)
-        require(self.best >= 0, "keep.best", "0 or more", self.best)
-        require(self.every_steps >= 0, "keep.every_steps", "0 or more", self.every_steps)
+        require(self.last >= 1, "last", "at least 1", self.last)
+        require(self.best >= 0, "best", "0 or more", self.best)
+        require(self.every_steps >= 0, "every_steps", "0 or more", self.every_steps)
 
     def steps(self, metrics: Mapping[int, float | None]) -> frozenset[int]:
         """The steps whose checkpoints stay, of those given as step -> metric. Of equal metrics the later is better; NaN is none."""
@@ -82,6 +85,42 @@ class KeepConfig:
         best = sorted(measured, key=lambda step: (sign * measured[step], -step))[: self.best]
         every = [step for step in steps if self.every_steps and step % self.every_steps == 0]
         return frozenset([*steps[-self.last :], *best, *every])
+
+
+@config
+class ComputeConfig:
+    """Settings of one worker's arithmetic, and of what it holds. The defaults suit CPUs; the presets for GPUs say what suits them.
+
+    precision: of products and convolutions, by autocast. Weights, their gradients and the average of these over the workers, loss,
+    Adam and EMA are float32 always. recompute: which blocks keep their input only, and run again in the backward pass.
+    parallel: with ddp every worker holds all of weights, gradients, Adam's moments and EMA; with fsdp its rows of them; with hsdp
+    each group of shard_workers workers shares one copy, such as those of one machine.
+    """
+
+    precision: Precision = "float32"
+    channels_last: bool = True
+    compile: bool = False  # the network as one graph, with sharded weights each block; a minute at the start of every worker
+    recompute: Recompute = "none"
+    parallel: Parallel = "ddp"
+    shard_workers: int | None = None  # with hsdp, and only there: how many workers share one copy
+
+    def __post_init__(self) -> None:
+        fits = self.shard_workers is None if self.parallel != "hsdp" else (self.shard_workers or 0) >= 2
+        expected = "2 or more with parallel hsdp" if self.parallel == "hsdp" else f"None with parallel {self.parallel}"
+        require(fits, "shard_workers", expected, self.shard_workers)
+
+    @property
+    def is_sharded(self) -> bool:
+        """True when a worker of several holds a part of the state only."""
+        return self.parallel != "ddp"
+
+    def check_workers(self, num_workers: int) -> None:
+        """Raise ConfigError when so many workers cannot share the state as `parallel` says."""
+        if self.shard_workers is not None and num_workers % self.shard_workers:
+            raise ConfigError(
+                f"train.compute.shard_workers must divide cluster.num_workers = {num_workers}, got {self.shard_workers}; "
+                "change either, or train.compute.parallel"
+            )
 
 
 @config
@@ -114,20 +153,18 @@ class TrainConfig:
     def __post_init__(self) -> None:
         counts = ("num_steps", "batch_size", "num_lanes", "log_every", "checkpoint_every", "window_groups")
         for name in (*counts, "max_skipped", "num_samples"):
-            require(getattr(self, name) > 0, f"train.{name}", "positive", getattr(self, name))
+            require(getattr(self, name) > 0, name, "positive", getattr(self, name))
         for name in ("micro_batch_size", "sample_every", "peak_tflops"):
             value = getattr(self, name)
-            require(value is None or value > 0, f"train.{name}", "positive or None", value)
-        require(self.prefetch >= 0, "train.prefetch", "0 or more", self.prefetch)
+            require(value is None or value > 0, name, "positive or None", value)
+        require(self.prefetch >= 0, "prefetch", "0 or more", self.prefetch)
         for name in ("conditioning_dropout", "similarity_dropout"):
-            require(0 <= getattr(self, name) < 1, f"train.{name}", "in [0, 1)", getattr(self, name))
-        require(0 <= self.seed < 2**31, "train.seed", "in [0, 2^31)", self.seed)
+            require(0 <= getattr(self, name) < 1, name, "in [0, 1)", getattr(self, name))
+        require(0 <= self.seed < 2**31, "seed", "in [0, 2^31)", self.seed)
         multiple = self.batch_size % self.num_lanes == 0
-        require(multiple, "train.batch_size", f"a multiple of num_lanes = {self.num_lanes}", self.batch_size)
+        require(multiple, "batch_size", f"a multiple of num_lanes = {self.num_lanes}", self.batch_size)
         same = self.denoiser.resolution_px == self.schedule.resolution_px
-        require(
-            same, "train.schedule.resolution_px", f"{self.denoiser.resolution_px} as the denoiser's", self.schedule.resolution_px
-        )
+        require(same, "schedule.resolution_px", f"{self.denoiser.resolution_px} as the denoiser's", self.schedule.resolution_px)
 
     def is_due(self, every: int | None, done: int) -> bool:
         """Whether what comes every so many steps comes after `done` of them: at the end too; None comes never."""

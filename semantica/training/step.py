@@ -4,7 +4,6 @@ step) that never make the host wait for the device.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -18,21 +17,23 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from semantica.conditioning import Conditioning
-from semantica.diffusion.loss import eps_loss
-from semantica.diffusion.process import Prediction, diffuse
-from semantica.diffusion.schedule import ScheduleConfig, logsnr
+from semantica.diffusion.process import diffuse, eps_loss
+from semantica.diffusion.schedule import logsnr
+from semantica.diffusion.settings import Prediction, ScheduleConfig
+from semantica.keyed_random import slot_seed
 from semantica.pairs.loader import Batch
+from semantica.training.compute import autocast
 from semantica.training.recipe import OptimizerConfig, TrainConfig
 
 
 @dataclass(frozen=True)
 class StepNoise:
-    """What chance decides in a step: t (b,) ~ U(0, 1), eps (b, 3, H, W) ~ N(0, I), dropped (b,) where the condition is withheld,
+    """What chance decides in a step: t (b,) ~ U(0, 1), eps (b, C, H, W) ~ N(0, I), dropped (b,) where the condition is withheld,
     unasked (b,) where the similarity alone is.
     """
 
     t: Float[Tensor, " b"]
-    eps: Float[Tensor, "b 3 h w"]
+    eps: Float[Tensor, "b c h w"]
     dropped: Bool[Tensor, " b"]
     unasked: Bool[Tensor, " b"]
 
@@ -42,11 +43,6 @@ class StepNoise:
 
     def __getitem__(self, rows: slice) -> StepNoise:
         return StepNoise(self.t[rows], self.eps[rows], self.dropped[rows], self.unasked[rows])
-
-
-def slot_seed(*key: object) -> int:
-    """A 63-bit seed that depends on the key alone."""
-    return int.from_bytes(hashlib.sha256("/".join(map(str, key)).encode()).digest()[:8], "little") >> 1
 
 
 def step_noise(
@@ -73,13 +69,13 @@ def step_noise(
 
 def step_loss(
     network: nn.Module,
-    x: Float[Tensor, "b 3 h w"],
+    x: Float[Tensor, "b c h w"],
     cond: Conditioning,
     noise: StepNoise,
     schedule: ScheduleConfig,
     prediction: Prediction = "v",
 ) -> Float[Tensor, " b"]:
-    """The loss of each example, float32: mean over pixels of ||eps - eps_hat||² (Semantica, section 3)."""
+    """The loss of each example, float32: mean over pixels and channels of ||eps - eps_hat||² (Semantica, section 3)."""
     lam = logsnr(noise.t, schedule)
     z = diffuse(x, noise.eps, lam)
     output = network(z, lam, cond.dropped(noise.dropped).of_any_similarity(noise.unasked))
@@ -101,7 +97,7 @@ def add_gradients(network: nn.Module, batch: Batch, noise: StepNoise, step: int,
         # everything else it depends on how many workers and micro-batches share the batch.
         torch.manual_seed(slot_seed("dropout", config.seed, step, slots[rows].start))
         with _averaged_over_workers(network, part == parts - 1):
-            with config.compute.autocast(device):
+            with autocast(config.compute, device):
                 loss = step_loss(network, batch.x[rows], batch.cond[rows], noise[rows], config.schedule, config.prediction)
             mean = loss.mean()
             # The square of a finite error may be infinite. Then its gradients are made NaN, on this worker and so in the average:

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from semantica.denoiser.sizes import training_flops
 from semantica.diffusion.process import LogSNR
-from semantica.diffusion.schedule import ScheduleConfig, logsnr
+from semantica.diffusion.schedule import logsnr
+from semantica.diffusion.settings import ScheduleConfig
 from semantica.errors import SemanticaError
 from semantica.training.recipe import TrainConfig
 
@@ -144,7 +145,7 @@ def level_sums(
 ) -> Float[Tensor, "3 n"]:
     """Number of examples, sum of eps losses and sum of v losses a bin, float64; all 0 unless `counted`.
 
-    v_loss = loss / sigmoid(logsnr), whatever the network predicts (see `diffusion.loss`).
+    v_loss = loss / sigmoid(logsnr), whatever the network predicts (see `diffusion.process.eps_loss`).
     """
     middles = centres(schedule)
     index = ((logsnr - middles[0]) / WIDTH).round().clamp(0, len(middles) - 1)

@@ -26,10 +26,9 @@ from semantica.conditioning import Conditioning
 from semantica.denoiser.uvit import UViT
 from semantica.errors import ConfigError
 from semantica.pairs.loader import Batch
-from semantica.training.compute import ComputeConfig
 from semantica.training.ema import Ema
 from semantica.training.parallel import Sharing
-from semantica.training.recipe import EmaConfig, OptimizerConfig, TrainConfig
+from semantica.training.recipe import ComputeConfig, EmaConfig, OptimizerConfig, TrainConfig
 from semantica.training.step import StepNoise
 
 _AXIS = "chips"

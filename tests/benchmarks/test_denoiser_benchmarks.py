@@ -13,7 +13,7 @@ from benchmarks.train_step import Training
 from benchmarks.train_step import Way as TrainingWay
 from semantica.denoiser.sizes import training_flops
 from semantica.denoiser.uvit import UViT
-from semantica.training.compute import ComputeConfig
+from semantica.training.recipe import ComputeConfig
 
 SHAPE = denoiser_config("tiny")
 

@@ -11,9 +11,9 @@ from benchmarks.domains import EvaluationSet, Listed, Run, evaluation_sets, fami
 from benchmarks.trials import Measurer, run_trial
 from benchmarks.variants import FINAL, FRECHET, SIMILARITY, VARIANTS, address, train_config
 from semantica.denoiser import configs
-from semantica.diffusion.samplers import SamplerConfig
+from semantica.diffusion.settings import SamplerConfig
 from semantica.errors import DataError
-from semantica.generation.generate import GenerateConfig
+from semantica.generation.settings import GenerateConfig
 from semantica.measure.networks.extractors import ExtractorIdentity, FeatureExtractor
 from semantica.pairs.loader import Batches, PairLoader
 from semantica.pairs.selection import BandConfig

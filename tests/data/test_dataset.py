@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from semantica.data.dataset import MANIFEST, StageOutput, read_manifest, read_shard
-from semantica.data.location import file_sha256, write_atomically
+from semantica.data.location import file_sha256
 from semantica.errors import DataError
 
 CONFIG = {"image": {"side": 64}, "seed": 0}
@@ -240,21 +240,3 @@ def test_extra_files_are_in_the_manifest_with_their_hash(tmp_path):
     (entry,) = stage.finish({}, {}, ["model/weights"]).files
     assert (entry.path, entry.num_bytes, entry.num_rows) == ("model/weights", 10, 0)
     assert entry.sha256 == file_sha256(stage.folder / "model" / "weights")
-
-
-def test_an_atomic_write_replaces_whole_and_leaves_no_partial(tmp_path):
-    path = tmp_path / "deep" / "file"
-    write_atomically(path, b"one")
-    write_atomically(path, b"two")
-    assert content(tmp_path) == {"deep/file": b"two"}
-
-
-def test_an_atomic_write_that_fails_leaves_no_partial_and_the_old_file(tmp_path):
-    (tmp_path / "folder" / "inside").mkdir(parents=True)
-    with pytest.raises(OSError, match="folder"):
-        write_atomically(tmp_path / "folder", b"data")
-    assert [p.name for p in tmp_path.iterdir()] == ["folder"]
-    write_atomically(tmp_path / "file", b"old")
-    with pytest.raises(TypeError):
-        write_atomically(tmp_path / "file", None)
-    assert content(tmp_path) == {"file": b"old"}

@@ -10,8 +10,9 @@ from dataclasses import asdict, replace
 
 import pytest
 
+from semantica.data.durable import write_atomically
 from semantica.data.lease import LEASE_S, Owner, held
-from semantica.data.location import location, write_atomically
+from semantica.data.location import location
 from semantica.errors import DataError
 
 HOLD = """

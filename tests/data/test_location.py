@@ -1,6 +1,5 @@
-"""Local folders and object stores behind one interface: files appear whole, one of two creators wins."""
+"""Local folders and object stores behind one interface: names, ranges, relative paths, datasets."""
 
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -9,18 +8,8 @@ import pytest
 from upath import UPath
 
 from semantica.data.dataset import StageOutput, read_manifest, read_shard
-from semantica.data.location import (
-    atomic_file,
-    create,
-    file_sha256,
-    follow,
-    is_local,
-    location,
-    read_range,
-    relative,
-    remove_tree,
-    write_atomically,
-)
+from semantica.data.durable import write_atomically
+from semantica.data.location import file_sha256, follow, is_local, location, read_range, relative, remove_tree
 from semantica.errors import ConfigError, DataError
 
 
@@ -48,47 +37,12 @@ def test_a_missing_library_is_named(monkeypatch):
         location("abfs://container/x")
 
 
-def test_a_file_is_written_whole_or_not_at_all(folder):
-    write_atomically(folder / "a.json", b"first")
-    write_atomically(folder / "a.json", b"second")
-    assert (folder / "a.json").read_bytes() == b"second"
-    with atomic_file(folder / "sub" / "b.bin") as path:
-        path.write_bytes(b"123")
-    assert file_sha256(folder / "sub" / "b.bin") == "a665a45920422f9d417e4867efdc4fb8a04a1f3fff1fa07e998e86f7f7a27ae3"
-
-    def interrupted():
-        with atomic_file(folder / "c.bin") as path:
-            path.write_bytes(b"half")
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert sorted(p.name for p in folder.iterdir()) == ["a.json", "sub"]
-
-
 def test_a_range_of_a_file_is_what_is_there_of_it(folder):
     write_atomically(folder / "x", b"0123456789")
     assert read_range(folder / "x", 3, 4) == b"3456"
     assert read_range(folder / "x", 8, 100) == b"89"
     with pytest.raises(FileNotFoundError):
         read_range(folder / "y", 0, 1)
-
-
-def test_of_many_creators_at_once_one_wins(folder):
-    wins, barrier = [], threading.Barrier(8)
-
-    def race(number):
-        barrier.wait()
-        if create(folder / "lease", str(number).encode()):
-            wins.append(number)
-
-    threads = [threading.Thread(target=race, args=(n,)) for n in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(wins) == 1
-    assert (folder / "lease").read_bytes() == str(wins[0]).encode()
 
 
 def test_relative_paths_lead_back(folder):

@@ -3,9 +3,8 @@
 import pytest
 
 from semantica.config import from_dict, to_dict
-from semantica.denoiser.configs import base, base_no_patch, final, small, tiny
+from semantica.denoiser.configs import DenoiserConfig, base, base_no_patch, final, small, tiny
 from semantica.denoiser.sizes import num_parameters, training_flops
-from semantica.denoiser.uvit import DenoiserConfig
 
 
 @pytest.mark.parametrize(

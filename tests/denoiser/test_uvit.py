@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from semantica.conditioning import Conditioning
-from semantica.denoiser.uvit import DenoiserConfig, StageConfig, UViT
+from semantica.denoiser.configs import DenoiserConfig, StageConfig
+from semantica.denoiser.uvit import UViT
 from semantica.errors import ConfigError, DataError
 
 KINDS = ("cross_attention", "film", "both")

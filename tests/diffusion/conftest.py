@@ -30,6 +30,6 @@ def cond():
 @pytest.fixture
 def branches(z, cond):
     """(conditional, unconditional)."""
-    from tests.diffusion.oracles import LEVELS, NETWORK
+    from tests.diffusion.oracles import x_hat_of
 
-    return NETWORK(z, LEVELS, cond), NETWORK(z, LEVELS, cond.null())
+    return x_hat_of(z, cond), x_hat_of(z, cond.null())

@@ -1,10 +1,11 @@
-"""Optimal denoisers of known distributions, networks that depend on all they are given, and numbers keyed by a seed."""
+"""Optimal denoisers of known distributions, a network that depends on all it is given, and numbers keyed by a seed."""
 
 import torch
 
 from semantica.conditioning import Conditioning
-from semantica.diffusion.process import denoise_with
-from semantica.diffusion.schedule import ScheduleConfig, alpha_sigma
+from semantica.diffusion.process import bind_with
+from semantica.diffusion.schedule import alpha_sigma
+from semantica.diffusion.settings import ScheduleConfig
 
 SCHEDULE = ScheduleConfig(resolution_px=64)
 
@@ -34,7 +35,7 @@ def mixture_denoiser(means, stds, weights):
     """E[x | z] for every pixel by itself from a mixture of N(mean, std²)."""
     mean, std, weight = (levels(values)[:, None, None, None, None] for values in (means, stds, weights))
 
-    def denoise(z, logsnr, cond):
+    def denoise(z, logsnr):
         alpha, sigma = alpha_sigma(logsnr[:, None, None, None])
         variance = (alpha * std) ** 2 + sigma**2
         share = torch.softmax(weight.log() - variance.log() / 2 - (z - alpha * mean) ** 2 / (2 * variance), dim=0)
@@ -52,44 +53,36 @@ def two_point_denoiser(probability):
     return mixture_denoiser([-1.0, 1.0], [0.0, 0.0], [1 - probability, probability])
 
 
-def linear_network(z, logsnr, cond):
-    """A network whose output depends on everything it is given, row by row."""
-    return respond(z, logsnr, strength_of(cond))
+def eps_from_v(z, v, logsnr):
+    alpha, sigma = alpha_sigma(logsnr[:, None, None, None])
+    return alpha * v + sigma * z
 
 
-def strength_of(cond):
-    return torch.where(cond.is_null, 0.3, cond.pooled.mean(dim=(1, 2))) + 0.7 * cond.similarity.nan_to_num(0.0)
+def v_from_eps(z, eps, logsnr):
+    alpha, sigma = alpha_sigma(logsnr[:, None, None, None])
+    return (eps - sigma * z) / alpha
 
 
-def respond(z, logsnr, strength):
-    return (z * torch.sigmoid(logsnr)[:, None, None, None] + strength[:, None, None, None]).sin()
-
-
-class Preparing:
-    """`linear_network`, with what it needs of cond made by `prepare`; counts the rows of every call of both."""
+class Network:
+    """Its output depends on everything it is given, row by row. It counts the rows of every call of both methods."""
 
     def __init__(self):
         self.prepared, self.called = [], []
 
     def prepare(self, cond):
         self.prepared.append(len(cond))
-        return strength_of(cond)
+        strength = torch.where(cond.is_null, 0.3, cond.pooled.mean(dim=(1, 2)))
+        return strength + 0.7 * cond.similarity.nan_to_num(0.0)
 
     def __call__(self, z, logsnr, strength):
         self.called.append(len(z))
-        return respond(z, logsnr, strength)
+        return (z * torch.sigmoid(logsnr)[:, None, None, None] + strength[:, None, None, None]).sin()
 
 
-NETWORK = denoise_with(linear_network)
+BIND = bind_with(Network())
 LEVELS = levels([-2.0, 0.0, 2.0])
 
 
-class Counting:
-    """NETWORK; counts the rows of every call."""
-
-    def __init__(self):
-        self.batches = []
-
-    def __call__(self, z, logsnr, cond):
-        self.batches.append(len(z))
-        return NETWORK(z, logsnr, cond)
+def x_hat_of(z, cond, logsnr=LEVELS):
+    """The x_hat of the network, unguided."""
+    return BIND(cond)(z, logsnr)

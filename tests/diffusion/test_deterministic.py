@@ -6,17 +6,17 @@ import pytest
 import torch
 
 from semantica.diffusion.guidance import guided
-from semantica.diffusion.process import denoise_with, diffuse
-from semantica.diffusion.samplers import SamplerConfig, ddim, ddim_invert, ddim_step, dpm_solver
-from semantica.diffusion.schedule import ScheduleConfig, alpha_sigma
+from semantica.diffusion.process import diffuse
+from semantica.diffusion.samplers import ddim, ddim_invert, ddim_step, dpm_solver, step_levels
+from semantica.diffusion.schedule import alpha_sigma
+from semantica.diffusion.settings import ScheduleConfig
 from tests.diffusion.oracles import (
+    BIND,
     SCHEDULE,
     conditioning,
     gaussian_denoiser,
     levels,
-    linear_network,
     mixture_denoiser,
-    no_noise,
     normal,
     two_point_denoiser,
 )
@@ -27,9 +27,12 @@ SPREAD = ((ALPHA * STD) ** 2 + SIGMA**2).sqrt()  # the std of z at t = 1
 COND = conditioning(4)
 
 
-def draw(sampler, denoise, z, num_steps, **settings):
-    config = SamplerConfig(num_steps=num_steps, **{"clip": False, **settings})
-    return sampler(denoise, COND, z, SCHEDULE, config, no_noise)
+def levels_of(num_steps, spacing="logsnr", schedule=SCHEDULE):
+    return step_levels(schedule, num_steps, spacing)
+
+
+def draw(sampler, denoise, z, num_steps, clip=False):
+    return sampler(denoise, z, levels_of(num_steps), clip=clip)
 
 
 def test_a_ddim_step_with_the_true_x_moves_along_its_eps():
@@ -80,13 +83,12 @@ def test_steps_equal_in_logsnr_are_nearer_for_pictures_at_256_px():
     z = torch.ones_like(std)
     exact = std * z / ((ALPHA * std) ** 2 + SIGMA**2).sqrt()
 
-    def denoise(z, logsnr, cond):
+    def denoise(z, logsnr):
         alpha, sigma = alpha_sigma(logsnr[:, None, None, None])
         return alpha * std**2 / ((alpha * std) ** 2 + sigma**2) * z
 
     def error(num_steps, spacing):
-        config = SamplerConfig(num_steps=num_steps, spacing=spacing, clip=False)
-        x = dpm_solver(denoise, COND[:1], z, ScheduleConfig(resolution_px=256), config, no_noise)
+        x = dpm_solver(denoise, z, levels_of(num_steps, spacing, ScheduleConfig(resolution_px=256)), clip=False)
         return (x / exact - 1).square().mean().sqrt().item()
 
     assert error(64, "t") > 0.4
@@ -104,11 +106,10 @@ def pictures_of_three():
     return levels([-0.7, 0.0, 0.6])[which] + levels([0.05, 0.1, 0.05])[which] * normal((4, 3, 4, 4), 1)
 
 
-def back_and_forth(denoise, x, num_iterations, num_steps=50, **settings):
+def back_and_forth(denoise, x, num_iterations, num_steps=50, clip=False):
     """The largest error of x drawn again from its z."""
-    config = SamplerConfig(num_steps=num_steps, **{"clip": False, **settings})
-    z = ddim_invert(denoise, COND, x, SCHEDULE, config, num_iterations)
-    return (draw(ddim, denoise, z, num_steps, **settings) - x).abs().max().item()
+    z = ddim_invert(denoise, x, levels_of(num_steps), clip=clip, num_iterations=num_iterations)
+    return (draw(ddim, denoise, z, num_steps, clip) - x).abs().max().item()
 
 
 def test_a_picture_comes_back_from_its_z():
@@ -125,7 +126,7 @@ def test_a_picture_between_the_ends_comes_back_when_x_hat_is_clipped():
 
 def test_a_picture_comes_back_under_guidance_and_in_float32():
     x = normal((4, 3, 4, 4), 5).float() / 2
-    assert back_and_forth(guided(denoise_with(linear_network), 1.5), x, 10) < 1e-5
+    assert back_and_forth(guided(BIND, COND, 1.5), x, 10) < 1e-5
 
 
 def test_inversion_of_a_gaussian_is_the_flow_backwards():
@@ -134,7 +135,7 @@ def test_inversion_of_a_gaussian_is_the_flow_backwards():
     exact = ALPHA * MEAN + SPREAD * (x - MEAN) / STD
     errors = []
     for num_steps in (100, 200, 400):
-        z = ddim_invert(gaussian_denoiser(MEAN, STD), COND, x, SCHEDULE, SamplerConfig(num_steps=num_steps, clip=False))
+        z = ddim_invert(gaussian_denoiser(MEAN, STD), x, levels_of(num_steps), clip=False)
         errors.append((z - exact).abs().max().item())
     for coarse, fine in pairwise(errors):
         assert coarse / fine == pytest.approx(2, rel=0.1)
@@ -143,9 +144,34 @@ def test_inversion_of_a_gaussian_is_the_flow_backwards():
 def test_inversion_calls_the_denoiser_once_an_iteration():
     rows = []
 
-    def counting(z, logsnr, cond):
+    def counting(z, logsnr):
         rows.append(len(z))
-        return THREE(z, logsnr, cond)
+        return THREE(z, logsnr)
 
-    ddim_invert(counting, COND, pictures_of_three(), SCHEDULE, SamplerConfig(num_steps=7), 3)
+    ddim_invert(counting, pictures_of_three(), levels_of(7), num_iterations=3)
     assert rows == [4] * 21
+
+
+# From a level between
+
+
+@pytest.mark.parametrize(("sampler", "order"), [(ddim, 1), (dpm_solver, 2)])
+def test_a_run_that_begins_at_a_level_between_follows_the_flow_from_there(sampler, order):
+    """z at logsnr 0 of a Gaussian goes to mean + std (z - alpha mean) / std(z), as the flow of the whole run does."""
+    alpha, sigma = alpha_sigma(levels(0.0))
+    spread = ((alpha * STD) ** 2 + sigma**2).sqrt()
+    z = alpha * MEAN + spread * normal((4, 3, 4, 4), 2)
+    exact = MEAN + STD * (z - alpha * MEAN) / spread
+    errors = []
+    for num_steps in (160, 320):
+        upper = levels_of(num_steps)[num_steps // 2 :]
+        assert upper[0] == 0
+        errors.append((sampler(gaussian_denoiser(MEAN, STD), z, upper, clip=False) - exact).abs().max().item())
+    assert errors[0] / errors[1] == pytest.approx(2**order, rel=0.1)
+
+
+def test_inversion_to_a_level_between_is_undone_from_there():
+    x, upper = pictures_of_three(), levels_of(50)[25:]
+    z = ddim_invert(THREE, x, upper, clip=False)
+    assert (ddim(THREE, z, upper, clip=False) - x).abs().max() < 1e-4
+    assert (z - x).abs().max() > 0.1

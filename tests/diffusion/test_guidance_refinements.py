@@ -3,9 +3,11 @@
 import pytest
 import torch
 
-from semantica.diffusion.guidance import GuidanceConfig, guided, projected, rescaled, shortened, thresholded
-from semantica.diffusion.samplers import SamplerConfig, ddim, ddpm
-from tests.diffusion.oracles import LEVELS, NETWORK, SCHEDULE, conditioning, levels, noise_like, normal
+from semantica.diffusion.guidance import guided, projected, rescaled, shortened, thresholded
+from semantica.diffusion.process import bind_with
+from semantica.diffusion.samplers import ddim, ddpm, step_levels
+from semantica.diffusion.settings import GuidanceConfig
+from tests.diffusion.oracles import BIND, LEVELS, SCHEDULE, Network, conditioning, levels, noise_like, normal, x_hat_of
 
 
 def norms(update):
@@ -23,7 +25,7 @@ def dots(one, other):
 def test_projection_scales_what_is_along_the_picture_and_keeps_what_is_across(z, cond, branches, eta):
     w, (conditional, unconditional) = 1.5, branches
     update = conditional - unconditional
-    moved = (guided(NETWORK, w, GuidanceConfig(parallel=eta))(z, LEVELS, cond) - conditional) / w
+    moved = (guided(BIND, cond, w, GuidanceConfig(parallel=eta))(z, LEVELS) - conditional) / w
     torch.testing.assert_close(dots(moved, conditional), eta * dots(update, conditional))
     across = normal(update.shape, 3)
     across = across - (dots(across, conditional) / dots(conditional, conditional))[:, None, None, None] * conditional
@@ -48,41 +50,46 @@ def test_long_updates_are_shortened_and_short_ones_stay_bit_for_bit(branches):
 def test_momentum_adds_the_updates_of_the_steps_before(z, cond):
     """The update of step k is sum over j <= k of beta^(k - j) times the plain one of step j, the recurrence written out."""
     beta, w, config = -0.5, 1.5, GuidanceConfig(momentum=-0.5)
-    denoise = guided(NETWORK, w, config)
+    denoise = guided(BIND, cond, w, config)
     plain = []
     for level in (-8.0, -3.0, 0.0, 5.0):
         at = levels([level] * 3)
-        conditional = NETWORK(z, at, cond)
-        plain.append(conditional - NETWORK(z, at, cond.null()))
+        conditional = x_hat_of(z, cond, at)
+        plain.append(conditional - x_hat_of(z, cond.null(), at))
         total = sum(beta ** (len(plain) - 1 - j) * update for j, update in enumerate(plain))
-        torch.testing.assert_close(denoise(z, at, cond), conditional + w * total)
+        torch.testing.assert_close(denoise(z, at), conditional + w * total)
 
 
-def test_momentum_starts_anew_with_every_run_and_conditioning(z, cond):
-    """Two runs of one Denoise, the second again from t = 1 and the third with other conditions, are those of new ones."""
-    denoise, config = guided(NETWORK, 1.5, GuidanceConfig(momentum=-0.5)), SamplerConfig(num_steps=6, clip=False)
-    for rows in (cond, cond, conditioning(3, seed=5)):
-        fresh = guided(NETWORK, 1.5, GuidanceConfig(momentum=-0.5))
-        found, expected = (ddpm(d, rows, z, SCHEDULE, config, noise_like(z, 9)) for d in (denoise, fresh))
-        assert torch.equal(found, expected)
-    assert not torch.equal(expected, ddpm(guided(NETWORK, 1.5), rows, z, SCHEDULE, config, noise_like(z, 9)))
+def test_momentum_starts_anew_with_every_run_of_a_binding(z, cond):
+    """Two runs of one binding, the second again from t = 1, are those of two bindings."""
+    momentum, levels = GuidanceConfig(momentum=-0.5), step_levels(SCHEDULE, 6, "t")
+    denoise = guided(BIND, cond, 1.5, momentum)
+    first, second, fresh = (
+        ddpm(d, z, levels, noise_like(z, 9), clip=False) for d in (denoise, denoise, guided(BIND, cond, 1.5, momentum))
+    )
+    assert torch.equal(second, fresh)
+    assert torch.equal(first, fresh)
+    assert not torch.equal(fresh, ddpm(guided(BIND, cond, 1.5), z, levels, noise_like(z, 9), clip=False))
 
 
-def test_momentum_is_not_carried_to_other_conditions_at_a_later_level(z, cond):
-    denoise, other = guided(NETWORK, 1.5, GuidanceConfig(momentum=-0.5)), conditioning(3, seed=5)
-    denoise(z, LEVELS, cond)
-    torch.testing.assert_close(denoise(z, LEVELS + 1, other), guided(NETWORK, 1.5)(z, LEVELS + 1, other))
+def test_bindings_do_not_share_their_momentum(z, cond):
+    other = conditioning(3, seed=5)
+    bind, momentum = bind_with(Network()), GuidanceConfig(momentum=-0.5)
+    one, two = guided(bind, cond, 1.5, momentum), guided(bind, other, 1.5, momentum)
+    one(z, LEVELS)
+    torch.testing.assert_close(two(z, LEVELS + 1), guided(BIND, other, 1.5)(z, LEVELS + 1))
+    assert not torch.equal(one(z, LEVELS + 1), guided(BIND, cond, 1.5)(z, LEVELS + 1))
 
 
 # Rescale
 
 
 def test_rescaling_gives_every_picture_the_conditional_contrast(z, cond, branches):
-    out = guided(NETWORK, 1.5, GuidanceConfig(rescale=1.0))(z, LEVELS, cond)
+    out = guided(BIND, cond, 1.5, GuidanceConfig(rescale=1.0))(z, LEVELS)
     torch.testing.assert_close(out.std((1, 2, 3)), branches[0].std((1, 2, 3)))
-    plain = guided(NETWORK, 1.5)(z, LEVELS, cond)
+    plain = guided(BIND, cond, 1.5)(z, LEVELS)
     assert (plain.std((1, 2, 3)) / branches[0].std((1, 2, 3)) - 1).abs().min() > 1e-3
-    half = guided(NETWORK, 1.5, GuidanceConfig(rescale=0.5))(z, LEVELS, cond)
+    half = guided(BIND, cond, 1.5, GuidanceConfig(rescale=0.5))(z, LEVELS)
     torch.testing.assert_close(half, (out + plain) / 2)
 
 
@@ -97,7 +104,7 @@ def test_rescaling_leaves_a_picture_of_one_colour(branches):
 def test_thresholding_brings_the_quantile_to_one(cond):
     """x_hat of std 3: nothing leaves [-1, 1], a tenth lies at its ends, the rest keeps its proportions."""
     x_hat = 3 * normal((3, 3, 16, 16), 10)
-    out = thresholded(lambda *_: x_hat, 0.9)(x_hat, LEVELS, cond)
+    out = thresholded(lambda *_: x_hat, 0.9)(x_hat, LEVELS)
     assert out.abs().max() == 1
     share = (out.abs() == 1).double().mean((1, 2, 3))
     torch.testing.assert_close(share, torch.full_like(share, 0.1), rtol=0, atol=2 / 768)
@@ -109,27 +116,30 @@ def test_thresholding_brings_the_quantile_to_one(cond):
 
 def test_thresholding_leaves_pictures_in_range_bit_for_bit(z, cond):
     x_hat = normal((3, 3, 4, 4), 11).tanh()
-    assert torch.equal(thresholded(lambda *_: x_hat, 0.995)(z, LEVELS, cond), x_hat)
+    assert torch.equal(thresholded(lambda *_: x_hat, 0.995)(z, LEVELS), x_hat)
 
 
 def test_thresholding_with_few_pixels_out_of_range_is_the_clip(z, cond):
     x_hat = normal((3, 3, 4, 4), 11).tanh()
     x_hat[:, 0, 0, 0] = 7.0
-    assert torch.equal(thresholded(lambda *_: x_hat, 0.9)(z, LEVELS, cond), x_hat.clamp(-1, 1))
+    assert torch.equal(thresholded(lambda *_: x_hat, 0.9)(z, LEVELS), x_hat.clamp(-1, 1))
+
+
+def four_times_as_far(cond):
+    denoise = BIND(cond)
+    return lambda z, logsnr: 4 * denoise(z, logsnr)
 
 
 def test_after_thresholding_the_clip_of_the_sampler_changes_nothing(z, cond):
-    denoise = guided(lambda *args: 4 * NETWORK(*args), 1.5, GuidanceConfig(threshold=0.9))
-    one, other = (
-        ddim(denoise, cond, z, SCHEDULE, SamplerConfig(num_steps=6, clip=clip), noise_like(z, 9)) for clip in (True, False)
-    )
+    denoise = guided(four_times_as_far, cond, 1.5, GuidanceConfig(threshold=0.9))
+    one, other = (ddim(denoise, z, step_levels(SCHEDULE, 6, "logsnr"), clip=clip) for clip in (True, False))
     assert torch.equal(one, other)
 
 
 def test_thresholding_holds_without_guidance_only_when_asked_for(z, cond):
-    asked = guided(NETWORK, 0.0, GuidanceConfig(threshold=0.5))(z, LEVELS, cond)
-    assert torch.equal(asked, thresholded(NETWORK, 0.5)(z, LEVELS, cond))
-    assert not torch.equal(asked, NETWORK(z, LEVELS, cond))
+    asked = guided(BIND, cond, 0.0, GuidanceConfig(threshold=0.5))(z, LEVELS)
+    assert torch.equal(asked, thresholded(BIND(cond), 0.5)(z, LEVELS))
+    assert not torch.equal(asked, x_hat_of(z, cond))
 
 
 # Together
@@ -141,5 +151,5 @@ def test_refinements_compose_in_one_order(z, cond, branches):
     update = projected(shortened(conditional - unconditional, 0.5), conditional, 0.2)
     x_hat = rescaled(conditional + 1.5 * update, conditional, 0.7)
     x_hat[0] = conditional[0]  # at logsnr -2, outside
-    expected = thresholded(lambda *_: x_hat, 0.8)(z, LEVELS, cond)
-    torch.testing.assert_close(guided(NETWORK, 1.5, config)(z, LEVELS, cond), expected)
+    expected = thresholded(lambda *_: x_hat, 0.8)(z, LEVELS)
+    torch.testing.assert_close(guided(BIND, cond, 1.5, config)(z, LEVELS), expected)

@@ -3,25 +3,36 @@
 import pytest
 import torch
 
-from semantica.diffusion.process import denoise_with
-from semantica.diffusion.samplers import SamplerConfig, ddim, ddpm, ddpm_posterior, ddpm_step, dpm_solver, sampler_of
-from semantica.diffusion.samplers.contract import step_levels
-from semantica.diffusion.schedule import ScheduleConfig, alpha_sigma, logsnr
+from semantica.config import from_args
+from semantica.diffusion.samplers import (
+    ddim,
+    ddim_invert,
+    ddpm,
+    ddpm_posterior,
+    ddpm_step,
+    dpm_solver,
+    levels_of,
+    sample,
+    sampler,
+    step_levels,
+    walk,
+)
+from semantica.diffusion.schedule import alpha_sigma, logsnr
+from semantica.diffusion.settings import SAMPLER_NAMES, SAMPLERS, SamplerConfig, ScheduleConfig
 from semantica.errors import ConfigError
 from tests.diffusion.oracles import (
+    BIND,
     SCHEDULE,
     conditioning,
     gaussian_denoiser,
     levels,
-    linear_network,
     no_noise,
     noise_like,
     normal,
     two_point_denoiser,
 )
 
-SAMPLERS = (ddpm, ddim, dpm_solver)
-every_sampler = pytest.mark.parametrize("sampler", SAMPLERS)
+every_sampler = pytest.mark.parametrize("name", SAMPLERS)
 
 # Posterior
 
@@ -75,14 +86,14 @@ def gaussian_moments(mean, std, config):
     for t, s in zip(steps[:-2, None], steps[1:-1, None], strict=True):
 
         def step(z, t=t, s=s):
-            return ddpm_posterior(z, denoise(z, t, None), t, s)
+            return ddpm_posterior(z, denoise(z, t), t, s)
 
         offset, small, large = step(0 * one)
         gain = step(one)[0] - offset
         centre = gain * centre + offset
         variance = gain**2 * variance + small**config.interpolation * large ** (1 - config.interpolation)
-    offset = denoise(0 * one, steps[-2:-1], None)
-    gain = denoise(one, steps[-2:-1], None) - offset
+    offset = denoise(0 * one, steps[-2:-1])
+    gain = denoise(one, steps[-2:-1]) - offset
     return (gain * centre + offset)[0, 0].item(), (gain**2 * variance)[0, 0].item()
 
 
@@ -91,7 +102,7 @@ def test_optimal_denoiser_of_a_gaussian_recovers_it():
     mean, std = 0.3, 0.5
     config = SamplerConfig(num_steps=100, clip=False)
     z = normal((100, 3, 16, 16), 2)
-    x = ddpm(gaussian_denoiser(mean, std), conditioning(100), z, SCHEDULE, config, noise_like(z, 3))
+    x = sample(gaussian_denoiser(mean, std), z, SCHEDULE, noise_like(z, 3), config)
     exact_mean, exact_variance = gaussian_moments(mean, std, config)
     num = x.numel()
     assert abs(x.mean().item() - exact_mean) < 4 * (exact_variance / num) ** 0.5
@@ -108,10 +119,10 @@ def test_optimal_denoiser_of_a_gaussian_recovers_it():
 
 
 @every_sampler
-def test_two_point_mixture_is_recovered(sampler):
+def test_two_point_mixture_is_recovered(name):
     """Every pixel ends at -1 or 1, in the right proportion within 4 standard errors (binomial)."""
     z = normal((50, 3, 16, 16), 4)
-    x = sampler(two_point_denoiser(0.7), conditioning(50), z, SCHEDULE, SamplerConfig(num_steps=200), noise_like(z, 5))
+    x = sample(two_point_denoiser(0.7), z, SCHEDULE, noise_like(z, 5), SamplerConfig(name=name, num_steps=200))
     assert ((x.abs() - 1).abs() < 1e-3).double().mean() > 0.999
     assert abs((x > 0).double().mean().item() - 0.7) < 4 * (0.7 * 0.3 / x.numel()) ** 0.5
 
@@ -119,33 +130,28 @@ def test_two_point_mixture_is_recovered(sampler):
 # What all have in common
 
 
-def test_a_config_names_its_sampler():
-    assert [sampler_of(SamplerConfig(name=name)) for name in ("ddpm", "ddim", "dpm_solver")] == list(SAMPLERS)
-
-
 @every_sampler
-def test_one_step_returns_the_denoised_noise_and_asks_for_no_noise(sampler):
+def test_one_step_returns_the_denoised_noise_and_asks_for_no_noise(name):
     z = normal((2, 3, 4, 4), 6)
-    x = sampler(gaussian_denoiser(0.1, 0.5), conditioning(2), z, SCHEDULE, SamplerConfig(num_steps=1), no_noise)
-    torch.testing.assert_close(x, gaussian_denoiser(0.1, 0.5)(z, levels([-15.0, -15.0]), None))
+    x = sample(gaussian_denoiser(0.1, 0.5), z, SCHEDULE, no_noise, SamplerConfig(name=name, num_steps=1))
+    torch.testing.assert_close(x, gaussian_denoiser(0.1, 0.5)(z, levels([-15.0, -15.0])))
 
 
 @every_sampler
 @pytest.mark.parametrize("spacing", ["t", "logsnr"])
-def test_the_denoiser_sees_the_levels_of_the_spacing(sampler, spacing):
+def test_the_denoiser_sees_the_levels_of_the_spacing(name, spacing):
     """Equal steps in t or in logsnr, from t = 1, without t = 0; the paper's for ddpm when none is named, logsnr for the others."""
     t = torch.linspace(1, 0, 6, dtype=torch.float64)
     expected = {"t": logsnr(t, SCHEDULE), "logsnr": 15 - 30 * t}[spacing][:-1]
-    named = {spacing, None} if (sampler is ddpm) == (spacing == "t") else {spacing}
-    for name in named:
+    for asked in {spacing, None} if (name == "ddpm") == (spacing == "t") else {spacing}:
         seen = []
 
-        def watch(z, level, cond, seen=seen):
+        def watch(z, level, seen=seen):
             seen.append(level)
             return 0 * z
 
         z = normal((2, 3, 4, 4), 6)
-        sampler(watch, conditioning(2), z, SCHEDULE, SamplerConfig(num_steps=5, spacing=name), noise_like(z, 7))
+        sample(watch, z, SCHEDULE, noise_like(z, 7), SamplerConfig(name=name, num_steps=5, spacing=asked))
         torch.testing.assert_close(torch.stack(seen), expected[:, None].expand(5, 2), rtol=0, atol=1e-12)
 
 
@@ -157,7 +163,7 @@ def test_levels_end_where_the_schedule_does_and_rise(spacing):
 
 
 @every_sampler
-def test_x_hat_is_clipped_at_every_step_only_when_asked(sampler):
+def test_x_hat_is_clipped_at_every_step_only_when_asked(name):
     z, seen = normal((2, 3, 4, 4), 6), []
 
     def watch(step):
@@ -166,43 +172,144 @@ def test_x_hat_is_clipped_at_every_step_only_when_asked(sampler):
 
     for clip in (True, False):
         seen.clear()
-        config = SamplerConfig(num_steps=5, clip=clip)
-        x = sampler(lambda z, *_: 3 + 0 * z, conditioning(2), z, SCHEDULE, config, noise_like(z, 7), watch)
+        config = SamplerConfig(name=name, num_steps=5, clip=clip)
+        x = sample(lambda z, _: 3 + 0 * z, z, SCHEDULE, noise_like(z, 7), config, watch)
         assert len(seen) == 4
         assert {*seen, x.abs().max().item()} == ({1.0} if clip else {3.0})
 
 
 @every_sampler
-def test_callback_decides_the_z_to_go_on_with(sampler):
+def test_callback_decides_the_z_to_go_on_with(name):
     z, reached = normal((2, 3, 4, 4), 6), []
 
     def erase(step):
         reached.append((step.index, step.logsnr))
         return 0 * step.z
 
-    config = SamplerConfig(num_steps=3, spacing="t")
-    x = sampler(gaussian_denoiser(0.1, 0.5), conditioning(2), z, SCHEDULE, config, noise_like(z, 7), erase)
+    config = SamplerConfig(name=name, num_steps=3, spacing="t")
+    x = sample(gaussian_denoiser(0.1, 0.5), z, SCHEDULE, noise_like(z, 7), config, erase)
     last = logsnr(levels([1 / 3] * 2), SCHEDULE)
-    torch.testing.assert_close(x, gaussian_denoiser(0.1, 0.5)(0 * z, last, None))
+    torch.testing.assert_close(x, gaussian_denoiser(0.1, 0.5)(0 * z, last))
     assert [index for index, _ in reached] == [0, 1]
     torch.testing.assert_close(reached[-1][1], last)
 
 
+@pytest.mark.parametrize(("returned", "got"), [(None, "NoneType"), (torch.zeros(1, 3, 4, 4), r"\(1, 3, 4, 4\)")])
+def test_a_callback_that_returns_no_z_is_told_what_to_return(returned, got):
+    z = normal((2, 3, 4, 4), 6)
+    with pytest.raises(ConfigError, match=rf"a z of shape \(2, 3, 4, 4\), got {got}; return step.z to change nothing"):
+        ddim(gaussian_denoiser(0.1, 0.5), z, step_levels(SCHEDULE, 3, "t"), callback=lambda step: returned)
+
+
 @every_sampler
-def test_samples_do_not_depend_on_how_they_are_batched(sampler):
+def test_samples_do_not_depend_on_how_they_are_batched(name):
     """Noise keyed by sample: six samples as one batch, as 4 + 2 and backwards are the same six pictures, bit for bit."""
-    cond, config = conditioning(6), SamplerConfig(num_steps=8)
+    cond, config = conditioning(6), SamplerConfig(name=name, num_steps=8)
 
     def keyed(ids, step):
-        return torch.cat([normal((1, 3, 4, 4), 1000 * sample + step) for sample in ids])
+        return torch.cat([normal((1, 3, 4, 4), 1000 * number + step) for number in ids])
 
     def draw(ids):
-        rows = torch.tensor(ids)
-        return sampler(denoise_with(linear_network), cond[rows], keyed(ids, 999), SCHEDULE, config, lambda step: keyed(ids, step))
+        return sample(BIND(cond[torch.tensor(ids)]), keyed(ids, 999), SCHEDULE, lambda step: keyed(ids, step), config)
 
     together = draw([0, 1, 2, 3, 4, 5])
     assert torch.equal(torch.cat([draw([0, 1, 2, 3]), draw([4, 5])]), together)
     assert torch.equal(draw([5, 4, 3, 2, 1, 0]).flip(0), together)
+
+
+def steered(denoise, gradient, scale):
+    """x_hat moved along the gradient of a score of x_hat with respect to z: guidance by a network that is not the denoiser."""
+
+    def denoise_steered(z, level):
+        alpha, sigma = alpha_sigma(level[:, None, None, None])
+        with torch.enable_grad():
+            x_hat = denoise(z.requires_grad_(), level)
+            (slope,) = torch.autograd.grad(gradient(x_hat), z)
+        return (x_hat + sigma**2 / alpha * scale * slope).detach()
+
+    return denoise_steered
+
+
+def test_a_wrapper_that_needs_gradients_steers_a_run_made_without_them():
+    """The score is linear in x_hat, so that a Gaussian's samples keep their std and their mean moves by scale · std²."""
+    mean, std, scale = 0.3, 0.5, 0.8
+    denoise = steered(gaussian_denoiser(mean, std), lambda x_hat: x_hat.sum(), scale)
+    x = ddim(denoise, normal((50, 3, 8, 8), 2), step_levels(SCHEDULE, 400, "logsnr"), clip=False)
+    assert not x.requires_grad
+    assert x.mean().item() == pytest.approx(mean + scale * std**2, abs=0.02)
+    assert x.std().item() == pytest.approx(std, rel=0.03)
+
+
+# Vectors
+
+
+@every_sampler
+def test_vectors_are_diffused_as_pictures_of_one_pixel(name):
+    """(B, D, 1, 1) with a mean and a std of its own for each of the D channels: both are recovered by every sampler."""
+    mean, std = normal((7, 1, 1), 1) / 2, normal((7, 1, 1), 2).abs() / 2 + 0.1
+    schedule = ScheduleConfig(resolution_px=1, noise_resolution_px=1)
+
+    def denoise(z, level):
+        alpha, sigma = alpha_sigma(level[:, None, None, None])
+        return mean + alpha * std**2 / ((alpha * std) ** 2 + sigma**2) * (z - alpha * mean)
+
+    z = normal((2000, 7, 1, 1), 3)
+    x = sample(denoise, z, schedule, noise_like(z, 4), SamplerConfig(name=name, num_steps=200, clip=False))
+    assert x.shape == (2000, 7, 1, 1)
+    torch.testing.assert_close(x.mean(0), mean, rtol=0, atol=4 * std.max().item() / 2000**0.5 + 0.01)
+    torch.testing.assert_close(x.std(0), std, rtol=0.08, atol=0)
+
+
+def test_a_run_of_vectors_is_inverted():
+    schedule = ScheduleConfig(resolution_px=1, noise_resolution_px=1)
+    x, steps = 0.5 * normal((6, 5, 1, 1), 0), step_levels(schedule, 40, "logsnr")
+    denoise = BIND(conditioning(6))
+    z = ddim_invert(denoise, x, steps, clip=False)
+    torch.testing.assert_close(ddim(denoise, z, steps, clip=False), x, rtol=0, atol=1e-4)
+
+
+# The registry
+
+
+def test_the_paper_sampler_is_the_default_and_each_name_is_its_function():
+    assert {name: entry.run for name, entry in SAMPLERS.items()} == {"ddpm": ddpm, "ddim": ddim, "dpm_solver": dpm_solver}
+    assert SamplerConfig().name == "ddpm"
+
+
+def test_a_sampler_is_added_by_one_function_beside_its_code(monkeypatch):
+    """It draws by its own spacing, with the settings and the noise that it names, and a command line takes it."""
+    monkeypatch.setattr(SAMPLERS, "_parts", {name: SAMPLERS[name] for name in SAMPLERS})
+
+    @sampler("noisy", spacing="t")
+    def noisy(denoise, z, levels, noise, *, interpolation, callback=None):
+        return walk(lambda i, z, x_hat, t, s: x_hat + interpolation * noise(i), denoise, z, levels, clip=False, callback=callback)
+
+    z, config = normal((2, 3, 4, 4), 6), SamplerConfig(name="noisy", num_steps=2, interpolation=0.5)
+    assert torch.equal(levels_of(config, SCHEDULE), step_levels(SCHEDULE, 2, "t"))
+    denoise, eps = gaussian_denoiser(0.1, 0.5), normal((2, 3, 4, 4), 7)
+    first, middle = (level.expand(2) for level in step_levels(SCHEDULE, 2, "t")[:2])
+    expected = denoise(denoise(z, first) + 0.5 * eps, middle)
+    assert torch.equal(sample(denoise, z, SCHEDULE, lambda index: eps, config), expected)
+    assert from_args(SamplerConfig, ["--name", "noisy"], prog="p", description="d").name == "noisy"
+
+
+def test_the_help_of_a_command_names_every_sampler_of_the_project(capsys):
+    with pytest.raises(SystemExit):
+        from_args(SamplerConfig, ["--help"], prog="p", description="d")
+    assert f"--name {{{','.join(SAMPLERS)}}}" in capsys.readouterr().out
+    assert tuple(SAMPLERS) == SAMPLER_NAMES
+
+
+@pytest.mark.parametrize("wrong", ["another", "DDIM", ""])
+def test_an_unknown_sampler_is_refused_with_the_known_names(wrong):
+    with pytest.raises(ConfigError, match=f"name must be one of ddpm, ddim, dpm_solver, got '{wrong}'"):
+        SamplerConfig(name=wrong)
+
+
+def test_a_sampler_that_asks_for_what_nobody_has_is_refused_when_it_is_registered():
+    with pytest.raises(AssertionError, match="odd: unknown keywords"):
+        sampler("odd")(lambda denoise, z, levels, *, temperature: z)
+    assert "odd" not in SAMPLERS
 
 
 @pytest.mark.parametrize("changes", [{"num_steps": 0}, {"interpolation": 1.1}, {"interpolation": -0.1}])

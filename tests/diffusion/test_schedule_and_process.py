@@ -1,25 +1,25 @@
-"""The schedule's values and the identities between x, eps and v, in float64; networks of every prediction, the memo."""
+"""The schedule's values and the identities between x, eps and v, in float64; networks of every prediction, bindings."""
 
 import math
 
 import pytest
 import torch
 
-from semantica.diffusion.loss import eps_loss
 from semantica.diffusion.process import (
+    bind_with,
     denoise_with,
     diffuse,
-    eps_from_v,
     eps_from_x,
-    v_from_eps,
+    eps_loss,
     v_from_x,
     v_target,
     x_from_eps,
     x_from_v,
 )
-from semantica.diffusion.schedule import ScheduleConfig, alpha_sigma, logsnr, logsnr_shift
-from semantica.errors import ConfigError
-from tests.diffusion.oracles import Preparing, conditioning, linear_network, normal
+from semantica.diffusion.schedule import alpha_sigma, logsnr, logsnr_shift
+from semantica.diffusion.settings import ScheduleConfig
+from semantica.errors import ConfigError, DataError
+from tests.diffusion.oracles import Network, conditioning, eps_from_v, normal, v_from_eps
 
 AT_256 = ScheduleConfig(resolution_px=256)
 CLOSE = {"rtol": 1e-9, "atol": 1e-12}
@@ -103,10 +103,10 @@ def outputs(z, level, v_hat):
 
 def test_networks_that_mean_the_same_are_the_same_denoise(example):
     x, eps, level = example
-    z, cond = diffuse(x, eps, level), conditioning(16)
+    z = diffuse(x, eps, level)
     for prediction, output in outputs(z, level, normal(x.shape, 1)).items():
         denoise = denoise_with(lambda *_, output=output: output, prediction)
-        torch.testing.assert_close(denoise(z, level, cond), x_from_v(z, normal(x.shape, 1), level), rtol=1e-7, atol=1e-9)
+        torch.testing.assert_close(denoise(z, level), x_from_v(z, normal(x.shape, 1), level), rtol=1e-7, atol=1e-9)
 
 
 # Loss
@@ -146,49 +146,42 @@ def test_loss_of_the_target_is_zero_and_of_half_precision_is_float32(example):
         assert eps_loss(*half, prediction).dtype == torch.float32
 
 
-# Memo
+# Binding
 
 
-def test_a_network_that_prepares_gives_the_same_pictures_bit_for_bit(example):
+def test_a_binding_prepares_its_conditioning_once_for_all_steps(example):
     x, _, level = example
-    cond, network = conditioning(16), Preparing()
-    with torch.no_grad():
-        for _ in range(3):
-            assert torch.equal(denoise_with(network)(x, level, cond), denoise_with(linear_network)(x, level, cond))
+    network, cond = Network(), conditioning(16)
+    denoise = bind_with(network)(cond)
+    expected = x_from_v(x, network(x, level, network.prepare(cond)), level)
+    network.prepared.clear()
+    assert all(torch.equal(denoise(x, level), expected) for _ in range(3))
+    assert network.prepared == []
+    assert network.called == [16] * 4
 
 
-def test_the_last_two_conditionings_are_prepared_once(example):
+def test_two_bindings_of_one_network_do_not_know_of_each_other(example):
     x, _, level = example
-    network = Preparing()
-    denoise = denoise_with(network)
-    one, other, third = (conditioning(16, seed) for seed in (1, 2, 3))
-    with torch.no_grad():
-        for cond in (one, other, one, other, one):
-            torch.testing.assert_close(denoise(x, level, cond), denoise_with(linear_network)(x, level, cond))
-        assert len(network.prepared) == 2
-        for cond in (third, other, one):  # the third takes the place of the first
-            torch.testing.assert_close(denoise(x, level, cond), denoise_with(linear_network)(x, level, cond))
-        assert len(network.prepared) == 4
+    network = Network()
+    one, other = (bind_with(network)(conditioning(16, seed)) for seed in (1, 2))
+    first = one(x, level)
+    assert not torch.equal(other(x, level), first)
+    assert torch.equal(one(x, level), first)
 
 
-def test_equal_conditionings_that_are_two_objects_are_prepared_twice(example):
+def test_gradients_reach_the_conditioning_of_a_binding_made_with_gradients_on(example):
     x, _, level = example
-    network, cond = Preparing(), conditioning(16)
-    denoise = denoise_with(network)
-    with torch.no_grad():
-        for rows in (cond, cond[:], cond):
-            denoise(x, level, rows)
-    assert len(network.prepared) == 2
-
-
-def test_gradients_reach_the_conditioning_at_every_call(example):
-    """Nothing is kept where gradients are on: each call has a graph of its own, and what is kept without them is not used."""
-    x, _, level = example
-    cond, network = conditioning(16), Preparing()
+    cond = conditioning(16)
     cond.pooled.requires_grad_()
-    denoise = denoise_with(network)
-    with torch.no_grad():
-        denoise(x, level, cond)
-    grads = [torch.autograd.grad(denoise(x, level, cond).sum(), cond.pooled)[0] for _ in range(2)]
+    grads = [torch.autograd.grad(bind_with(Network())(cond)(x, level).sum(), cond.pooled)[0] for _ in range(2)]
     assert torch.equal(*grads)
     assert grads[0].abs().min() > 0
+    with torch.no_grad():
+        drawn_with = bind_with(Network())(cond)
+    assert not drawn_with(x, level).requires_grad
+
+
+def test_z_of_other_rows_than_the_binding_is_refused(example):
+    x, _, level = example
+    with pytest.raises(DataError, match="z must have the 16 rows of the conditioning it is bound to, got 1"):
+        bind_with(Network())(conditioning(16))(x[:1], level[:1])

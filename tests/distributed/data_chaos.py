@@ -21,7 +21,7 @@ from semantica.data.dataset import Manifest
 from semantica.distributed.encode import encode
 from semantica.distributed.ingest import ingest
 from semantica.distributed.pairs import score
-from semantica.encoders.encode import EncodeConfig
+from semantica.encoders.settings import EncodeConfig
 from semantica.episodes.ingest import IngestConfig
 from semantica.runtime import ClusterConfig, Runtime
 from semantica.tracking import TrackingConfig

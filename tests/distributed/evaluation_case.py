@@ -13,9 +13,9 @@ from small import draw_pages
 from semantica.config import to_dict
 from semantica.data.dataset import StageOutput
 from semantica.data.schemas import EPISODES
-from semantica.diffusion.samplers import SamplerConfig
-from semantica.encoders.encode import EncodeConfig
+from semantica.diffusion.settings import SamplerConfig
 from semantica.encoders.encoder import load_encoder
+from semantica.encoders.settings import EncodeConfig
 from semantica.encoders.shard import encode_shard
 from semantica.encoders.totals import finish_encodings, shards_of
 from semantica.episodes.clean import image_id

@@ -6,7 +6,7 @@ import pytest
 
 from semantica.distributed.control import Control, WorkerState, stalled_workers
 from semantica.distributed.elastic import largest_world
-from semantica.training.compute import ComputeConfig
+from semantica.training.recipe import ComputeConfig
 
 
 def state(rank: int, steps: int, silent_s: float, still_s: float) -> WorkerState:

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 import ray
 
-from jobs.doctor import main
 from semantica.distributed.doctor import check_cluster
 from semantica.doctor.finding import Finding
+from semantica.jobs.doctor import main
 
 BIN = Path(sys.executable).parent
 TOKEN = "a-token-of-the-tests-0123456789abcdef"

@@ -13,10 +13,10 @@ import yaml
 from mlflow import MlflowClient
 from small import SmallRun
 
-from jobs import evaluate_samples
 from semantica.config import config_hash, override, to_dict
 from semantica.data.dataset import MANIFEST, read_manifest
 from semantica.distributed.train import MODEL, train
+from semantica.jobs import evaluate_samples
 from semantica.training.checkpoint import open_checkpoint
 
 ROOT = Path(__file__).parents[2]

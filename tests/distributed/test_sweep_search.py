@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from semantica.data.location import write_atomically
-from semantica.data.manifest import MANIFEST
+from semantica.data.dataset import MANIFEST
+from semantica.data.durable import write_atomically
 from semantica.distributed.sweep import Progress
 from semantica.sweeps.results import TRAINING, Figure, begin, keep_figure, read_result, trial_folder
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from semantica.distributed.xla import Host, XlaProcess, XlaBackend, XlaConfig, check_processes, slice_environments, tpu_scaling
+from semantica.distributed.xla import Host, XlaBackend, XlaConfig, XlaProcess, check_processes, slice_environments, tpu_scaling
 from semantica.errors import ConfigError
 from semantica.runtime import ClusterConfig
 
@@ -56,7 +56,14 @@ def test_workers_are_one_runtime_when_every_process_is_there_once_in_any_order()
     check_processes([XlaProcess(1, 2, 8), XlaProcess(0, 2, 8)])
 
 
-@pytest.mark.parametrize("seen", [[XlaProcess(0, 1, 4), XlaProcess(0, 1, 4)], [XlaProcess(0, 4, 16), XlaProcess(1, 4, 16)], [XlaProcess(0, 2, 8), XlaProcess(0, 2, 8)]])
+@pytest.mark.parametrize(
+    "seen",
+    [
+        [XlaProcess(0, 1, 4), XlaProcess(0, 1, 4)],
+        [XlaProcess(0, 4, 16), XlaProcess(1, 4, 16)],
+        [XlaProcess(0, 2, 8), XlaProcess(0, 2, 8)],
+    ],
+)
 def test_workers_that_are_several_runtimes_or_part_of_one_are_refused(seen):
     with pytest.raises(ConfigError, match="XLA must see 2 processes, one a TPU host"):
         check_processes(seen)

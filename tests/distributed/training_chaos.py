@@ -26,10 +26,10 @@ import yaml
 from ray.cluster_utils import Cluster
 
 import semantica.distributed.train as shell
-from jobs.train import TrainJob
-from jobs.train import main as train_command
 from semantica.config import from_dict
 from semantica.data.location import location
+from semantica.jobs.train import TrainJob
+from semantica.jobs.train import main as train_command
 
 
 def recorded(folder: str, step_s: float) -> Callable[[Any], None]:

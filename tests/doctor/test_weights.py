@@ -6,7 +6,7 @@ import pytest
 
 from semantica.assets import FID_INCEPTION, ST_LPIPS, package_folder
 from semantica.doctor.weights import OPTIONAL, check_weights, checkpoint, encoder_weights, metric_weights, package_weights
-from semantica.encoders.encoder import EncoderConfig
+from semantica.encoders.settings import EncoderConfig
 
 
 @pytest.fixture

@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 
 from semantica.data.schemas import QUARANTINE, encodings_schema
-from semantica.encoders.encode import EncodeConfig, decode_picture, encode_episodes, encode_pictures, encode_stream
-from semantica.encoders.encoder import EncoderConfig, load_encoder
+from semantica.encoders.encode import decode_picture, encode_episodes, encode_pictures, encode_stream
+from semantica.encoders.encoder import load_encoder
+from semantica.encoders.settings import EncodeConfig, EncoderConfig
 from semantica.errors import ConfigError, DataError
 from semantica.pairs.scores import pooled_rows
 
@@ -170,5 +171,5 @@ def test_bytes_that_are_no_picture_are_refused():
 
 @pytest.mark.parametrize("field", ["batch_size", "rows_per_group"])
 def test_settings_out_of_range_are_refused_by_name(field):
-    with pytest.raises(ConfigError, match=rf"encode\.{field} must be positive"):
+    with pytest.raises(ConfigError, match=rf"{field} must be positive"):
         EncodeConfig(**{field: 0})

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from transformers import Dinov2Model
 
 from semantica.data.location import file_sha256
-from semantica.encoders.encoder import EncoderConfig, EncoderIdentity, load_encoder
+from semantica.encoders.encoder import EncoderIdentity, load_encoder
+from semantica.encoders.settings import EncoderConfig
 from semantica.errors import ConfigError, DataError, WeightsError
 
 

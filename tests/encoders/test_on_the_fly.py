@@ -10,12 +10,13 @@ from safetensors.torch import load_file, save_file
 from semantica.config import to_dict
 from semantica.data.dataset import StageOutput, read_manifest
 from semantica.data.pictures import list_pictures
-from semantica.encoders.encode import EncodeConfig, encode_pictures
-from semantica.encoders.encoder import EncoderConfig, load_encoder
+from semantica.encoders.encode import encode_pictures
+from semantica.encoders.encoder import OtherEncoderError, load_encoder
 from semantica.encoders.on_the_fly import TokensOnTheFly, tokens_on_the_fly
+from semantica.encoders.settings import EncodeConfig, EncoderConfig
 from semantica.encoders.shard import encode_shard
 from semantica.encoders.totals import finish_encodings, shards_of
-from semantica.errors import DataError, WeightsError
+from semantica.errors import WeightsError
 from semantica.generation.conditions import Conditions
 from semantica.pairs.loader import Batches, PairLoader
 
@@ -111,7 +112,7 @@ def test_an_encoder_that_is_no_longer_the_one_of_the_manifest_is_refused(vision,
         save_file(tensors, weights / changed, metadata={"format": "pt"})
     else:
         shutil.copy(vision.edited(weights, tmp_path / "odd", {"size": {"shortest_edge": 80}}) / changed, weights / changed)
-    with pytest.raises(DataError, match=f"no longer what made the encodings: {field} was"):
+    with pytest.raises(OtherEncoderError, match=f"is not the encoder .* that made the encodings: {field} must be"):
         TokensOnTheFly(read_manifest(folder, "encodings"))([make.picture(0)])
 
 

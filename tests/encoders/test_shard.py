@@ -13,8 +13,9 @@ import pytest
 from semantica.data.dataset import StageOutput, read_manifest, read_shard
 from semantica.data.location import file_sha256, location
 from semantica.data.schemas import EPISODES
-from semantica.encoders.encode import EncodeConfig, encode_episodes
-from semantica.encoders.encoder import EncoderConfig, load_encoder
+from semantica.encoders.encode import encode_episodes
+from semantica.encoders.encoder import load_encoder
+from semantica.encoders.settings import EncodeConfig, EncoderConfig
 from semantica.encoders.shard import DamagedEpisodes, _tables, encode_shard
 from semantica.encoders.totals import (
     check_damage,

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semantica.diffusion.samplers import SamplerConfig
+from semantica.diffusion.settings import SamplerConfig
 from semantica.errors import ConfigError
 from semantica.evaluation.requests import Batch, Cell, Request, batches, cells_of, repeated, requests_of
 from semantica.evaluation.settings import EvaluationConfig
-from semantica.training.step import slot_seed
+from semantica.keyed_random import slot_seed
 
 SIZES = {"cats": 5, "dogs": 4, "pond": 3}
 
@@ -131,16 +131,16 @@ def test_training_asks_for_every_checkpoint_and_the_others_for_the_last_of_each_
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"num": 1}, r"evaluation\.num must be 2 or more"),
-        ({"guidance": ()}, r"evaluation\.guidance must be weights of 0 or more"),
-        ({"table_guidance": (-0.5,)}, r"evaluation\.table_guidance must be weights of 0 or more"),
-        ({"guidance": (0.5, 0.50000001)}, r"evaluation\.guidance must be all different"),
-        ({"num_copies": 0}, r"evaluation\.num_copies must be 1 or more"),
-        ({"num_copies_of": ("sun397=0",)}, r"evaluation\.num_copies_of must be NAME=NUMBER, 1 or more"),
-        ({"num_copies_of": ("a=2", "a=3")}, r"evaluation\.num_copies_of must be one number a set"),
-        ({"protocol": ()}, r"evaluation\.protocol must be one or several"),
-        ({"extractor": ()}, r"evaluation\.extractor must be one or several"),
-        ({"num_reference": 1}, r"evaluation\.num_reference must be 2 or more"),
+        ({"num": 1}, r"num must be 2 or more"),
+        ({"guidance": ()}, r"guidance must be weights of 0 or more"),
+        ({"table_guidance": (-0.5,)}, r"table_guidance must be weights of 0 or more"),
+        ({"guidance": (0.5, 0.50000001)}, r"guidance must be all different"),
+        ({"num_copies": 0}, r"num_copies must be 1 or more"),
+        ({"num_copies_of": ("sun397=0",)}, r"num_copies_of must be NAME=NUMBER, 1 or more"),
+        ({"num_copies_of": ("a=2", "a=3")}, r"num_copies_of must be one number a set"),
+        ({"protocol": ()}, r"protocol must be one or several"),
+        ({"extractor": ()}, r"extractor must be one or several"),
+        ({"num_reference": 1}, r"num_reference must be 2 or more"),
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(values, message):

@@ -72,10 +72,10 @@ def train(make, folder, weights, image_px=56, **denoiser):
 def _train(make, folder, weights, image_px, **denoiser):
     from semantica.config import to_dict
     from semantica.data.dataset import StageOutput, read_manifest
-    from semantica.denoiser.uvit import DenoiserConfig, StageConfig
-    from semantica.diffusion.schedule import ScheduleConfig
-    from semantica.encoders.encode import EncodeConfig
-    from semantica.encoders.encoder import EncoderConfig, load_encoder
+    from semantica.denoiser.configs import DenoiserConfig, StageConfig
+    from semantica.diffusion.settings import ScheduleConfig
+    from semantica.encoders.encoder import load_encoder
+    from semantica.encoders.settings import EncodeConfig, EncoderConfig
     from semantica.encoders.shard import encode_shard
     from semantica.encoders.totals import finish_encodings, shards_of
     from semantica.pairs.loader import Batches, PairLoader

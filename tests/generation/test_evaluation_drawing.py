@@ -5,11 +5,12 @@ import torch
 
 from semantica.conditioning import Conditioning
 from semantica.data.schemas import SAMPLES
-from semantica.diffusion.samplers import SamplerConfig
+from semantica.diffusion.settings import SamplerConfig
 from semantica.evaluation.drawing import draw, sample_rows
 from semantica.evaluation.requests import Batch, Request
-from semantica.generation.generate import GenerateConfig, sample_pictures
+from semantica.generation.generate import sample_pictures
 from semantica.generation.model import Model
+from semantica.generation.settings import GenerateConfig
 from semantica.training.checkpoint import open_checkpoint
 
 SETTINGS = GenerateConfig(sampler=SamplerConfig(num_steps=3), batch_size=6)

@@ -10,21 +10,15 @@ from PIL import Image
 
 from semantica.conditioning import Conditioning
 from semantica.data.pictures import PictureRef, decode
-from semantica.denoiser.uvit import DenoiserConfig, StageConfig, UViT
-from semantica.diffusion.guidance import GuidanceConfig
+from semantica.denoiser.configs import DenoiserConfig, StageConfig
+from semantica.denoiser.uvit import UViT
 from semantica.diffusion.process import x_from_v
-from semantica.diffusion.samplers import SamplerConfig, ddpm
-from semantica.diffusion.schedule import ScheduleConfig
+from semantica.diffusion.samplers import ddpm, levels_of, sampler, walk
+from semantica.diffusion.settings import SAMPLERS, SamplerConfig, ScheduleConfig
 from semantica.errors import ConfigError
-from semantica.generation.generate import (
-    GenerateConfig,
-    SampleNoise,
-    choose_conditions,
-    png_bytes,
-    sample_pictures,
-    to_pixels,
-)
+from semantica.generation.generate import SampleNoise, choose_conditions, png_bytes, sample_pictures, to_pixels
 from semantica.generation.model import Model
+from semantica.generation.settings import GenerateConfig
 from semantica.pairs.loader import to_unit
 
 SCHEDULE, SAMPLER = ScheduleConfig(resolution_px=16), SamplerConfig(num_steps=6)
@@ -63,9 +57,9 @@ def cond():
     return Conditioning.of(torch.randn(5, 3, 8, generator=generator), torch.randn(5, 8, generator=generator))
 
 
-def sample(network, cond, names, guidance=0.5, seed=0, max_rows=None, **changes):
+def sample(network, cond, names, guidance=0.5, seed=0, max_rows=None, callback=None, **changes):
     config = GenerateConfig(**{"sampler": SAMPLER, "seed": seed, **changes})
-    return sample_pictures(Model(network, SCHEDULE), cond, names, guidance, config, max_rows)
+    return sample_pictures(Model(network, SCHEDULE), cond, names, guidance, config, max_rows, callback)
 
 
 def candidates(**sizes):
@@ -140,8 +134,7 @@ def test_without_guidance_the_conditional_model_alone_is_asked_and_sampled(netwo
     got = sample(network, cond, NAMES, guidance=0.0)
     assert calls == ["prepared", *[5] * SAMPLER.num_steps]
     noise = SampleNoise(0, NAMES, (3, 16, 16))
-    with torch.enable_grad():  # which does without the memory of what was prepared
-        x = ddpm(lambda z, logsnr, c: x_from_v(z, network(z, logsnr, c), logsnr), cond, noise.draw(), SCHEDULE, SAMPLER, noise)
+    x = ddpm(lambda z, logsnr: x_from_v(z, network(z, logsnr, cond), logsnr), noise.draw(), levels_of(SAMPLER, SCHEDULE), noise)
     assert torch.equal(got, to_pixels(x))
 
 
@@ -165,6 +158,75 @@ def test_no_more_rows_than_allowed_are_asked_at_once(network, cond, calls, max_r
     assert max(asked) <= max(2, max_rows)  # both branches of one picture at least
     assert sum(asked) == 10 * SAMPLER.num_steps
     assert (few.int() - sample(network, cond, NAMES).int()).abs().max() <= 1
+
+
+def halfway(denoise, z, levels, *, clip, callback):
+    """A sampler that the project does not have."""
+    return walk(lambda _, z, x_hat, t, s: (z + x_hat) / 2, denoise, z, levels, clip=clip, callback=callback)
+
+
+def test_a_sampler_that_is_registered_in_one_place_draws(network, cond, calls, monkeypatch):
+    monkeypatch.setattr(SAMPLERS, "_parts", {name: SAMPLERS[name] for name in SAMPLERS})
+    sampler("halfway", spacing="t")(halfway)
+    drawn = sample(network, cond, NAMES, sampler=SamplerConfig(name="halfway", num_steps=4))
+    assert calls == ["prepared", *[10] * 4]
+    assert not torch.equal(drawn, sample(network, cond, NAMES, sampler=SamplerConfig(name="ddim", num_steps=4)))
+
+
+@pytest.mark.parametrize("max_rows", [None, 4])
+def test_a_callback_sees_every_sample_at_every_step_but_the_last_and_knows_which(network, cond, max_rows):
+    seen = []
+
+    def watch(step):
+        assert step.names == tuple(NAMES[i] for i in step.samples)
+        assert step.z.shape == step.x_hat.shape == (len(step.samples), 3, 16, 16)
+        seen.append((step.index, list(step.samples)))
+        return step.z
+
+    drawn = sample(network, cond, NAMES, max_rows=max_rows, callback=watch)
+    chunks = [[0, 1, 2, 3, 4]] if max_rows is None else [[0, 1], [2, 3], [4]]
+    assert seen == [(index, chunk) for chunk in chunks for index in range(SAMPLER.num_steps - 1)]
+    assert torch.equal(drawn, sample(network, cond, NAMES, max_rows=max_rows))
+
+
+def test_a_callback_edits_some_samples_and_leaves_the_others(network, cond):
+    def erase_the_last(step):
+        return torch.where(torch.tensor([i == 4 for i in step.samples])[:, None, None, None], 0, step.z)
+
+    plain = sample(network, cond, NAMES, max_rows=4)
+    edited = sample(network, cond, NAMES, max_rows=4, callback=erase_the_last)
+    assert torch.equal(edited[:4], plain[:4])
+    assert not torch.equal(edited[4], plain[4])
+
+
+def test_a_callback_may_take_gradients_of_the_network(network, cond):
+    """What a callback is given takes part in autograd: x_hat of its z can be steered."""
+
+    def steer(step):
+        model = Model(network, SCHEDULE)
+        with torch.enable_grad():
+            z = step.z.detach().requires_grad_()
+            x_hat = model.bind(cond[step.samples.start : step.samples.stop])(z, step.logsnr)
+            (slope,) = torch.autograd.grad(x_hat.square().sum(), z)
+        assert slope.abs().sum() > 0
+        return step.z - slope
+
+    drawn = sample(network, cond, NAMES, callback=steer)
+    assert not torch.equal(drawn, sample(network, cond, NAMES))
+
+
+def test_a_chunk_that_does_not_fit_is_shown_again_from_its_first_step(network, cond):
+    seen = []
+
+    def fails_once(step):
+        seen.append((step.index, len(step.samples)))
+        if len(seen) == 2:
+            raise torch.OutOfMemoryError
+        return step.z
+
+    drawn = sample(network, cond, NAMES, callback=fails_once)
+    assert seen == [(0, 5), (1, 5), *((i, 3) for i in range(5)), *((i, 2) for i in range(5))]
+    assert (drawn.int() - sample(network, cond, NAMES).int()).abs().max() <= 1
 
 
 def test_every_guidance_weight_starts_from_the_same_noise():
@@ -204,13 +266,13 @@ def test_png_keeps_every_pixel_of_a_tensor_and_of_an_array():
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
-        ({"guidance": ()}, "generate.guidance"),
-        ({"guidance": (-0.1,)}, "generate.guidance"),
-        ({"guidance": (0.5, 0.5)}, "generate.guidance"),
-        ({"num_conditions": 0}, "generate.num_conditions"),
-        ({"samples_per_condition": 0}, "generate.samples_per_condition"),
-        ({"batch_size": 0}, "generate.batch_size"),
-        ({"similarity": 1.5}, "generate.similarity"),
+        ({"guidance": ()}, "guidance"),
+        ({"guidance": (-0.1,)}, "guidance"),
+        ({"guidance": (0.5, 0.5)}, "guidance"),
+        ({"num_conditions": 0}, "num_conditions"),
+        ({"samples_per_condition": 0}, "samples_per_condition"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"similarity": 1.5}, "similarity"),
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(changes, field):

@@ -7,9 +7,10 @@ from semantica.conditioning import Conditioning
 from semantica.denoiser import configs
 from semantica.denoiser.sizes import PeakBytes, sampling_bytes
 from semantica.denoiser.uvit import UViT
-from semantica.diffusion.schedule import ScheduleConfig
+from semantica.diffusion.settings import ScheduleConfig
 from semantica.generation import model as models
-from semantica.generation.model import Model, SpeedConfig, in_chunks
+from semantica.generation.model import Model, in_chunks
+from semantica.generation.settings import SpeedConfig
 
 
 class Memory:
@@ -28,7 +29,7 @@ class Memory:
 def test_chunks_are_halved_until_they_fit_and_every_row_is_drawn_once():
     memory = Memory(rows=3)
     assert in_chunks(memory, 10, 16).tolist() == list(range(10))
-    assert memory.asked == [10, 8, 4, 2, 2, 2, 2, 2]
+    assert memory.asked == [10, 5, 3, 3, 3, 1]
 
 
 def test_a_device_without_room_for_one_row_says_so():
@@ -75,4 +76,4 @@ def test_half_precision_halves_the_weights_and_answers_in_float32():
     model = Model(UViT(configs.tiny()).eval(), ScheduleConfig(resolution_px=32)).on("cpu", SpeedConfig(precision="bfloat16"))
     assert {p.dtype for p in model.network.parameters()} == {torch.bfloat16}
     cond = Conditioning.of(torch.zeros(1, 65, 384), torch.zeros(1, 384))
-    assert model.denoise()(torch.zeros(1, 3, 32, 32), torch.zeros(1), cond).dtype == torch.float32
+    assert model.bind(cond)(torch.zeros(1, 3, 32, 32), torch.zeros(1)).dtype == torch.float32

@@ -11,13 +11,14 @@ from PIL import Image, ImageCms
 import semantica
 from semantica.data.dataset import read_manifest, read_shard
 from semantica.data.schemas import token_rows
-from semantica.diffusion.samplers import SamplerConfig
+from semantica.diffusion.settings import SamplerConfig
 from semantica.encoders.encode import encode_pictures
 from semantica.encoders.encoder import load_encoder
 from semantica.episodes.images import ImageConfig, normalise
 from semantica.errors import ConfigError, DataError, WeightsError
 from semantica.generation.conditioning_images import ConditioningImages, square_of
-from semantica.generation.generate import GenerateConfig, sample_pictures
+from semantica.generation.generate import sample_pictures
+from semantica.generation.settings import GenerateConfig
 from semantica.pairs.scores import pooled_rows
 from tests.generation.drawing import draw, pixels
 
@@ -139,6 +140,22 @@ def test_seed_guidance_sampler_and_steps_are_those_asked_for(model, pictures):
     assert model.release.sampler == SamplerConfig()  # the paper's, for a checkpoint that says nothing else
 
 
+def test_a_callback_is_told_which_samples_it_gets_and_decides_how_they_go_on(model, pictures):
+    """Six samples of three pictures: those of the second become what they would have from z = 0 at the last step."""
+    seen = []
+
+    def erase_the_second(step):
+        seen.append((step.index, [(k // 2, k % 2) for k in step.samples], step.names))
+        second = torch.tensor([k // 2 == 1 for k in step.samples])
+        return torch.where(second[:, None, None, None], 0, step.z)
+
+    plain, edited = draw(model, pictures[:3]), draw(model, pictures[:3], callback=erase_the_second)
+    assert [np.array_equal(pixels(a), pixels(b)) for a, b in zip(plain, edited, strict=True)] == [True, False, True]
+    assert np.array_equal(*pixels(edited[1]))
+    assert [index for index, *_ in seen] == [0, 1, 2, 3, 4]
+    assert seen[0][1:] == ([(i, j) for i in range(3) for j in range(2)], tuple(model.asked([[p] for p in pictures[:3]], 2).names))
+
+
 def test_several_conditioning_images_describe_one_picture(rich, pictures):
     a, b, c = pictures[:3]
     cond, names = rich.conditioning([[a], [a, b], [a, b, c]])
@@ -171,7 +188,7 @@ def test_a_model_that_was_told_similarities_is_asked_for_one(rich, pictures):
         ([], {"guidance": float("nan")}, ConfigError, "guidance must be 0 or more, got nan"),
         ([], {"num_samples": 0}, ConfigError, "num_samples must be at least 1, got 0"),
         ([], {"similarity": 0.5}, ConfigError, "similarity: this model was not trained to be told one"),
-        ([], {"sampler": "euler"}, ConfigError, "sampler: name: Input should be 'ddpm', 'ddim' or 'dpm_solver'"),
+        ([], {"sampler": "euler"}, ConfigError, "sampler: name must be one of ddpm, ddim, dpm_solver, got 'euler'"),
         ([], {"num_steps": 0}, ConfigError, "sampler: num_steps must be at least 1, got 0"),
     ],
 )

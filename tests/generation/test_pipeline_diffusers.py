@@ -12,10 +12,10 @@ from PIL import Image
 pytest.importorskip("diffusers")
 
 import semantica
-from semantica.conditioning import Conditioning
-from semantica.diffusion.process import denoise_with, diffuse, eps_from_x, v_from_x
-from semantica.diffusion.samplers import SamplerConfig, ddpm
-from semantica.diffusion.schedule import ScheduleConfig, logsnr
+from semantica.diffusion.process import diffuse, eps_from_x, v_from_x
+from semantica.diffusion.samplers import ddpm, levels_of
+from semantica.diffusion.schedule import logsnr
+from semantica.diffusion.settings import SamplerConfig, ScheduleConfig
 from semantica.errors import ConfigError
 from semantica.generation.diffusers_pipeline import SemanticaPipeline, SemanticaScheduler
 from semantica.generation.generate import SampleNoise, to_pixels
@@ -59,8 +59,8 @@ def test_the_pipeline_is_the_sampler_fed_the_same_sample_noise(model, pipe, pict
     """Before anything is rounded to pixels, and with the house's SampleNoise on its side."""
     asked = model.asked([[picture] for picture in pictures], 1)
     noise = SampleNoise(0, asked.names, (3, 16, 16))
-    denoise = denoise_with(model.model.network, "v")
-    x = ddpm(denoise, asked.cond, noise.draw(), model.release.schedule, SamplerConfig(num_steps=9), noise)
+    with torch.no_grad():
+        x = ddpm(model.model.bind(asked.cond), noise.draw(), levels_of(SamplerConfig(num_steps=9), model.release.schedule), noise)
     got = pipe(pictures, 9, guidance_scale=1, generator=pipe.generators(pictures), output_type="pt", return_dict=False)[0]
     assert torch.equal(got, (x + 1) / 2)
     arrays = pipe(pictures, 9, guidance_scale=1, generator=pipe.generators(pictures), output_type="np").images
@@ -79,12 +79,12 @@ def test_the_scheduler_alone_walks_as_ddpm_does_from_any_prediction(prediction_t
     noise, z = generators(2), torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(9))
     kept = generators(2)
     expected = ddpm(
-        lambda z, logsnr, cond: z / 2,
-        Conditioning.of(torch.zeros(2, 1, 1), torch.zeros(2, 1)),
+        lambda z, logsnr: z / 2,
         z,
-        SCHEDULE,
-        config,
+        levels_of(config, SCHEDULE),
         lambda index: torch.stack([torch.randn(3, 8, 8, generator=g) for g in kept]),
+        interpolation=0.3,
+        clip=False,
     )
     for timestep in scheduler.timesteps:
         level = scheduler.logsnr(timestep, z)
@@ -151,6 +151,24 @@ def test_what_diffusers_expects_of_any_pipeline_holds(model, pipe, pictures):
     assert [index for index, _, _ in seen] == [0, 1, 2]
     assert [t for _, t, _ in seen] == pytest.approx([1, 2 / 3, 1 / 3])
     assert torch.equal(black, torch.full((1, 3, 16, 16), 0.5))
+
+
+def test_one_callback_does_the_same_in_the_pipeline_and_in_the_model(model, pipe, pictures):
+    seen = []
+
+    def fade(step):
+        seen.append((step.index, step.samples, step.names, step.logsnr.tolist(), step.x_hat.abs().max().item()))
+        return step.z * torch.where(torch.tensor([k == 1 for k in step.samples])[:, None, None, None], 0.5, 1.0)
+
+    ours = model(pictures[:2], num_samples=1, num_steps=5, callback=fade)
+    at_the_model, seen = seen, []
+    noise = pipe.generators(pictures[:2])
+    theirs = pipe(pictures[:2], 5, guidance_scale=1.5, generator=noise, callback=fade).images
+    assert seen == at_the_model
+    assert len(seen) == 4
+    assert all(np.array_equal(a[0], b) for a, b in zip(ours, theirs, strict=True))
+    plain = pipe(pictures[:2], 5, guidance_scale=1.5, generator=pipe.generators(pictures[:2])).images
+    assert [np.array_equal(a, b) for a, b in zip(plain, theirs, strict=True)] == [True, False]
 
 
 def test_without_generators_the_noise_is_torchs_own(pipe, pictures):

@@ -13,7 +13,6 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 import semantica
-from jobs.release import main
 from semantica.config import to_dict
 from semantica.data.dataset import read_manifest
 from semantica.encoders.encoder import EncoderIdentity
@@ -21,6 +20,7 @@ from semantica.errors import ConfigError, DataError, WeightsError
 from semantica.generation.model_card import model_card
 from semantica.generation.pipeline import opened
 from semantica.generation.release import EncoderRecord, _record, read_release, release_of, write_release
+from semantica.jobs.release import main
 from semantica.report.page import Figure, Report, Table, to_json
 from semantica.training.checkpoint import open_checkpoint
 
@@ -228,7 +228,7 @@ def test_a_folder_with_something_else_in_it_is_not_written_to(runs, released):
 
 
 def test_a_model_in_bfloat16_is_not_saved(runs, released, tmp_path):
-    from semantica.generation.model import SpeedConfig
+    from semantica.generation.settings import SpeedConfig
 
     model = semantica.load(released, "cpu", runs.plain.encoder, speed=SpeedConfig(precision="bfloat16"))
     with pytest.raises(ConfigError, match="precision must be float32"):

@@ -31,13 +31,13 @@ from guard_cases import (
     told,
     weights_of,
 )
-from semantica.datasets import read_manifest
-from semantica.training.writing import write_checkpoint
 
 from semantica.conditioning import Conditioning
 from semantica.config import override
-from semantica.diffusion.guidance import GuidanceConfig, guided
-from semantica.diffusion.samplers import SamplerConfig, Step, ddim_invert, sampler_of
+from semantica.data.dataset import read_manifest
+from semantica.diffusion.samplers import Step, ddim_invert, levels_of
+from semantica.diffusion.samplers import sample as sample_by
+from semantica.diffusion.settings import GuidanceConfig, SamplerConfig
 from semantica.distributed.encode import encode
 from semantica.distributed.evaluate import evaluate
 from semantica.distributed.ingest import ingest
@@ -45,15 +45,17 @@ from semantica.distributed.pairs import pairs
 from semantica.distributed.pipeline import pipeline
 from semantica.distributed.train import train
 from semantica.evaluation.settings import EvaluationConfig
-from semantica.generation.generate import GenerateConfig, sample_pictures
+from semantica.generation.generate import sample_pictures
 from semantica.generation.model import Model
 from semantica.generation.model_card import model_card
 from semantica.generation.pipeline import load
 from semantica.generation.release import release_of, write_release
+from semantica.generation.settings import GenerateConfig
 from semantica.presets import PipelineConfig, tiny, tiny_html
 from semantica.runtime import ClusterConfig, Runtime
 from semantica.tracking import TrackingConfig
 from semantica.training.checkpoint import Provenance, TrainState, open_checkpoint
+from semantica.training.checkpoint.save import write_checkpoint
 from semantica.training.loader import training_loader
 from semantica.training.loop import Hooks, fit
 from semantica.training.recipe import TrainConfig
@@ -141,17 +143,18 @@ def draw_sample(guards: Path, sample: Sample) -> dict[str, Any]:
     model = Model.of(open_checkpoint(newest), ema=False)
     given = told(sample.num_images, sample.similarity)
     cond = Conditioning(given.tokens, given.pooled, given.present, given.similarity)
-    denoise = guided(model.denoise(), sample.guidance, beyond(sample.refinement))
+    denoise = model.bind(cond, sample.guidance, beyond(sample.refinement))
     name = "ddim" if sample.sampler == "ddim_invert" else sample.sampler
     config = override(SamplerConfig(), {"name": name, "num_steps": 6, **sample.sampler_settings})
     if sample.sampler == "ddim_invert":
-        return figures_of(ddim_invert(denoise, cond, pictures_to_invert(), model.schedule, config, 3))
+        levels = levels_of(config, model.schedule)
+        return figures_of(ddim_invert(denoise, pictures_to_invert(), levels, clip=config.clip, num_iterations=3))
 
     def edit(step: Step) -> torch.Tensor:
         return step.z + 0.05
 
     callback = edit if sample.edits else None
-    return figures_of(sampler_of(config)(denoise, cond, noise_at(-1), model.schedule, config, noise_at, callback))
+    return figures_of(sample_by(denoise, noise_at(-1), model.schedule, noise_at, config, callback))
 
 
 def beyond(refinement: str) -> GuidanceConfig:

@@ -10,8 +10,9 @@ from semantica.data.schemas import HELD_OUT_FEATURES
 from semantica.encoders.encoder import Encoder, EncoderIdentity
 from semantica.errors import ConfigError, DataError
 from semantica.measure.frechet import FeatureStatistics, frechet_distance
-from semantica.metrics.evaluate import EvaluateConfig, compute_figures, noise_picture
+from semantica.metrics.evaluate import compute_figures, noise_picture
 from semantica.metrics.feature_rows import Extractors, MetricWeights, Picture
+from semantica.metrics.settings import EvaluateConfig
 
 DIM = 6
 
@@ -173,9 +174,9 @@ def test_a_weight_that_was_not_drawn_is_refused_with_those_that_were():
 
 
 def test_settings_out_of_range_are_refused_by_name():
-    with pytest.raises(ConfigError, match=r"evaluate\.guidance must be 0 or more"):
+    with pytest.raises(ConfigError, match=r"guidance must be 0 or more"):
         EvaluateConfig(guidance=-0.1)
-    with pytest.raises(ConfigError, match=r"evaluate\.batch_size must be positive"):
+    with pytest.raises(ConfigError, match=r"batch_size must be positive"):
         EvaluateConfig(batch_size=0)
 
 

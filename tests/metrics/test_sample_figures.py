@@ -5,13 +5,13 @@ import pytest
 
 from semantica.config import to_dict
 from semantica.data.dataset import Manifest
-from semantica.diffusion.guidance import GuidanceConfig
-from semantica.diffusion.samplers import SamplerConfig
+from semantica.diffusion.settings import GuidanceConfig, SamplerConfig
 from semantica.encoders.encoder import EncoderIdentity
-from semantica.generation.generate import GenerateConfig
+from semantica.generation.settings import GenerateConfig
 from semantica.measure.similarity import own_and_other
-from semantica.metrics.evaluate import EvaluateConfig, Figures, GuidanceFigures
+from semantica.metrics.evaluate import Figures, GuidanceFigures
 from semantica.metrics.sample_figures import sample_figures, sampler_words
+from semantica.metrics.settings import EvaluateConfig
 
 ENCODER = EncoderIdentity("e", "0" * 64, 56, (0.5,) * 3, (0.5,) * 3, "float32", 16, 8, 8)
 HOW = GenerateConfig(sampler=SamplerConfig(name="ddim", num_steps=7, clip=False), use_ema=False, seed=3)

@@ -10,7 +10,7 @@ from transformers import Dinov2Config, Dinov2Model
 from benchmarks.measure import in_a_process
 from benchmarks.plan import counted_drawing, counted_encoding, counted_step, grown_bytes
 from semantica.config import override
-from semantica.encoders.encoder import EncoderConfig
+from semantica.encoders.settings import EncoderConfig
 from semantica.errors import ConfigError
 from semantica.planning.memory import example_bytes, smaller, training_memory
 from semantica.planning.model import VitShape, denoiser_costs, encoder_shape

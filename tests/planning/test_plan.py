@@ -5,9 +5,9 @@ import math
 
 import pytest
 
-from jobs.plan import main
 from semantica.config import override
 from semantica.errors import ConfigError
+from semantica.jobs.plan import main
 from semantica.planning.machines import PlanConfig, PriceConfig
 from semantica.planning.plan import make_plan
 from semantica.planning.sizes import count, hours, size

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from benchmarks.plan import pair_errors, planned_and_found, saved_bytes, write_datasets
 from semantica.config import override
 from semantica.data.dataset import StageOutput, read_manifest
-from semantica.encoders.encode import EncodeConfig
-from semantica.encoders.encoder import EncoderConfig
+from semantica.encoders.settings import EncodeConfig, EncoderConfig
 from semantica.errors import ConfigError, DataError
 from semantica.pairs.selection import BandConfig
 from semantica.planning.pairs import PageCounts, expected_pairs, page_counts

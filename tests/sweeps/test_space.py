@@ -90,11 +90,11 @@ def test_an_encoder_gives_the_denoiser_its_sizes():
     [
         ({"learning_rat": [1e-3]}, r"learning_rat: unknown field; did you mean 'learning_rate'"),
         ({"patching": ["4x4"]}, r"patching\.0: Input should be '2x2' or 'none'"),
-        ({"learning_rate": [0.0]}, r"space.learning_rate must be positive"),
-        ({"learning_rate": [1e-3, 1e-3]}, r"space.learning_rate must be all different"),
-        ({"band": [[0.9, 0.3]]}, r"space.band must be -1 <= low < high <= 1, got \(0.9, 0.3\)"),
-        ({"band_low_range": [0.0, 0.2]}, r"space.band_low_range must be given with band_high_range"),
-        ({"band_low_range": [0.0, 0.6], "band_high_range": [0.5, 1.0]}, r"space.band_high_range must be .* above band_low_range"),
+        ({"learning_rate": [0.0]}, r"learning_rate must be positive"),
+        ({"learning_rate": [1e-3, 1e-3]}, r"learning_rate must be all different"),
+        ({"band": [[0.9, 0.3]]}, r"band must be -1 <= low < high <= 1, got \(0.9, 0.3\)"),
+        ({"band_low_range": [0.0, 0.2]}, r"band_low_range must be given with band_high_range"),
+        ({"band_low_range": [0.0, 0.6], "band_high_range": [0.5, 1.0]}, r"band_high_range must be .* above band_low_range"),
     ],
 )
 def test_a_wrong_space_is_refused_with_one_sentence(changes, message):

@@ -100,7 +100,7 @@ def test_the_page_shows_three_panels_a_row_a_trial_and_the_winners_file(grid, tm
 
 
 def test_the_winners_file_is_read_by_jobs_train_as_it_was_written(made, tmp_path):
-    from jobs.train import TrainJob
+    from semantica.jobs.train import TrainJob
 
     tiny = preset("tiny")
     swept = Swept(train=replace(tiny.train, seed=7), band=tiny.band)

@@ -11,7 +11,7 @@ import torch
 from semantica.conditioning import Conditioning
 from semantica.errors import ConfigError
 from semantica.training.checkpoint import open_checkpoint
-from semantica.training.compute import ComputeConfig
+from semantica.training.recipe import ComputeConfig
 from semantica.training.step import step_noise
 from semantica.training.xla import compiled
 

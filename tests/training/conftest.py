@@ -10,8 +10,8 @@ def tiny(make, tmp_path_factory):
 
     tiny.folder holds its encodings and its selection.
     """
-    from semantica.denoiser.uvit import DenoiserConfig, StageConfig
-    from semantica.diffusion.schedule import ScheduleConfig
+    from semantica.denoiser.configs import DenoiserConfig, StageConfig
+    from semantica.diffusion.settings import ScheduleConfig
     from semantica.pairs.loader import Batches, LoaderWorker, PairLoader
     from semantica.training.checkpoint import Provenance
     from semantica.training.recipe import EmaConfig, OptimizerConfig, TrainConfig

@@ -12,8 +12,9 @@ from torch.distributed.fsdp import fully_shard
 
 from semantica.config import from_dict
 from semantica.errors import ConfigError
-from semantica.training.compute import ComputeConfig, shard_units
+from semantica.training.compute import autocast, prepare, shard_units
 from semantica.training.loop import Hooks, fit, initial_network
+from semantica.training.recipe import ComputeConfig
 from semantica.training.step import add_gradients, step_noise
 
 
@@ -50,10 +51,10 @@ def test_bfloat16_keeps_weights_and_gradients_in_float32_and_the_loss_near(tiny)
 
 
 def test_autocast_makes_products_coarse_and_leaves_the_loss_fine():
-    with ComputeConfig(precision="bfloat16").autocast("cpu"):
+    with autocast(ComputeConfig(precision="bfloat16"), "cpu"):
         product = torch.ones(2, 2) @ torch.ones(2, 2)
         assert product.dtype == torch.bfloat16
-    with ComputeConfig().autocast("cpu"):
+    with autocast(ComputeConfig(), "cpu"):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
 
 
@@ -62,7 +63,7 @@ def test_maps_between_sharded_weights_are_channels_last_in_the_first_pass_and_th
     config = tiny.config(compute=ComputeConfig(parallel="fsdp", recompute="all"), micro_batch_size=size)
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
-        network = config.compute.prepare(initial_network(config).train())
+        network = prepare(initial_network(config).train(), config.compute)
         mesh, laid_out = init_device_mesh("cpu", (1,)), []
         for block in shard_units(network):
             fully_shard(block, mesh=mesh)
@@ -101,7 +102,7 @@ def test_the_step_is_one_graph_and_is_compiled_once():
         from semantica.conditioning import Conditioning
         from semantica.denoiser import configs
         from semantica.denoiser.uvit import UViT
-        from semantica.diffusion.schedule import ScheduleConfig
+        from semantica.diffusion.settings import ScheduleConfig
         from semantica.training.step import StepNoise, step_loss
         from dataclasses import replace
         config = replace(configs.tiny(), max_images=2, similarity=True)

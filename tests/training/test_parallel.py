@@ -16,9 +16,8 @@ from semantica.config import to_dict
 from semantica.denoiser import configs
 from semantica.errors import ConfigError
 from semantica.training.checkpoint import open_checkpoint
-from semantica.training.compute import ComputeConfig
 from semantica.training.parallel import sharing, state_bytes
-from semantica.training.recipe import OptimizerConfig
+from semantica.training.recipe import ComputeConfig, OptimizerConfig
 
 KINDS = ("model", "ema", "optimizer")
 FSDP, HSDP = ComputeConfig(parallel="fsdp"), ComputeConfig(parallel="hsdp", shard_workers=2)

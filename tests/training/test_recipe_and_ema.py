@@ -84,15 +84,15 @@ def test_gradients_are_clipped_to_the_norm_as_a_whole():
 
 def test_a_training_run_that_cannot_be_is_refused_by_its_field(tiny):
     for changes, field in (
-        ({"batch_size": 6}, "train.batch_size must be a multiple of num_lanes = 4, got 6"),
-        ({"num_steps": 0}, "train.num_steps must be positive, got 0"),
-        ({"conditioning_dropout": 1.0}, "train.conditioning_dropout must be in"),
-        ({"seed": -1}, "train.seed must be in"),
-        ({"micro_batch_size": 0}, "train.micro_batch_size must be positive or None, got 0"),
-        ({"max_skipped": 0}, "train.max_skipped must be positive, got 0"),
-        ({"prefetch": -1}, "train.prefetch must be 0 or more, got -1"),
-        ({"sample_every": 0}, "train.sample_every must be positive or None, got 0"),
-        ({"peak_tflops": 0.0}, "train.peak_tflops must be positive or None, got 0.0"),
+        ({"batch_size": 6}, "batch_size must be a multiple of num_lanes = 4, got 6"),
+        ({"num_steps": 0}, "num_steps must be positive, got 0"),
+        ({"conditioning_dropout": 1.0}, "conditioning_dropout must be in"),
+        ({"seed": -1}, "seed must be in"),
+        ({"micro_batch_size": 0}, "micro_batch_size must be positive or None, got 0"),
+        ({"max_skipped": 0}, "max_skipped must be positive, got 0"),
+        ({"prefetch": -1}, "prefetch must be 0 or more, got -1"),
+        ({"sample_every": 0}, "sample_every must be positive or None, got 0"),
+        ({"peak_tflops": 0.0}, "peak_tflops must be positive or None, got 0.0"),
     ):
         with pytest.raises(ConfigError) as caught:
             tiny.config(**changes)

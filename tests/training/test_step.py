@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from semantica.diffusion.process import diffuse, eps_from_x, v_target, x_from
-from semantica.diffusion.schedule import ScheduleConfig, logsnr
+from semantica.diffusion.schedule import logsnr
+from semantica.diffusion.settings import ScheduleConfig
 from semantica.training.loop import initial_network
 from semantica.training.recipe import OptimizerConfig
 from semantica.training.step import StepNoise, add_gradients, make_optimizer, step_loss, step_noise, update

@@ -14,7 +14,8 @@ from torch.distributed.tensor import DTensor
 
 from semantica.denoiser.sizes import training_flops
 from semantica.diffusion.process import diffuse, v_target
-from semantica.diffusion.schedule import ScheduleConfig, logsnr
+from semantica.diffusion.schedule import logsnr
+from semantica.diffusion.settings import ScheduleConfig
 from semantica.training.backend import TorchBackend
 from semantica.training.ema import Ema
 from semantica.training.loop import Hooks, fit, initial_network

@@ -21,6 +21,7 @@ from semantica.config import from_dict
 from semantica.data.durable import new_attempt
 from semantica.pairs.loader import Batches, LoaderWorker, PairLoader
 from semantica.training.checkpoint import Keeper, Provenance, Saver, TrainState, open_checkpoint
+from semantica.training.compute import prepare
 from semantica.training.ema import Ema
 from semantica.training.loop import Hooks, fit, initial_network
 from semantica.training.parallel import local, sharing, whole, wrap
@@ -86,7 +87,7 @@ def work(job, run, rank):
                 save_file(contiguous, folder / f"whole-{state.step}.safetensors")
 
         if run["resave"]:
-            network = config.compute.prepare(initial_network(config).train())
+            network = prepare(initial_network(config).train(), config.compute)
             wrap(network, config.compute, "cpu")
             ema = Ema(network, config.ema)
             optimizer = make_optimizer(network, config.optimizer)

@@ -19,7 +19,8 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from semantica.data.location import Location, atomic_file
+from semantica.data.durable import atomic_file
+from semantica.data.location import Location
 from semantica.episodes.fetch import Fetched
 from semantica.episodes.fetch.fetcher import Fetcher
 from semantica.episodes.fetch.http import OPT_OUT
