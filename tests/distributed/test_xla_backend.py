@@ -72,8 +72,8 @@ def test_workers_that_are_several_runtimes_or_part_of_one_are_refused(seen):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"tpu_type": "TPU-V6E"}, "cluster.tpu_topology"),
-        ({"tpu_topology": "4x4"}, "cluster.tpu_topology"),
+        ({"tpu_type": "TPU-V6E"}, "tpu_topology must be set with tpu_type"),
+        ({"tpu_topology": "4x4"}, "tpu_topology must be set with tpu_type"),
         ({"tpu_type": "TPU-V6E", "tpu_topology": "4x4", "use_gpu": True}, "one of use_gpu, tpu_type and xla_cpu_devices"),
         ({"xla_cpu_devices": 2}, "with num_workers = 1"),
         ({"xla_cpu_devices": 0, "num_workers": 1}, "1 or more"),
