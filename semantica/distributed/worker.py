@@ -28,7 +28,7 @@ from semantica.pairs.loader import LoaderWorker, PairLoader
 from semantica.runtime import ClusterConfig
 from semantica.tracking import Run
 from semantica.training.backend import Backend, TorchBackend
-from semantica.training.checkpoint import Checkpoint, Keeper, Provenance, SaveFailure, Saver, TrainState
+from semantica.training.checkpoint import Checkpoint, Keeper, Provenance, SaveFailure, Saver, TrainState, Writers
 from semantica.training.ema import Ema
 from semantica.training.loader import training_loader
 from semantica.training.loop import Hooks, Order, fit
@@ -127,13 +127,8 @@ class _Training:
         self.tokens_of = tokens_on_the_fly(read_manifest(job.encodings, "encodings"), str(self.backend.aside))
         self.report = reporting(job.journal, job.run, job.control) if link.rank == 0 else _nothing
         self.share = self.backend.sharing(config.compute)
-        self.saver = Saver(
-            keeper,
-            self._say_failure,
-            rank=self.share.rank,
-            world=self.share.world,
-            attempt=broadcast_from_rank_zero(new_attempt()),
-        )
+        writers = Writers(self.share.rank, self.share.world, attempt=broadcast_from_rank_zero(new_attempt()))
+        self.saver = Saver(keeper, self._say_failure, writers=writers)
         self._samples: TrainingSamples | None = None  # made when first asked for
         self._losses: list[float] = []  # of the reports since the last save
         self._on_step: StepHook | None = None

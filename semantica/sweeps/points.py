@@ -46,7 +46,7 @@ _PICTURES = 1024  # real pictures that are decoded at once
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What trials are measured on: conditioning images in order, the key of the reference's statistics, and what it is made of."""
+    """What trials are measured on: conditioning images in order, the key of the reference's statistics, and their extractor."""
 
     conditions: tuple[str, ...]
     num_reference: int
@@ -55,7 +55,7 @@ class HeldOut:
 
     @classmethod
     def read(cls, path: Path) -> HeldOut:
-        """That in a file."""
+        """What a file holds."""
         values = json.loads(path.read_text())
         return cls(**values | {"conditions": tuple(values["conditions"])})
 
@@ -111,31 +111,51 @@ def load_extractor(name: str, encodings: Location, device: torch.device | str) -
     return encoder_features(encoder)
 
 
+@dataclass(frozen=True)
+class Points:
+    """When and how a trial is measured. folder: the trial's. measured_by: the encodings whose encoder measures.
+
+    steps: of the points, from point 1. pause: the step of a point after which the training is saved and ends, to resume later.
+    """
+
+    folder: Path
+    steps: tuple[int, ...]
+    settings: MeasureConfig
+    held_out: Path
+    references: Path
+    measured_by: Location
+    pause: int | None = None
+
+    def known(self, step: int) -> Figure | None:
+        """The figure of the point at a step when it is on disk."""
+        return read_figure(self.folder, self.steps.index(step) + 1)
+
+    def picture(self, figure: Figure) -> bytes:
+        """The PNG of samples at a point."""
+        return figure_path(self.folder, figure.point).with_suffix(".png").read_bytes()
+
+
 class TrialMeasurer:
     """`measurer.measure(weights)`: (Fréchet distance, PNG of some samples) of whole EMA weights by name.
 
-    encodings: the trial's own, whose tokens condition. measured_by: the encodings whose encoder measures.
+    encodings: the trial's own, whose tokens condition.
     """
 
     def __init__(
         self,
-        settings: MeasureConfig,
+        points: Points,
         config: TrainConfig,
-        held_out: HeldOut,
-        references: Location,
-        *,
         encodings: Location,
-        measured_by: Location,
         tokens_of: TokensOf | None,
         device: torch.device | str,
     ) -> None:
-        self.settings, self.config, self.held_out, self.device = settings, config, held_out, device
-        self.extractor = load_extractor(settings.extractor, measured_by, device)
-        if self.extractor.identity.to_dict() != dict(held_out.extractor):
+        self.settings, self.config, self.held_out, self.device = points.settings, config, HeldOut.read(points.held_out), device
+        self.extractor = load_extractor(self.settings.extractor, points.measured_by, device)
+        if self.extractor.identity.to_dict() != dict(self.held_out.extractor):
             raise DataError(
                 f"sweep: {self.extractor.identity.title} is another network than at the sweep's start; begin a new sweep"
             )
-        self.reference: Reference = read_reference(references, held_out.reference)
+        self.reference: Reference = read_reference(points.references, self.held_out.reference)
         self.places = by_image(list_pictures(encodings))
         self.conditions = Conditions(encodings, tokens_of)
         self.stored = StoredPictures(encodings)
@@ -161,30 +181,6 @@ class TrialMeasurer:
         stored = self.stored.read([self.places[name] for name in names])
         rows = [[to_array(decode(stored[name], px)), to_array(drawn[i])] for i, name in enumerate(names)]
         return grid_png(rows, ["condition", "EMA"])
-
-
-@dataclass(frozen=True)
-class Points:
-    """When and how a trial is measured. folder: the trial's. measured_by: the encodings whose encoder measures.
-
-    steps: of the points, from point 1. pause: the step of a point after which the training is saved and ends, to resume later.
-    """
-
-    folder: Path
-    steps: tuple[int, ...]
-    settings: MeasureConfig
-    held_out: Path
-    references: Path
-    measured_by: Location
-    pause: int | None = None
-
-    def known(self, step: int) -> Figure | None:
-        """The figure of the point at a step when it is on disk."""
-        return read_figure(self.folder, self.steps.index(step) + 1)
-
-    def picture(self, figure: Figure) -> bytes:
-        """The PNG of samples at a point."""
-        return figure_path(self.folder, figure.point).with_suffix(".png").read_bytes()
 
 
 class PointMeter:
@@ -218,14 +214,7 @@ class PointMeter:
         begun = time.monotonic()
         points, point = self.points, self.points.steps.index(step) + 1
         measurer = self._measurer = self._measurer or TrialMeasurer(
-            points.settings,
-            self.config,
-            HeldOut.read(points.held_out),
-            points.references,
-            encodings=self.encodings,
-            measured_by=points.measured_by,
-            tokens_of=self.tokens_of,
-            device=self.device,
+            points, self.config, self.encodings, self.tokens_of, self.device
         )
         frechet, png = measurer.measure(average)
         path = figure_path(points.folder, point).with_suffix(".png")

@@ -26,7 +26,7 @@ from semantica.jobs.train import main as train_job
 from semantica.runtime import Runtime
 from semantica.sweeps.halving import simulated_asha
 from semantica.sweeps.plan import SweepPlan, begun
-from semantica.sweeps.points import HeldOut, TrialMeasurer
+from semantica.sweeps.points import Points, TrialMeasurer
 from semantica.sweeps.ranking import winner
 from semantica.sweeps.results import Result, read_results
 from semantica.sweeps.settings import SweepConfig
@@ -174,10 +174,10 @@ def test_the_last_figure_is_that_of_the_model_that_is_kept(swept: Swept, small_r
     assert best is not None
     checkpoint = open_checkpoint(swept.out / "trials" / best.name / "training" / MODEL)
     encodings = small_run.out / "encodings"
-    measurer = TrialMeasurer(
-        swept.plan.sweep.measure, checkpoint.config, HeldOut.read(swept.out / "held_out.json"), swept.out / "references",
-        encodings=encodings, measured_by=encodings, tokens_of=None, device="cpu",
-    )  # fmt: skip
+    points = Points(
+        swept.out, (), swept.plan.sweep.measure, swept.out / "held_out.json", swept.out / "references", measured_by=encodings
+    )
+    measurer = TrialMeasurer(points, checkpoint.config, encodings, tokens_of=None, device="cpu")
     frechet, png = measurer.measure(dict(checkpoint.network(ema=True).named_parameters()))
     assert frechet == pytest.approx(best.final, rel=1e-3)  # of another process: threads sum in another order
     assert png[:4] == b"\x89PNG"

@@ -5,7 +5,7 @@ A checkpoint is safetensors for weights, EMA and optimizer, JSON for the rest, a
 
 from semantica.training.checkpoint.format import CONFIG, MANIFEST, DamagedCheckpoint
 from semantica.training.checkpoint.keep import Keeper
-from semantica.training.checkpoint.save import SaveFailure, Saver, write_checkpoint
+from semantica.training.checkpoint.save import SaveFailure, Saver, Writers, write_checkpoint
 from semantica.training.checkpoint.state import Checkpoint, Provenance, TrainState, open_checkpoint
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "SaveFailure",
     "Saver",
     "TrainState",
+    "Writers",
     "open_checkpoint",
     "write_checkpoint",
 ]
