@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float16
 
 from semantica.conditioning import Conditioning
-from semantica.data.dataset import StageOutput, read_manifest, read_shard
+from semantica.data.dataset import read_manifest, read_shard
 from semantica.data.pictures import PictureRef
 from semantica.data.schemas import HELD_OUT, token_rows
 from semantica.errors import DataError
@@ -180,7 +180,7 @@ def view(run: Run, band: BandConfig, folder: Path, allowed: Callable[[str], bool
     """A selection of the run's pairs in the band, in `folder`; of pages that are `allowed` only, where that is given."""
     stage = selection_stage(run.scores, band, folder)
     if allowed is not None:
-        stage = StageOutput(folder, "selection", stage.config, {**stage.inputs, "pages": _pages_hash(run, allowed)})
+        stage = replace(stage, inputs={**stage.inputs, "pages": _pages_hash(run, allowed)})
     with stage.held():
         if stage.open() is not None:
             return folder

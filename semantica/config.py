@@ -3,6 +3,9 @@
 Every stage declares its settings as a `@config` dataclass beside the code that uses them. Whatever comes from outside passes
 through `from_dict` (YAML and overrides) or `from_args` (command line, tyro); an unknown or mistyped field is an error that
 names it. Nothing here knows a stage.
+
+A field decides what a stage makes, unless its default is written `free(...)`: then it may change when the stage runs again in
+the same folder (`identity.py`).
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from semantica.errors import ConfigError, FieldError
 
 T = TypeVar("T")
 _CHECKS = ContextVar("range checks", default=True)  # off while a command line is put together
+FREE, BEFORE = "free", "before"  # keys of a field's metadata
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
@@ -41,6 +45,16 @@ def config(cls: type[T]) -> type[T]:
     if "__post_init__" in vars(cls):
         cls.__post_init__ = _checked(vars(cls)["__post_init__"])  # type: ignore[attr-defined]
     return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+
+
+def free(default: T) -> T:
+    """The default of a field that does not change what is made, or only its rounding: it may change when work resumes."""
+    return dataclasses.field(default=default, metadata={FREE: True})
+
+
+def added(default: T, *, before: T) -> T:
+    """The default of a field that older versions did not have. before: the value that their code behaved as, if not `default`."""
+    return dataclasses.field(default=default, metadata={BEFORE: before})
 
 
 def _checked(check: Callable[[Any], None]) -> Callable[[Any], None]:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar, cast
 
@@ -26,6 +27,7 @@ from semantica.data.location import Location, explained, file_sha256, is_storage
 from semantica.data.schemas import SCHEMA_VERSION
 from semantica.data.shard_writer import FileEntry, ShardWriter
 from semantica.errors import DataError
+from semantica.identity import differences, free_fields, plain
 
 __all__ = ["MANIFEST", "TIMING", "FileEntry", "Manifest", "ShardWriter", "StageOutput", "read_manifest", "read_shard"]
 
@@ -97,12 +99,31 @@ def read_shard(folder: Location, entry: FileEntry, columns: Sequence[str] | None
 
 @dataclass(frozen=True)
 class StageOutput:
-    """The folder that one run of a stage fills. Picklable: the driver opens it, workers write shards, the driver finishes it."""
+    """The folder that one run of a stage fills. Picklable: the driver opens it, workers write shards, the driver finishes it.
+
+    config: a `@config` instance, or a mapping of plain values and such instances. further: what is recorded beside its fields. Both
+    are recorded whole; a later run is refused the folder when it differs in what decides the result (`identity.py`). at_least:
+    fields of config, by their dotted names, that a later run may set to any number from this one on, which is done already.
+    """
 
     folder: Location
     kind: str
-    config: Mapping[str, Any]
+    config: Any
     inputs: Mapping[str, str] = field(default_factory=dict)
+    further: Mapping[str, Any] = field(default_factory=dict)
+    at_least: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, folder: Location, manifest: Manifest) -> StageOutput:
+        """The finished output in a folder, for its receipts: with the settings of its plan, by which they are named."""
+        plan = folder / _PLAN
+        config = json.loads(plan.read_text())["config"] if plan.exists() else manifest.config
+        return cls(folder, manifest.kind, config, manifest.inputs)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The configuration as plain values, as the manifest has it."""
+        return {**plain(self.config), **plain(self.further)}
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -120,54 +141,96 @@ class StageOutput:
 
     def finished(self) -> Manifest | None:
         """The manifest when this same work is already done; touches nothing."""
-        plan = self.folder / _PLAN
         try:
-            if not plan.exists() or not (self.folder / MANIFEST).exists() or self._difference(plan, self._plan()):
+            if not self._plan_file.exists() or self._difference():
                 return None
+            return self._manifest()
         except Exception as error:
             if is_storage_error(error):
                 raise DataError(f"{self.kind}: cannot look at {self.folder} ({explained(error)})") from None
             raise
-        return read_manifest(self.folder, self.kind)
 
     def open(self, *, fresh: bool = False) -> Manifest | None:
-        """Make the folder ready. Returns the manifest when the same work is already done, None when there is work to do.
+        """`check`, and `begin` when there is work to do."""
+        manifest = self.check(fresh=fresh)
+        if manifest is None:
+            self.begin(fresh=fresh)
+        return manifest
 
-        Raises DataError when the folder holds the output of another configuration or other inputs; `fresh` deletes such an output,
-        and only such a one, instead.
+    def check(self, *, fresh: bool = False) -> Manifest | None:
+        """The manifest when the same work is already done, None when there is work to do. Touches nothing.
+
+        Raises DataError when the folder holds something else, or, unless `fresh`, the output of another configuration or of other
+        inputs.
         """
-        try:
-            return self._open(fresh)
-        except Exception as error:
-            if is_storage_error(error):
-                raise self._cannot_write(error) from None
-            raise
+        with self._writable():
+            if not self._plan_file.exists():
+                if self.folder.exists() and any(not p.name.endswith(".partial") for p in self.folder.iterdir()):
+                    raise DataError(
+                        f"{self.kind}: {self.folder} is not empty and was not made by this stage; choose another folder"
+                    )
+                return None
+            if difference := self._difference():
+                if not fresh:
+                    raise DataError(f"{self.kind}: {self.folder} {difference}")
+                return None
+            return self._manifest()
+
+    def replaces(self) -> bool:
+        """True when the folder holds an output that `begin` takes away: a finished one, or one of another configuration."""
+        with self._writable():
+            return self._plan_file.exists() and ((self.folder / MANIFEST).exists() or bool(self._difference()))
+
+    def is_begun(self) -> bool:
+        """True when the folder holds this same work, or less of it, whether it is finished or not."""
+        with self._writable():
+            return self._plan_file.exists() and not self._difference()
+
+    def begun_with(self) -> dict[str, Any]:
+        """The record with which the work in the folder began."""
+        record: dict[str, Any] = json.loads(self._plan_file.read_text())["config"]
+        return record
+
+    def changes(self) -> dict[str, Any]:
+        """The settings, by their dotted names, whose values are others than those that the work began with."""
+        return {difference.path: difference.new for difference in differences(self.begun_with(), self.record)}
+
+    def begin(self, *, fresh: bool = False) -> None:
+        """Make the folder ready for the work, after `check`: a moment later it may hold nothing else any more.
+
+        With `fresh`, the output of another configuration or other inputs is deleted, and only such a one.
+        """
+        with self._writable():
+            if fresh and self._plan_file.exists() and self._difference():
+                self._clear()
+            (self.folder / MANIFEST).unlink(missing_ok=True)  # of less work than this
+            if not self._plan_file.exists():
+                write_atomically(self._plan_file, json.dumps(self._plan, indent=1).encode())
 
     def reopen(self) -> None:
         """Let a finished output of this same work take further shards: it is not finished again before `finish`."""
         if self.finished() is not None:
             (self.folder / MANIFEST).unlink(missing_ok=True)
 
+    @contextmanager
+    def _writable(self) -> Iterator[None]:
+        """A block whose storage errors are one sentence about this folder."""
+        try:
+            yield
+        except Exception as error:
+            if is_storage_error(error):
+                raise self._cannot_write(error) from None
+            raise
+
     def _cannot_write(self, error: Exception) -> DataError:
         return DataError(f"{self.kind}: cannot write to {self.folder} ({explained(error)}); choose another folder")
 
-    def _open(self, fresh: bool) -> Manifest | None:
-        plan = self._plan()
-        path = self.folder / _PLAN
-        difference = self._difference(path, plan) if path.exists() else ""
-        if difference and fresh:
-            self._clear()
-        elif difference:
-            raise DataError(f"{self.kind}: {self.folder} {difference}; pass --fresh to replace it, or another output folder")
-        if path.exists():
-            pass
-        elif self.folder.exists() and any(not p.name.endswith(".partial") for p in self.folder.iterdir()):
-            raise DataError(f"{self.kind}: {self.folder} is not empty and was not made by this stage; choose another folder")
-        else:
-            write_atomically(path, json.dumps(plan, indent=1).encode())
-        if (self.folder / MANIFEST).exists():
-            return read_manifest(self.folder, self.kind)
-        return None
+    def _manifest(self) -> Manifest | None:
+        """The manifest of the folder, when it has one and no more work is wanted than that."""
+        if not (self.folder / MANIFEST).exists():
+            return None
+        manifest = read_manifest(self.folder, self.kind)
+        return manifest if all(_value(manifest.config, name) == _value(self.record, name) for name in self.at_least) else None
 
     def _clear(self) -> None:
         """Delete the output of another configuration, in an order that a kill in the middle leaves as "not finished" at worst."""
@@ -183,23 +246,51 @@ class StageOutput:
                 path.unlink(missing_ok=True)
         (self.folder / _PLAN).unlink()
 
-    def _plan(self) -> dict[str, Any]:
-        plan = {"kind": self.kind, "config": self.config, "inputs": self.inputs, "schema_version": SCHEMA_VERSION}
-        plain: dict[str, Any] = json.loads(json.dumps(plan))
-        return plain
-
-    def _difference(self, path: Location, plan: Mapping[str, Any]) -> str:
-        try:
-            earlier = json.loads(path.read_text())
-        except ValueError as error:
-            return f"has a damaged plan, {path.name} ({error})"
-        found = _first_difference(earlier, plan)
-        return f"was made with another configuration ({found})" if found else ""
+    @property
+    def _plan_file(self) -> Location:
+        return self.folder / _PLAN
 
     @property
+    def _plan(self) -> dict[str, Any]:
+        """What is written down when the work begins. free: the names of the free fields, for versions that do not know them."""
+        record = {"kind": self.kind, "config": self.record, "inputs": self.inputs, "schema_version": SCHEMA_VERSION}
+        plan: dict[str, Any] = json.loads(json.dumps(record | {"free": free_fields(self.config)}))
+        return plan
+
+    def _difference(self) -> str:
+        """How the plan in the folder differs from this work, and what to do; "" when it is the same."""
+        try:
+            earlier = dict(json.loads(self._plan_file.read_text()))
+        except (ValueError, TypeError) as error:
+            return f"has a damaged plan, {_PLAN} ({error}); choose another --out, or give --fresh to replace it"
+        known_free, config = earlier.pop("free", ()), earlier.pop("config", {})
+        settings = {name: value for name, value in config.items() if name not in self.further}
+        other = [d for d in differences(settings, self.config, known_free=known_free) if d.path not in self.at_least]
+        other += differences({name: config.get(name) for name in self.further}, self.further)
+        done = {name: number for name, number in self.at_least.items() if _value(self.record, name) < number}
+        fields = [
+            *map(str, other),
+            *(f"{name}: {number} are done, now {_value(self.record, name)}" for name, number in done.items()),
+        ]
+        fields += map(str, differences(earlier, {name: self._plan[name] for name in ("kind", "inputs", "schema_version")}))
+        if not fields:
+            return ""
+        back = " set the old values again," if other and not any(d.is_unknown for d in other) else ""
+        longer = f" ask for more {', '.join(done)}," if done else ""
+        return (
+            f"was made with another configuration ({'; '.join(fields)});{back}{longer} choose another --out, or give --fresh to "
+            "replace it"
+        )
+
+    @cached_property
     def _suffix(self) -> str:
-        """How receipts of this work end: those of another configuration, by a worker that outlived its driver, end otherwise."""
-        return f".{hashlib.sha256(json.dumps(self._plan(), sort_keys=True).encode()).hexdigest()[:12]}.json"
+        """How receipts of this work end: those of another configuration, by a worker that outlived its driver, end otherwise.
+
+        It is that of the plan with which the work began, whatever free fields have changed since.
+        """
+        same = self._plan_file.exists() and not self._difference()
+        plan = json.loads(self._plan_file.read_text()) if same else self._plan
+        return f".{hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()[:12]}.json"
 
     def _receipt(self, name: str) -> Location:
         return self.folder / _RECEIPTS / f"{name}{self._suffix}"
@@ -229,8 +320,7 @@ class StageOutput:
 
     def _check_ours(self, name: str) -> None:
         """Raise DataError when the folder was given to another configuration since: a worker must not write into its data."""
-        path = self.folder / _PLAN
-        if not path.exists() or self._difference(path, self._plan()):
+        if not self._plan_file.exists() or self._difference():
             raise DataError(f"{self.kind}: {self.folder} was replaced by another run while {name} was made; nothing of it is kept")
 
     def write_shard(self, name: str, tables: Mapping[str, pa.Table], stats: Mapping[str, Any], rows_per_group: int = 256) -> None:
@@ -265,7 +355,7 @@ class StageOutput:
             path = self.folder / relative
             entries.append(FileEntry(relative, path.stat().st_size, file_sha256(path)))
         manifest = Manifest(
-            self.kind, dict(self.config), dict(self.inputs), dict(counts), dict(facts), tuple(sorted(entries, key=lambda e: e.path))
+            self.kind, self.record, dict(self.inputs), dict(counts), dict(facts), tuple(sorted(entries, key=lambda e: e.path))
         )
         if isinstance(self.folder, Path):  # what killed workers were writing
             for partial in list(self.folder.rglob(".*.partial")):
@@ -295,16 +385,8 @@ def _has_size(path: Location, num_bytes: int) -> bool:
         return False
 
 
-def _first_difference(old: Any, new: Any, path: str = "") -> str:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for name in [*old, *(n for n in new if n not in old)]:
-            found = _first_difference(old.get(name), new.get(name), f"{path}.{name}" if path else str(name))
-            if found:
-                return found
-        return ""
-    return "" if old == new else f"{path}: was {_short(old)}, now {_short(new)}"
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else text[:37] + "..."
+def _value(values: Mapping[str, Any], name: str) -> Any:
+    """The value of a dotted name."""
+    for part in name.split("."):
+        values = values[part]
+    return values

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 
-from semantica.config import to_dict
 from semantica.data.dataset import Manifest, StageOutput, read_manifest
 from semantica.data.location import Location
 from semantica.data.schemas import HELD_OUT
-from semantica.distributed.stage import Pass, Stage, StageSession, run_stage
+from semantica.distributed.stage import Pass, Stage, StageSession, build_one, run_stage
 from semantica.encoders.encoder import load_encoder
 from semantica.encoders.settings import EncodeConfig
 from semantica.encoders.shard import EpisodesShard, encode_shard
@@ -58,7 +58,7 @@ def encode(config: EncodeConfig, *, episodes: Location, out: Location, runtime: 
 
         yield Pass(
             worker=_EncodeShard,
-            arguments=(config, episodes, session.out),
+            arguments=arguments,
             shards=[shard for shard in shards_of(source, ("", HELD_OUT)) if shard.name not in done],
             total=num_in(source) - num_pictures(counts),
             unit="pictures",
@@ -73,5 +73,7 @@ def encode(config: EncodeConfig, *, episodes: Location, out: Location, runtime: 
         session.notes += damage_notes(manifest)
         return manifest
 
-    output = StageOutput(out, "encodings", to_dict(config), {"episodes": source.hash})
-    return run_stage(Stage(name="encode", out=output, passes=passes, finish=finish), runtime, parent)
+    output = StageOutput(out, "encodings", config, {"episodes": source.hash})
+    arguments = (config, episodes, output)
+    ready = partial(build_one, _EncodeShard, arguments)
+    return run_stage(Stage(name="encode", out=output, passes=passes, finish=finish, ready=ready), runtime, parent)

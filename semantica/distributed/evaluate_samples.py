@@ -113,8 +113,9 @@ def evaluate_samples(
     opened = open_checkpoint(checkpoint)
     _check_belong_together(drawn, source, opened)
     weights, notes = find_weights(inception=config.inception, perceptual=config.perceptual)
-    plan = {**to_dict(config), "inception_found": bool(weights.inception), "perceptual_name": weights.perceptual_name}
-    stage = StageOutput(out.absolute(), "evaluation", plan, {"samples": drawn.hash, "encodings": source.hash})
+    inputs = {"samples": drawn.hash, "encodings": source.hash}
+    found = {"inception_found": bool(weights.inception), "perceptual_name": weights.perceptual_name}
+    stage = StageOutput(out.absolute(), "evaluation", config, inputs, further=found)
     with stage_session("evaluate", stage, runtime, parent) as session:
         if session.done is not None:
             return session.done

@@ -9,14 +9,13 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from semantica.config import to_dict
 from semantica.data.dataset import Manifest, StageOutput, read_manifest
 from semantica.data.durable import write_atomically
 from semantica.data.location import Location, location
 from semantica.data.pictures import PictureRef, list_pictures
 from semantica.data.schemas import SAMPLES
 from semantica.distributed.shards import in_actors, with_meter
-from semantica.distributed.stage import stage_session
+from semantica.distributed.stage import StageSession, build_one, stage_session
 from semantica.encoders.encoder import EncoderIdentity
 from semantica.encoders.on_the_fly import tokens_on_the_fly
 from semantica.errors import ConfigError, DataError
@@ -80,14 +79,18 @@ def generate(
         raise ConfigError(
             "generate.similarity: the checkpoint's denoiser takes none; train one with train.denoiser.similarity, or leave it out"
         )
-    stage = StageOutput(out.absolute(), "samples", to_dict(config), {"encodings": source.hash, "checkpoint": opened.hash})
-    with stage_session("generate", stage, runtime, parent) as session:
+    stage = StageOutput(out.absolute(), "samples", config, {"encodings": source.hash, "checkpoint": opened.hash})
+    arguments = (config, checkpoint.absolute(), encodings, stage)
+
+    def ready(session: StageSession) -> None:
+        _conditions(config, encodings)
+        build_one(_GenerateShard, arguments, session)
+
+    with stage_session("generate", stage, runtime, parent, ready=ready) as session:
         if session.done is not None:
             return session.done
         session.start_ray()
-        chosen = choose_conditions(list_pictures(encodings), config.num_conditions, config.seed)
-        if not chosen:
-            raise DataError(f"generate: {encodings} holds no held-out pictures; ingest with held_out_share above 0")
+        chosen = _conditions(config, encodings)
         samples = [
             {"condition": [c.image_id, c.episode_id], "place": [c.file, c.group], "index": i}
             for i in range(config.samples_per_condition)
@@ -100,7 +103,6 @@ def generate(
             for start in range(0, len(samples), size)
         ]
         todo = [s for s in shards if not stage.has_shard(s["name"])]
-        arguments = (config, checkpoint.absolute(), encodings, stage)
         results = in_actors(_GenerateShard, arguments, todo, runtime.cluster)
         total = sum(len(s["samples"]) for s in todo)
         with_meter(results, "generate", total, "samples", lambda r: r["num_samples"])
@@ -114,6 +116,13 @@ def generate(
         write_atomically(out.absolute() / "preview.png", preview)
         session.run.image(preview, "samples-against-guidance")
         return manifest
+
+
+def _conditions(config: GenerateConfig, encodings: Location) -> list[PictureRef]:
+    chosen = choose_conditions(list_pictures(encodings), config.num_conditions, config.seed)
+    if not chosen:
+        raise DataError(f"generate: {encodings} holds no held-out pictures; ingest with held_out_share above 0")
+    return chosen
 
 
 def check_same_encoder(trained_with: dict[str, Any], encodings: Manifest) -> None:

@@ -15,7 +15,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from semantica.config import to_dict
 from semantica.data.dataset import Manifest, ShardWriter, StageOutput
 from semantica.data.durable import write_atomically
 from semantica.data.location import Location, file_sha256, remove_tree
@@ -104,8 +103,9 @@ def ingest(
                 remove_tree(session.out.folder / name)
         return session.out.finish(counts, {"pictures": [list(p) for p in pictures]})
 
-    output = StageOutput(out, "episodes", to_dict(config), {"pages": _listing_hash(parts)})
-    return run_stage(Stage(name="ingest", out=output, passes=passes, finish=finish), runtime, parent)
+    output = StageOutput(out, "episodes", config, {"pages": _listing_hash(parts)})
+    stage = Stage(name="ingest", out=output, passes=passes, finish=finish, ready=StageSession.start_ray)
+    return run_stage(stage, runtime, parent)
 
 
 def _check_room(census: Census, config: IngestConfig, session: StageSession) -> None:

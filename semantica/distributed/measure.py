@@ -75,7 +75,7 @@ def picture_work(encodings: Location, places: Mapping[str, PictureRef], prefix: 
 def sample_work(drawn: Location, data: EvaluationSet, wanted: Mapping[str, str]) -> list[Work]:
     """Work that measures those samples of a finished drawn folder that are `wanted` (name -> conditioning image), a file each."""
     manifest = read_manifest(drawn, "drawn")
-    stage = StageOutput(drawn, "drawn", manifest.config, manifest.inputs)
+    stage = StageOutput.of(drawn, manifest)
     entries = {Path(entry.path).stem: entry for entry in manifest.shards()}
     found = []
     for stem, stats in stage.receipts():

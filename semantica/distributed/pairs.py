@@ -14,7 +14,7 @@ from semantica.distributed.stage import Pass, Stage, StageSession, run_stage
 from semantica.errors import DataError
 from semantica.pairs.examples import Reservoir, example_pngs
 from semantica.pairs.scores import damage_note, finish_scores, score_shard, unscored
-from semantica.pairs.selection import BandConfig, select, selection_stage, shares
+from semantica.pairs.selection import BandConfig, count_pairs, select, selection_stage, shares
 from semantica.runtime import Runtime
 from semantica.tracking import Run
 
@@ -84,7 +84,10 @@ def pairs(
         return manifest
 
     output = selection_stage(scores, band, out)
-    return run_stage(Stage(name="pairs", out=output, passes=lambda session: (), finish=finish), runtime, parent)
+    stage = Stage(
+        name="pairs", out=output, passes=lambda session: (), finish=finish, ready=lambda session: count_pairs(scores, band)
+    )
+    return run_stage(stage, runtime, parent)
 
 
 def _show(session: StageSession, encodings: Location, selection: Manifest, reservoir: Reservoir) -> None:

@@ -21,6 +21,7 @@ from semantica.distributed.pairs import pairs
 from semantica.distributed.session import check_absolute_when_submitted, parent_run, say
 from semantica.distributed.train import MODEL, train
 from semantica.errors import DataError
+from semantica.identity import identity
 from semantica.metrics.summary import Sources
 from semantica.presets import PipelineConfig
 from semantica.runtime import Runtime
@@ -50,7 +51,7 @@ def pipeline(
     out = out.absolute()
     done = (out / "evaluation" / MANIFEST).exists() and not runtime.fresh
     # When all is done, no stage records anything, and the parent run would be empty.
-    with parent_run(name, out, runtime, work=config_hash(config), done=done) as (parent, inner):
+    with parent_run(name, out, runtime, work=config_hash(identity(config)), done=done) as (parent, inner):
         parent.params(to_dict(config))
         manifest = _stages(config, root, data or out, out, inner, parent, pictures, command)
         for name in ("report.html", "report.json"):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import ray
 from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
@@ -72,11 +72,15 @@ def _packed(error: SemanticaError) -> str:
     return json.dumps([type(error).__name__, str(error)])
 
 
+def _raise(packed: str) -> NoReturn:
+    name, message = json.loads(packed)
+    raise getattr(errors, name, SemanticaError)(message)
+
+
 def _results(dataset: ray.data.Dataset) -> Iterator[Any]:
     for row in dataset.iter_rows():
         if row["error"]:
-            name, message = json.loads(row["error"])
-            raise getattr(errors, name, SemanticaError)(message)
+            _raise(row["error"])
         yield json.loads(row["result"])
 
 
@@ -99,6 +103,18 @@ def in_actors(
         num_gpus=cluster.gpus_per_actor or None,
     )
     yield from _results(results)
+
+
+def check_actor(make: Callable[..., Callable[[dict[str, Any]], Any]], arguments: tuple[Any, ...], cluster: ClusterConfig) -> None:
+    """Make one actor of `in_actors` and let it go. Raises what keeps it from working: resources that are missing, or weights."""
+    check_resources(cluster, gpus=cluster.gpus_per_actor)
+    trial = ray.remote(num_cpus=cluster.cpus_per_actor, num_gpus=cluster.gpus_per_actor, max_retries=0)(_error_of)
+    if error := ray.get(trial.remote(make, arguments)):
+        _raise(error)
+
+
+def _error_of(make: Callable[..., Callable[[dict[str, Any]], Any]], arguments: tuple[Any, ...]) -> str:
+    return _Unpack(make, arguments).error
 
 
 def in_tasks(

@@ -76,12 +76,14 @@ class Stage:
     """One run of a stage. passes: asked for when the output is open, each run to its end before the next is asked for.
 
     finish: checks what the passes left, sets the session's summary and notes, and returns the manifest of the finished output.
+    ready: called before an earlier output is deleted; it raises what would keep the new work from its first result.
     """
 
     name: str
     out: StageOutput
     passes: Callable[[StageSession], Iterable[Pass[Any, Any]]]
     finish: Callable[[StageSession], Manifest]
+    ready: Callable[[StageSession], object] = lambda session: None
 
 
 @dataclass
@@ -103,7 +105,7 @@ class StageSession:
 
 def run_stage(stage: Stage, runtime: Runtime, parent: Run | None = None) -> Manifest:
     """The manifest of the stage's output: read when the same work is done, otherwise made by running what is missing."""
-    with stage_session(stage.name, stage.out, runtime, parent) as session:
+    with stage_session(stage.name, stage.out, runtime, parent, ready=stage.ready) as session:
         if session.done is not None:
             return session.done
         for one in stage.passes(session):
@@ -128,6 +130,23 @@ def run_pass(one: Pass[Any, Any], session: StageSession, stage: str) -> None:
             if one.each is not None:
                 one.each(result)
             meter.advance(one.size(result))
+
+
+def build_one(worker: Callable[..., object], arguments: tuple[Any, ...], session: StageSession) -> None:
+    """Build one worker of a pool and let it go. Raises what keeps it from working: resources that are missing, or weights."""
+    import ray
+
+    session.start_ray()
+    check_resources(session.cluster, gpus=session.cluster.gpus_per_actor)
+    resources = {"num_cpus": session.cluster.cpus_per_actor, "num_gpus": session.cluster.gpus_per_actor}
+    failed = ray.get(ray.remote(**resources, max_retries=0)(_build).remote(worker, arguments))
+    if failed is not None:
+        raise failed.error()
+
+
+def _build(worker: Callable[..., Any], arguments: tuple[Any, ...]) -> _Failed | None:
+    error = _Calls(worker, arguments).error
+    return None if error is None else _Failed(type(error), str(error))
 
 
 def through_ray(one: Pass[S, R], cluster: ClusterConfig) -> Iterator[R]:
@@ -223,10 +242,19 @@ def _may_pass(error: BaseException) -> bool:
 
 
 @contextmanager
-def stage_session(name: str, out: StageOutput, runtime: Runtime, parent: Run | None, *, title: str = "") -> Iterator[StageSession]:
+def stage_session(
+    name: str,
+    out: StageOutput,
+    runtime: Runtime,
+    parent: Run | None,
+    *,
+    title: str = "",
+    ready: Callable[[StageSession], object] = lambda session: None,
+) -> Iterator[StageSession]:
     """Open the output and an MLflow run for a stage; print one line at its end. Users' errors come out of Ray unwrapped.
 
-    title: the name of the run in MLflow, "": as the stage. For drivers with an order of their own; others call `run_stage`.
+    title: the name of the run in MLflow, "": as the stage. ready: as of a `Stage`. For drivers with an order of their own; others
+    call `run_stage`.
     """
     is_absolute = not isinstance(out.folder, Path) or out.folder.is_absolute()
     require(is_absolute, "out", "absolute, since workers have folders of their own", str(out.folder))
@@ -234,9 +262,9 @@ def stage_session(name: str, out: StageOutput, runtime: Runtime, parent: Run | N
     done = out.finished()
     if done is None:
         with out.held():
-            done = out.open(fresh=runtime.fresh)  # again: another process may have finished it a moment ago
+            done = out.check(fresh=runtime.fresh)  # again: another process may have finished it a moment ago
             if done is None:
-                yield from _recorded(name, out, runtime, parent, title or name)
+                yield from _recorded(name, out, runtime, parent, title or name, ready)
                 return
     say(f"{name:<9} already done: {shown(out.folder)}")
     if runtime.tracking.uri != "off":
@@ -245,21 +273,28 @@ def stage_session(name: str, out: StageOutput, runtime: Runtime, parent: Run | N
     yield StageSession(out, Run(), done, runtime.cluster)
 
 
-def _recorded(name: str, out: StageOutput, runtime: Runtime, parent: Run | None, title: str) -> Iterator[StageSession]:
-    """The session of an opened output, inside its MLflow run."""
+def _recorded(
+    name: str, out: StageOutput, runtime: Runtime, parent: Run | None, title: str, ready: Callable[[StageSession], object]
+) -> Iterator[StageSession]:
+    """The session of an output, which is opened for it, inside its MLflow run."""
     database = out.folder.parent if isinstance(out.folder, Path) else Path.cwd()  # SQLite needs a disk
     tracking = runtime.tracking
     uri = parent.uri if parent and parent.folder else resolve_uri(tracking, database)
-    place = Place.beside(out.folder, tracking, "" if uri == "off" else run_token(out.folder))
-    tags = {"semantica.config_hash": config_hash(dict(out.config))}
-    tags |= {f"semantica.inputs.{kind}": manifest for kind, manifest in out.inputs.items()}
     started = time.monotonic()
-    run_of_stage = start_run(uri, tracking.experiment, title, parent=parent, tags=tags, place=place, tracking=tracking)
-    with ExitStack() as ray_of_stage, run_of_stage as run:
-        run.params({**out.config, "inputs": dict(out.inputs)})
-        run.tags({"cluster": to_dict(runtime.cluster)})  # the next start of the same run may be given another one
-        session = StageSession(out, run, None, runtime.cluster, _ray=ray_of_stage)
+    with ExitStack() as ray_of_stage, ExitStack() as recorded:
+        session = StageSession(out, Run(), None, runtime.cluster, _ray=ray_of_stage)
         try:
+            if out.replaces():
+                ready(session)
+            out.begin(fresh=runtime.fresh)
+            place = Place.beside(out.folder, tracking, "" if uri == "off" else run_token(out.folder))
+            tags = {"semantica.config_hash": config_hash(out.record)}
+            tags |= {f"semantica.inputs.{kind}": manifest for kind, manifest in out.inputs.items()}
+            run = start_run(uri, tracking.experiment, title, parent=parent, tags=tags, place=place, tracking=tracking)
+            session.run = recorded.enter_context(run)
+            session.run.params({**out.begun_with(), "inputs": dict(out.inputs)})  # MLflow keeps the first value of a parameter
+            # What the next start of the same run may have others of.
+            session.run.tags({"cluster": to_dict(runtime.cluster), **out.changes()})
             yield session
         except Exception as error:
             from ray.exceptions import RayError
@@ -268,9 +303,9 @@ def _recorded(name: str, out: StageOutput, runtime: Runtime, parent: Run | None,
                 raise user_error(error) or error from None
             raise
         seconds = time.monotonic() - started
-        run.metrics({"stage_seconds": seconds})
+        session.run.metrics({"stage_seconds": seconds})
         if manifest := out.finished():
-            run.tags({"semantica.manifest": manifest.hash})
+            session.run.tags({"semantica.manifest": manifest.hash})
         # Beside the manifest, not in it: the same work has the same hash however long it took. The last attempt's alone.
         write_atomically(out.folder / TIMING, json.dumps({"seconds": seconds}).encode())
         say(f"{name:<9} {session.summary} in {seconds:.1f} s -> {shown(out.folder)}")

@@ -22,7 +22,7 @@ import ray.tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from semantica.config import require, to_dict
+from semantica.config import require
 from semantica.data import lease
 from semantica.data.dataset import Manifest, StageOutput, read_manifest
 from semantica.data.location import Location, location
@@ -73,7 +73,7 @@ def sweep(
     swept = Swept(train=replace(plan.train, sample_every=None), band=band)
     inputs = check(config, swept, places, scored, cluster)
     folder = out.absolute()
-    stage = StageOutput(folder, "sweep", {"sweep": to_dict(config), **to_dict(swept)}, inputs)
+    stage = StageOutput(folder, "sweep", {"sweep": config, **vars(swept)}, inputs)
     with stage_session("sweep", stage, runtime, None) as session:
         if session.done is not None:
             return session.done

@@ -15,14 +15,13 @@ import ray.train.torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.callback import UserCallback
 
-from semantica.config import to_dict
 from semantica.data.dataset import Manifest, StageOutput, read_manifest
 from semantica.data.location import Location
 from semantica.data.schemas import HELD_OUT
 from semantica.distributed.control import GroupEvents, Outcome, killing_stalled_workers, run_until_asked, start_control
 from semantica.distributed.elastic import ElasticTrainer
 from semantica.distributed.reports import HISTORY, Progress, keep_history, open_journal, remove_journal
-from semantica.distributed.session import check_resources, run_token
+from semantica.distributed.session import check_resources, run_token, say
 from semantica.distributed.stage import StageSession, stage_session
 from semantica.distributed.worker import Job, StepHook, Worker, train_on_worker
 from semantica.distributed.xla import XlaConfig, tpu_scaling
@@ -35,9 +34,10 @@ from semantica.tracking import Place, Run
 from semantica.training.checkpoint import Checkpoint, Keeper, Provenance
 from semantica.training.loader import training_loader
 from semantica.training.recipe import TrainConfig
+from semantica.training.start import CHECKPOINTS, MODEL, cooldown_note, initial_weights, make_resumable, steps_done
 from semantica.training.watch import NonFiniteError
 
-MODEL, CHECKPOINTS = "model", "checkpoints"
+__all__ = ["CHECKPOINTS", "MODEL", "check_fits", "train"]
 
 
 @dataclass(frozen=True)
@@ -70,13 +70,29 @@ def train(
     source, chosen = read_manifest(encodings, "encodings"), read_manifest(selection, "selection")
     _check(config, encodings, selection, source, runtime.cluster)
     folder = out.absolute()
-    stage = StageOutput(folder, "checkpoint", _identity(config), {"encodings": source.hash, "selection": chosen.hash})
+    inputs = {"encodings": source.hash, "selection": chosen.hash}
+    initial = initial_weights(config)
+    if initial is not None:
+        initial.check_fit(config.denoiser)
+        inputs[f"init_{config.init_weights}"] = initial.hash
+    stage = StageOutput(folder, "checkpoint", config, inputs, at_least={"num_steps": steps_done(folder)})
+
+    def ready(session: StageSession) -> None:
+        session.start_ray()
+        _check_room(runtime.cluster)
+        if stage.is_begun():
+            make_resumable(folder)
+
     if stage.finished() is None:  # before tracking sends what an earlier start left, and removes it
         keep_history(folder, Place.beside(folder, runtime.tracking, run_token(folder, make=False)).runs())
-    with stage_session("train", stage, runtime, parent, title=hook.title if hook else "") as session:
+    with stage_session("train", stage, runtime, parent, title=hook.title if hook else "", ready=ready) as session:
         if session.done is not None:
             return session.done
         session.start_ray()
+        session.notes += initial.notes(config, source.facts["encoder"]) if initial else []
+        session.notes += [note] if (note := cooldown_note(folder, config)) else []
+        for note in session.notes:  # now too: the end may be days away
+            say(f"{'train':<9} {note}")
         if hook:
             session.run.params(hook.params)
         provenance = Provenance(
@@ -133,21 +149,17 @@ def check_fits(config: TrainConfig, encodings: Manifest, cluster: ClusterConfig)
     config.compute.check_workers(cluster.num_workers)
 
 
-def _identity(config: TrainConfig) -> dict[str, Any]:
-    """What the output depends on: like the number of workers, how they share the state may change while a run is interrupted."""
-    values = to_dict(config)
-    for name in ("parallel", "shard_workers"):
-        del values["compute"][name]
-    return values
+def _check_room(cluster: ClusterConfig) -> None:
+    """Raise ConfigError when the Ray of this machine has no room for the fewest workers that may train."""
+    fewest = replace(cluster, num_workers=cluster.min_workers or cluster.num_workers)
+    check_resources(fewest, gpus=float(fewest.num_workers if fewest.use_gpu else 0))
 
 
 def _run(job: Job, folder: Path, callbacks: Sequence[UserCallback]) -> Outcome:
     """Run the workers until the training is done or stopped."""
-    cluster = job.cluster
-    fewest = replace(cluster, num_workers=cluster.min_workers or cluster.num_workers)
-    check_resources(fewest, gpus=float(fewest.num_workers if fewest.use_gpu else 0))
+    _check_room(job.cluster)
     progress = Progress(job.control, job.journal, job.run, job.config.num_steps)
-    with progress, killing_stalled_workers(job.control, cluster.stall_s):
+    with progress, killing_stalled_workers(job.control, job.cluster.stall_s):
         ended = run_until_asked(_trainer(job, folder, callbacks).fit, job.control)
     outcome: Outcome = ray.get(job.control.outcome.remote())
     if not ended and outcome.stopped_at is None:

@@ -34,6 +34,7 @@ from semantica.training.loader import training_loader
 from semantica.training.loop import Hooks, Order, fit
 from semantica.training.parallel import whole
 from semantica.training.recipe import TrainConfig
+from semantica.training.start import InitialWeights, initial_weights
 from semantica.training.watch import NonFiniteError, StepReport
 from semantica.training.xla import XlaMesh
 
@@ -90,7 +91,7 @@ def train_on_worker(job: Job) -> None:
     context, control = ray.train.get_context(), job.control
     keeper = Keeper(job.checkpoints, job.config.keep)
     with Link(control, context.get_world_rank(), context.get_world_size(), job.cluster.stall_s) as link:
-        start = _newest(keeper, link.rank)
+        start = _newest(keeper, link.rank) or initial_weights(job.config, verify=False)  # the driver has compared the hashes
         failed_at = ray.get(control.nonfinite_at.remote())  # read by all workers before any of them can fail
         training = _Training(job, link, keeper, start)
         try:
@@ -117,7 +118,7 @@ def _newest(keeper: Keeper, rank: int) -> Checkpoint | None:
 class _Training:
     """One worker's part of a training: the loop, and hooks that report, draw samples and save. saved_at: the last step saved."""
 
-    def __init__(self, job: Job, link: Link, keeper: Keeper, start: Checkpoint | None) -> None:
+    def __init__(self, job: Job, link: Link, keeper: Keeper, start: Checkpoint | InitialWeights | None) -> None:
         self.job, self.link, self.start = job, link, start
         self.saved_at = start.step if start else 0
         config = job.config
@@ -138,7 +139,7 @@ class _Training:
         job, config = self.job, self.job.config
         if job.hook is not None:
             worker = Worker(
-                self.link.rank, config, job.encodings, self.tokens_of, self.backend.aside, self.report, is_new=self.start is None
+                self.link.rank, config, job.encodings, self.tokens_of, self.backend.aside, self.report, is_new=self.saved_at == 0
             )
             self._on_step = job.hook(worker)
         hooks = Hooks(self._say_figures, self._save, self._draw, self._on_step or _no_hook, self._order)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from semantica.config import config, require
+from semantica.config import config, free, require
 
 
 @config
@@ -15,7 +15,7 @@ class EncoderConfig:
     revision: str = "main"
     image_px: int = 224
     dtype: Literal["float32", "bfloat16"] = "float32"
-    compile: bool = False  # torch.compile: minutes at the start of every actor, for a faster forward pass
+    compile: bool = free(False)  # torch.compile: minutes at the start of every actor, for a faster forward pass, rounded otherwise
 
     def __post_init__(self) -> None:
         require(

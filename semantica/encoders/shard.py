@@ -205,7 +205,7 @@ def _damaged_rows(shard: EpisodesShard, damaged: Mapping[str, str]) -> pa.Table:
 def _num_images(episodes: Location, shard: EpisodesShard) -> dict[str, int]:
     """How many pictures ingest wrote into each file of the shard; {} when its receipts were not kept."""
     source = read_manifest(episodes, "episodes")
-    for found, stats in StageOutput(episodes, "episodes", source.config, source.inputs).receipts():
+    for found, stats in StageOutput.of(episodes, source).receipts():
         if found == shard.name:
             return {p: int(stats["num_held_out_images" if p else "num_train_images"]) for p in shard.entries}
     return {}

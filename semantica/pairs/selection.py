@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Float, Int
 
-from semantica.config import config, require, to_dict
+from semantica.config import config, require
 from semantica.data.dataset import Manifest, StageOutput, read_manifest
 from semantica.data.location import Location, follow, relative
 from semantica.errors import DataError
@@ -104,11 +104,18 @@ def selection_stage(scores: Location, band: BandConfig, out: Location) -> StageO
     """The output folder of the selection for `band` over a scores folder."""
     inputs = {"scores": read_manifest(scores, "scores").hash}
     # Relative, so that a run that is moved as a whole is still the same run.
-    return StageOutput(out, "selection", to_dict(band) | {"scores": relative(scores, out)}, inputs)
+    return StageOutput(out, "selection", band, inputs, further={"scores": relative(scores, out)})
 
 
 def select(stage: StageOutput, scores: Location, band: BandConfig, watch: Callable[[ScoredPairs], None] | None = None) -> Manifest:
     """Fill a `selection_stage` that was opened; `watch` sees every pair once, in order. Raises DataError when no pair is kept."""
+    return stage.finish(*count_pairs(scores, band, watch))
+
+
+def count_pairs(
+    scores: Location, band: BandConfig, watch: Callable[[ScoredPairs], None] | None = None
+) -> tuple[dict[str, int], dict[str, Any]]:
+    """Counts and facts of the selection for a band. Raises DataError when no pair is kept."""
     source = read_manifest(scores, "scores")
     histogram = np.zeros(NUM_BINS, np.int64)
     counts = {"num_episodes": 0, "num_episodes_kept": 0, "num_images": 0, "num_targets": 0, "num_pairs": 0, "num_pairs_kept": 0}
@@ -136,7 +143,7 @@ def select(stage: StageOutput, scores: Location, band: BandConfig, watch: Callab
             f"pairs: none of {counts['num_pairs']} pairs has {band.low} <= {band.score} <= {band.high}; widen the band"
             + _where(histogram)
         )
-    return stage.finish(counts, {"histogram": histogram.tolist(), "histogram_range": [-1, 1], "row_groups": groups})
+    return counts, {"histogram": histogram.tolist(), "histogram_range": [-1, 1], "row_groups": groups}
 
 
 def _scored_pairs(path: Location, file: int, first_row: int, table: pa.Table, score: str) -> ScoredPairs:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from semantica.config import config, from_dict, to_dict
+from semantica.config import config, to_dict
 from semantica.data.durable import write_atomically
 from semantica.errors import DataError
+from semantica.identity import from_record
 from semantica.pairs.selection import BandConfig
 from semantica.sweeps.settings import SweepConfig
 from semantica.sweeps.space import Swept
@@ -40,7 +41,7 @@ def keep(plan: SweepPlan, out: Path) -> None:
 def begun(out: Path) -> SweepPlan:
     """The plan of the sweep that was begun in this folder. Raises DataError when there is none."""
     try:
-        return from_dict(SweepPlan, json.loads((out / PLAN).read_text()))
+        return from_record(SweepPlan, json.loads((out / PLAN).read_text()))
     except FileNotFoundError:
         raise DataError(f"--resume: no sweep was begun in {out}; leave --resume out to begin one") from None
     except ValueError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from semantica.config import config, require
+from semantica.config import config, free, require
 from semantica.diffusion.settings import SamplerConfig
 from semantica.errors import ConfigError
 from semantica.evaluation.settings import EXTRACTORS
@@ -26,7 +26,7 @@ class MeasureConfig:
     guidance: float = 0.0
     sampler: SamplerConfig = SamplerConfig(name="dpm_solver", num_steps=32)
     extractor: str = "encoder"
-    num_shown: int = 8  # of the samples, in the picture that each point leaves
+    num_shown: int = free(8)  # of the samples, in the picture that each point leaves
     seed: int = 0
 
     def __post_init__(self) -> None:

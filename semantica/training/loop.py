@@ -20,6 +20,7 @@ from semantica.training.compute import prepare
 from semantica.training.ema import Ema
 from semantica.training.feed import Loader, feed
 from semantica.training.recipe import TrainConfig
+from semantica.training.start import InitialWeights
 from semantica.training.step import add_gradients, update
 from semantica.training.watch import StepReport, StepSums
 
@@ -62,7 +63,7 @@ def fit(
     provenance: Provenance,
     hooks: Hooks,
     *,
-    start: Checkpoint | None = None,
+    start: Checkpoint | InitialWeights | None = None,
     backend: Backend | None = None,
 ) -> UViT:
     """The trained network (raw weights), after steps [start.step or 0, num_steps), or fewer when hooks say so.

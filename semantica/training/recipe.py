@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Literal
 
-from semantica.config import config, require
+from semantica.config import config, free, require
 from semantica.denoiser.configs import DenoiserConfig
 from semantica.diffusion.settings import Prediction, ScheduleConfig
 from semantica.errors import ConfigError
@@ -95,14 +95,17 @@ class ComputeConfig:
     Adam and EMA are float32 always. recompute: which blocks keep their input only, and run again in the backward pass.
     parallel: with ddp every worker holds all of weights, gradients, Adam's moments and EMA; with fsdp its rows of them; with hsdp
     each group of shard_workers workers shares one copy, such as those of one machine.
+
+    Only precision decides what is trained. The others may change when a training resumes: what they change is the order in which
+    float32 numbers are added, so weights agree but for rounding. recompute changes no bit.
     """
 
     precision: Precision = "float32"
-    channels_last: bool = True
-    compile: bool = False  # the network as one graph, with sharded weights each block; a minute at the start of every worker
-    recompute: Recompute = "none"
-    parallel: Parallel = "ddp"
-    shard_workers: int | None = None  # with hsdp, and only there: how many workers share one copy
+    channels_last: bool = free(True)
+    compile: bool = free(False)  # the network as one graph, with sharded weights each block; a minute at the start of every worker
+    recompute: Recompute = free("none")
+    parallel: Parallel = free("ddp")
+    shard_workers: int | None = free(None)  # with hsdp, and only there: how many workers share one copy
 
     def __post_init__(self) -> None:
         fits = self.shard_workers is None if self.parallel != "hsdp" else (self.shard_workers or 0) >= 2
@@ -125,7 +128,10 @@ class ComputeConfig:
 
 @config
 class TrainConfig:
-    """One training run: what is trained, on which draws, for how long. Where it runs is ClusterConfig's."""
+    """One training run: what is trained, on which draws, for how long. Where it runs is ClusterConfig's.
+
+    A training that resumes may have other values of the fields that are `free`, and a larger num_steps.
+    """
 
     denoiser: DenoiserConfig
     schedule: ScheduleConfig
@@ -138,17 +144,23 @@ class TrainConfig:
     prediction: Prediction = "v"  # what the network outputs; the loss is that of eps for all three
     conditioning_dropout: float = 0.1  # share of the examples that are trained without their condition
     similarity_dropout: float = 0.1  # share of the examples that do not say how similar; read by denoisers that take it
-    micro_batch_size: int | None = None  # slots of a worker that pass through the network at once; None: all. Saves memory
-    max_skipped: int = 10  # steps in a row whose loss or gradients are not finite, before training stops
+    # Slots of a worker that pass through the network at once; None: all. Saves memory. Sums over the batch are rounded in another
+    # order, and a denoiser with dropout draws other masks, as with another number of workers.
+    micro_batch_size: int | None = free(None)
+    max_skipped: int = free(10)  # steps in a row whose loss or gradients are not finite, before training stops; all are skipped
     compute: ComputeConfig = ComputeConfig()
     seed: int = 0
-    prefetch: int = 2  # batches that are made ahead while a step computes, each in memory; 0: none
-    log_every: int = 100  # steps
-    sample_every: int | None = None  # steps, after which raw and EMA weights draw a few pictures
-    num_samples: int = 8  # of each, of held-out conditioning images that stay the same
-    peak_tflops: float | None = None  # of one device, for MFU; None: measured on CUDA when training starts, no MFU on a CPU
-    checkpoint_every: int = 5_000  # steps
-    keep: KeepConfig = KeepConfig()  # while training; the last one stays
+    prefetch: int = free(2)  # batches that are made ahead while a step computes, each in memory; 0: none
+    log_every: int = free(100)  # steps
+    sample_every: int | None = free(None)  # steps, after which raw and EMA weights draw a few pictures
+    num_samples: int = free(8)  # of each, of held-out conditioning images that stay the same
+    peak_tflops: float | None = free(None)  # of one device, for MFU; None: measured on CUDA when training starts, no MFU on a CPU
+    checkpoint_every: int = free(5_000)  # steps
+    keep: KeepConfig = free(KeepConfig())  # while training; the last one stays
+    # A checkpoint, an output of jobs.train or a release, whose weights training begins with, at step 0; "": random ones. Which of a
+    # checkpoint's weights; a release has EMA weights only. Both are free: the hash of the weights is among the inputs.
+    init_from: str = free("")
+    init_weights: Literal["ema", "raw"] = free("ema")
 
     def __post_init__(self) -> None:
         counts = ("num_steps", "batch_size", "num_lanes", "log_every", "checkpoint_every", "window_groups")

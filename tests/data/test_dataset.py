@@ -1,12 +1,14 @@
 """A stage's folder: shown whole or not at all, finished by running it again, never mixed and never deleted by mistake."""
 
 import dataclasses
+import hashlib
 import json
 import shutil
 
 import pyarrow as pa
 import pytest
 
+from semantica.config import added, config, free
 from semantica.data.dataset import MANIFEST, StageOutput, read_manifest, read_shard
 from semantica.data.location import file_sha256
 from semantica.errors import DataError
@@ -123,8 +125,8 @@ def test_one_changed_value_has_another_hash(tmp_path):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"config": {"image": {"side": 32}, "seed": 0}}, "config.image.side: was 64, now 32"),
-        ({"config": {"image": {"side": 64}, "seed": 0, "more": True}}, "config.more: was null, now true"),
+        ({"config": {"image": {"side": 32}, "seed": 0}}, "image.side: was 64, now 32"),
+        ({"config": {"image": {"side": 64}, "seed": 0, "more": True}}, "more: was null, now true"),
         ({"inputs": {"pages": "other"}}, 'inputs.pages: was "abc", now "other"'),
         ({"kind": "encodings"}, 'kind: was "episodes", now "encodings"'),
     ],
@@ -240,3 +242,111 @@ def test_extra_files_are_in_the_manifest_with_their_hash(tmp_path):
     (entry,) = stage.finish({}, {}, ["model/weights"]).files
     assert (entry.path, entry.num_bytes, entry.num_rows) == ("model/weights", 10, 0)
     assert entry.sha256 == file_sha256(stage.folder / "model" / "weights")
+
+
+@config
+class Settings:
+    side: int = 64
+    threads: int = free(1)
+    added: bool = added(True, before=False)
+    num_steps: int = 10
+
+
+def begun(folder, settings, **kwargs):
+    stage = StageOutput(folder, "episodes", settings, {"pages": "abc"}, **kwargs)
+    assert stage.open() is None
+    return stage
+
+
+def test_an_output_whose_record_lacks_a_field_is_continued_as_the_code_before_made_it(tmp_path):
+    old = filled(tmp_path / "d", names=("a",), config={"side": 64, "num_steps": 10}, inputs={"pages": "abc"})
+    plan = json.loads((old.folder / "_plan.json").read_text())
+    del plan["free"]  # an older version wrote none
+    (old.folder / "_plan.json").write_text(json.dumps(plan, indent=1))
+    receipt = next((old.folder / "_shards").iterdir())
+    digest = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()[:12]
+    receipt.rename(receipt.with_name(f"a.{digest}.json"))  # as the older version called it
+
+    again = begun(old.folder, Settings(added=False))
+    assert again.shard_names() == {"a"}
+    again.write_shard("b", {"": table(2)}, {"rows": 1})
+    manifest = again.finish({}, {})
+    assert [entry.path for entry in manifest.shards()] == ["a.parquet", "b.parquet"]
+    assert StageOutput(old.folder, "episodes", Settings(added=False), {"pages": "abc"}).finished() == manifest
+    with pytest.raises(DataError, match="added: was false, now true"):
+        StageOutput(old.folder, "episodes", Settings(), {"pages": "abc"}).open()
+
+
+def test_a_free_field_may_change_between_two_starts_and_shards_are_not_made_again(tmp_path):
+    begun(tmp_path / "d", Settings()).write_shard("a", {"": table(1)}, {"rows": 1})
+    again = begun(tmp_path / "d", Settings(threads=8))
+    assert again.shard_names() == {"a"}
+    assert again.changes() == {"threads": 8}
+    again.write_shard("b", {"": table(2)}, {"rows": 1})
+    manifest = again.finish({}, {})
+    assert [entry.path for entry in manifest.shards()] == ["a.parquet", "b.parquet"]
+    assert manifest.config == {"side": 64, "threads": 8, "added": True, "num_steps": 10}
+    assert [name for name, _ in StageOutput.of(tmp_path / "d", manifest).receipts()] == ["a", "b"]
+    for threads in (1, 8, 9):  # done, whatever it is now
+        assert StageOutput(tmp_path / "d", "episodes", Settings(threads=threads), {"pages": "abc"}).open(fresh=True) == manifest
+
+
+def test_all_fields_that_decide_are_named_in_one_message_that_says_what_to_do(tmp_path):
+    begun(tmp_path / "d", Settings())
+    other = StageOutput(tmp_path / "d", "episodes", Settings(side=32, added=False, threads=9), {"pages": "new"}, {"found": 1})
+    with pytest.raises(DataError) as caught:
+        other.open()
+    assert str(caught.value) == (
+        f"episodes: {tmp_path / 'd'} was made with another configuration (side: was 64, now 32; added: was true, now false; "
+        'found: was null, now 1; inputs.pages: was "abc", now "new"); set the old values again, choose another --out, or give '
+        "--fresh to replace it"
+    )
+
+
+def test_a_field_of_a_newer_version_refuses_unless_it_was_free_there(tmp_path):
+    begun(tmp_path / "d", Settings())
+    path = tmp_path / "d" / "_plan.json"
+    plan = json.loads(path.read_text())
+    plan["config"] |= {"watching": {"every": 1}}
+    path.write_text(json.dumps(plan | {"free": [*plan["free"], "watching"]}))
+    begun(tmp_path / "d", Settings())
+    path.write_text(json.dumps(plan))
+    with pytest.raises(DataError, match=r"watching: was .*, and this version has no such field\); choose another --out"):
+        StageOutput(tmp_path / "d", "episodes", Settings(), {"pages": "abc"}).open()
+
+
+def test_more_of_the_same_continues_a_finished_output_and_less_than_is_done_is_refused(tmp_path):
+    def stage(num_steps, done):
+        return StageOutput(
+            tmp_path / "d", "episodes", Settings(num_steps=num_steps), {"pages": "abc"}, at_least={"num_steps": done}
+        )
+
+    first = stage(10, 0)
+    first.open()
+    manifest = first.finish({}, {})
+    assert stage(10, 10).open() == manifest
+    longer = stage(20, 10)
+    assert longer.finished() is None
+    assert longer.check() is None
+    assert (tmp_path / "d" / MANIFEST).exists()  # until the work begins
+    assert longer.replaces()
+    longer.begin(fresh=True)
+    assert not (tmp_path / "d" / MANIFEST).exists()
+    assert stage(15, 12).open() is None  # it was to be 20
+    says = r"num_steps: 12 are done, now 10\); ask for more num_steps, choose another --out, or give --fresh to replace it"
+    with pytest.raises(DataError, match=says):
+        stage(10, 12).open()
+    assert stage(10, 12).open(fresh=True) is None
+
+
+def test_an_output_that_is_to_be_replaced_stays_until_the_work_begins(tmp_path):
+    stage, manifest = finished(tmp_path / "d")
+    before = content(stage.folder)
+    other = output(stage.folder, config={**CONFIG, "seed": 1})
+    assert other.check(fresh=True) is None
+    assert other.replaces()
+    assert content(stage.folder) == before
+    assert stage.finished() == manifest
+    other.begin(fresh=True)
+    assert [p.name for p in stage.folder.iterdir()] == ["_plan.json"]
+    assert not other.replaces()

@@ -1,12 +1,17 @@
 """The loop and its checkpoints: interrupted + resumed = uninterrupted."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from semantica.config import to_dict
 from semantica.data.location import file_sha256
+from semantica.identity import differences
 from semantica.training.checkpoint import open_checkpoint, write_checkpoint
 from semantica.training.loop import Hooks, fit
+from semantica.training.recipe import ComputeConfig, KeepConfig
 
 FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors", "config.json")
 
@@ -76,3 +81,49 @@ def test_a_resumed_run_that_is_done_trains_no_more(tiny, trained, tmp_path):
     same, reports = run(tiny, tmp_path, start=open_checkpoint(folder / "6"))
     assert reports == []
     assert all(torch.equal(a, b) for a, b in zip(network.parameters(), same.parameters(), strict=True))
+
+
+FREE_TO_THE_BIT = {
+    "prefetch": {"prefetch": 0},
+    "reports": {"log_every": 1, "sample_every": 2, "num_samples": 1, "peak_tflops": 1.0},
+    "saving": {"checkpoint_every": 1, "keep": KeepConfig(last=1, best=2, every_steps=2)},
+    "patience": {"max_skipped": 1},
+    "recompute": {"compute": ComputeConfig(recompute="all")},
+}
+
+
+@pytest.mark.parametrize("name", FREE_TO_THE_BIT)
+def test_what_is_free_may_change_when_training_resumes_and_no_bit_of_the_state_does(tiny, trained, tmp_path, name):
+    folder, *_ = trained
+    changes = FREE_TO_THE_BIT[name]
+    assert not differences(to_dict(tiny.config()), tiny.config(**changes))
+    run(tiny, tmp_path, start=open_checkpoint(folder / "3"), **changes)
+    for file in FILES[:3]:
+        assert (tmp_path / "6" / file).read_bytes() == (folder / "6" / file).read_bytes()
+
+
+FREE_BUT_FOR_ROUNDING = {
+    "micro_batch_size": {"micro_batch_size": 3},
+    "channels_last": {"compute": ComputeConfig(channels_last=False)},
+}
+
+
+@pytest.mark.parametrize("name", FREE_BUT_FOR_ROUNDING)
+def test_what_is_free_but_for_rounding_trains_alike_up_to_rounding(tiny, tmp_path, name):
+    """In losses and norms: Adam makes a full step of a gradient that is rounding alone. Without dropout, whose masks differ."""
+    stages = tuple(replace(stage, dropout=0.0) for stage in tiny.config().denoiser.stages)
+    same = {"denoiser": replace(tiny.config().denoiser, stages=stages), "log_every": 1}
+    changes = FREE_BUT_FOR_ROUNDING[name]
+    assert not differences(to_dict(tiny.config()), tiny.config(**changes))
+    _, reports = run(tiny, tmp_path / "a", **same)
+    _, later = run(tiny, tmp_path / "b", start=open_checkpoint(tmp_path / "a" / "3"), **same, **changes)
+    assert [report.loss for report in later] == pytest.approx([report.loss for report in reports[3:]], rel=1e-4)
+    assert [report.grad_norm for report in later] == pytest.approx([report.grad_norm for report in reports[3:]], rel=1e-3)
+
+
+def test_a_training_that_is_made_longer_is_one_that_was_long_from_the_start(tiny, trained, tmp_path):
+    folder, *_ = trained
+    run(tiny, tmp_path / "long", num_steps=9)
+    run(tiny, tmp_path / "made", start=open_checkpoint(folder / "6"), num_steps=9)
+    for file in (*FILES, "manifest.json"):
+        assert (tmp_path / "made" / "9" / file).read_bytes() == (tmp_path / "long" / "9" / file).read_bytes()

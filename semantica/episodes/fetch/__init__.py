@@ -17,34 +17,38 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-from semantica.config import config, require
+from semantica.config import config, free, require
 
 
 @config
 class FetchConfig:
-    """How pictures are fetched from the web. Memory: at most `concurrency` bodies at once."""
+    """How pictures are fetched from the web. Memory: at most `concurrency` bodies at once.
+
+    Pace and patience are `free`: what the network answers decides more than they do, and a crawl that resumes may need others. What
+    is taken, and by which rules, is not.
+    """
 
     product: str = "semantica"  # our name in the User-Agent, and the one that robots.txt and X-Robots-Tag may address
-    contact: str = ""  # a URL or mail address where the owner of a server finds you; please set it
-    concurrency: int = 64  # bodies on their way or waiting to be taken
-    per_host_concurrency: int = 2
-    per_host_per_second: float = 2.0  # requests started, robots.txt and redirects counted
-    connect_timeout_s: float = 10.0
-    read_timeout_s: float = 20.0  # without a byte
-    total_timeout_s: float = 60.0  # of one request, from the lookup of its name to its last byte
+    contact: str = free("")  # a URL or mail address where the owner of a server finds you; please set it
+    concurrency: int = free(64)  # bodies on their way or waiting to be taken
+    per_host_concurrency: int = free(2)
+    per_host_per_second: float = free(2.0)  # requests started, robots.txt and redirects counted
+    connect_timeout_s: float = free(10.0)
+    read_timeout_s: float = free(20.0)  # without a byte
+    total_timeout_s: float = free(60.0)  # of one request, from the lookup of its name to its last byte
     max_bytes: int = 25_000_000  # of a body as it is sent
     max_body_bytes: int = 25_000_000  # of a body after decompression
     max_redirects: int = 5
-    max_retries: int = 2  # of one request, after what may pass: no connection, a timeout, 429 and 5xx
-    backoff_s: float = 1.0  # before the first retry; doubles
-    max_retry_after_s: float = 120.0  # a host that asks for more patience is left alone for an hour
-    max_host_failures: int = 10  # in a row, of what may pass; then the host is left alone for an hour
-    max_crawl_delay_s: float = 30.0  # of robots.txt's Crawl-delay, what is heeded
+    max_retries: int = free(2)  # of one request, after what may pass: no connection, a timeout, 429 and 5xx
+    backoff_s: float = free(1.0)  # before the first retry; doubles
+    max_retry_after_s: float = free(120.0)  # a host that asks for more patience is left alone for an hour
+    max_host_failures: int = free(10)  # in a row, of what may pass; then the host is left alone for an hour
+    max_crawl_delay_s: float = free(30.0)  # of robots.txt's Crawl-delay, what is heeded
     respect_robots: bool = True
     respect_opt_out: bool = True  # X-Robots-Tag and the page's own robots directives: noai, noimageai, noindex, noimageindex, none
     ports: tuple[int, ...] = (80, 443)
-    batch_size: int = 512  # URLs of a stored file, and how far ahead of the slowest host the fetcher looks
-    max_hosts: int = 20_000  # of which the time of the last request is remembered
+    batch_size: int = 512  # URLs of a stored file, which a restart looks for; how far ahead of the slowest host the fetcher looks
+    max_hosts: int = free(20_000)  # of which the time of the last request is remembered
 
     def __post_init__(self) -> None:
         word = "one word of letters, - and _"

@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from semantica.config import from_dict, to_dict
+from semantica.config import to_dict
 from semantica.data.location import file_sha256
 from semantica.denoiser.uvit import UViT
 from semantica.errors import ConfigError, WeightsError
+from semantica.identity import from_record
 from semantica.training.checkpoint.format import CONFIG, MANIFEST, FileEntry, Piece, checked_files, read_pieces, share
 from semantica.training.ema import Ema
 from semantica.training.parallel import local, place
@@ -208,7 +209,7 @@ def open_checkpoint(folder: Path, *, verify: bool = True) -> Checkpoint:
         described = json.loads((folder / CONFIG).read_text())
         return Checkpoint(
             folder=folder,
-            config=from_dict(TrainConfig, described["config"]),
+            config=from_record(TrainConfig, described["config"]),
             step=int(described["step"]),
             provenance=_provenance(described["provenance"]),
             metric=described["metric"],

@@ -1,0 +1,194 @@
+"""Where a training starts other than at random: the weights of another model, or its own last checkpoint, to be made longer.
+
+In: the folder of a checkpoint or of a release, or the output of an earlier training. Out: `InitialWeights`, which the loop takes in
+place of a checkpoint and which leave the optimizer and the step at 0; how many steps an output has done, and that output made ready
+to take more of them.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from semantica.data.durable import appearing, new_attempt
+from semantica.data.location import file_sha256
+from semantica.denoiser.configs import DenoiserConfig
+from semantica.denoiser.uvit import UViT
+from semantica.errors import ConfigError
+from semantica.identity import differences
+from semantica.training.checkpoint import CONFIG, MANIFEST, Keeper
+from semantica.training.checkpoint.format import checked_files, read_pieces
+from semantica.training.ema import Ema
+from semantica.training.parallel import local, place
+from semantica.training.recipe import KeepConfig, TrainConfig
+
+MODEL, CHECKPOINTS = "model", "checkpoints"  # in the output of jobs.train
+_RELEASED = "model.safetensors"  # of a release
+_MANY = 2**40  # workers, of whom the first has one row of each tensor: enough to learn all shapes
+_SHOWN = 4
+
+
+@dataclass(frozen=True)
+class InitialWeights:
+    """Weights that a training begins with, at step 0 and with a fresh optimizer.
+
+    hash: of the checkpoint, or of a release's weights. model: the denoiser's configuration, the prediction and the encoder's hash.
+    """
+
+    folder: Path
+    files: tuple[Path, ...]
+    hash: str
+    model: Mapping[str, Any]
+    step: int = 0
+
+    @torch.no_grad()
+    def restore(self, network: nn.Module, ema: Ema, optimizer: torch.optim.Optimizer) -> None:
+        """Put the weights, or a worker's rows of them, into the network, and into the average, which begins at them."""
+        parameters = dict(network.named_parameters())
+        pieces = read_pieces(self.files, *place(next(iter(parameters.values()))))
+        for name, parameter in parameters.items():
+            local(parameter).copy_(pieces[name].tensor)
+            local(ema.values[name]).copy_(pieces[name].tensor)
+
+    def check_fit(self, denoiser: DenoiserConfig) -> None:
+        """Raise ConfigError listing what differs when these are not the weights of such a denoiser."""
+        with torch.device("meta"):
+            expected = {name: tuple(p.shape) for name, p in UViT(denoiser).named_parameters()}
+        found = {name: _shape(piece.rows, piece.tensor) for name, piece in read_pieces(self.files, 0, _MANY).items()}
+        odd = [name for name in {**expected, **found} if expected.get(name) != found.get(name)]
+        if not odd:
+            return
+        shown = [f"{name} is {found.get(name, 'missing')}, expected {expected.get(name, 'none')}" for name in odd[:_SHOWN]]
+        more = f" and {len(odd) - _SHOWN} more" if len(odd) > _SHOWN else ""
+        settings = "; ".join(map(str, differences(self.model["denoiser"], denoiser)[:_SHOWN]))
+        raise ConfigError(
+            f"init_from: {self.folder} holds the weights of another denoiser ({'; '.join(shown)}{more}); "
+            f"choose the denoiser of these weights, or other weights (settings that differ: {settings or 'none'})"
+        )
+
+    def notes(self, config: TrainConfig, encoder: Mapping[str, Any]) -> list[str]:
+        """What a person should know before these weights are trained on with this configuration and this encoder's identity."""
+        notes = []
+        if self.model["prediction"] != config.prediction:
+            notes.append(f"the weights of {self.folder} predict {self.model['prediction']}, this training {config.prediction}")
+        if self.model["encoder_sha256"] != encoder["weights_sha256"]:
+            notes.append(f"the weights of {self.folder} were trained with another encoder than these encodings")
+        return notes
+
+
+def initial_weights(config: TrainConfig, *, verify: bool = True) -> InitialWeights | None:
+    """The weights of `config.init_from`; None when it names none. Raises ConfigError or WeightsError naming what is wrong.
+
+    verify: compare files with their hashes, which reads all of them; one process does it for all.
+    """
+    if not config.init_from:
+        return None
+    folder = Path(config.init_from).expanduser().absolute()
+    checkpoint = _checkpoint_in(folder)
+    if checkpoint is not None:
+        return _of_checkpoint(checkpoint, config.init_weights, verify=verify)
+    if not (folder / CONFIG).exists():
+        raise ConfigError(f"init_from: {folder} must be a checkpoint, the output of jobs.train or a release; it is none of these")
+    return _of_release(folder, config.init_weights, verify=verify)
+
+
+def steps_done(output: Path) -> int:
+    """The steps of the newest checkpoint in the output of jobs.train, finished or not; 0 when there is none."""
+    return max([*_checkpoints(output).steps(), _step_of(output / MODEL)])
+
+
+def make_resumable(output: Path) -> None:
+    """Put the model of a finished training among its checkpoints, if the newest is not there, so that it resumes from it."""
+    step = _step_of(output / MODEL)
+    folder = _checkpoints(output).folder_of(step)
+    if step and not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with appearing(folder, new_attempt()) as partial:
+            shutil.copytree(output / MODEL, partial, dirs_exist_ok=True)
+
+
+def cooldown_note(output: Path, config: TrainConfig) -> str:
+    """What a cool-down means for a training whose number of steps has changed; "" when its weights do not depend on it.
+
+    They do when steps that are done had another learning rate than a training of the new length gives them.
+    """
+    done = steps_done(output)
+    places = [_checkpoints(output).folder_of(done), output / MODEL]
+    planned = next((int(_described(p)["config"]["num_steps"]) for p in places if (p / CONFIG).exists()), config.num_steps)
+    rate, new = config.optimizer.rate, config.num_steps
+    first = max(0, min(planned, new) - config.optimizer.cooldown_steps)
+    other = [step for step in range(first, done) if rate(step, planned) != rate(step, new)]
+    if not other:
+        return ""
+    return (
+        f"steps {other[0] + 1} to {other[-1] + 1} had the learning rates of a training of {planned} steps, cool-down included: the "
+        f"weights will not be those of a training that had {new} steps from the start; for these, train into another --out"
+    )
+
+
+def _checkpoint_in(folder: Path) -> Path | None:
+    """The checkpoint that a folder is, or that the output of a training holds."""
+    newest = [_checkpoints(folder).folder_of(step) for step in _checkpoints(folder).steps()[-1:]]
+    places = (folder / MODEL, folder, *newest)
+    return next((place for place in places if (place / MANIFEST).exists() and (place / CONFIG).exists()), None)
+
+
+def _checkpoints(output: Path) -> Keeper:
+    return Keeper(output / CHECKPOINTS, KeepConfig())
+
+
+def _step_of(checkpoint: Path) -> int:
+    """The step of a checkpoint; 0 where there is none, or something else."""
+    try:
+        return int(json.loads((checkpoint / CONFIG).read_text())["step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+
+
+def _of_checkpoint(folder: Path, weights: str, *, verify: bool) -> InitialWeights:
+    files = checked_files(folder, verify=verify)
+    kind = "ema" if weights == "ema" else "model"
+    described = _described(folder)
+    settings, trained_with = described["config"], described["provenance"]["encoder"].get("identity", {})
+    model = _model(settings, trained_with)
+    paths = tuple(folder / file.name for file in files if file.kind == kind)
+    return InitialWeights(folder, paths, file_sha256(folder / MANIFEST), model)
+
+
+def _of_release(folder: Path, weights: str, *, verify: bool) -> InitialWeights:
+    described, path = _described(folder), folder / _RELEASED
+    if described.get("library") != "semantica" or not path.exists():
+        raise ConfigError(f"init_from: {folder} must be a checkpoint, the output of jobs.train or a release; it is none of these")
+    if weights != "ema":
+        raise ConfigError(f"init_weights: the release {folder} holds EMA weights only, got {weights!r}; leave it out")
+    sha256 = str(described["weights_sha256"])
+    if verify and file_sha256(path) != sha256:
+        raise ConfigError(f"init_from: {path} is damaged (its SHA-256 is not that of {CONFIG}); download or save the model again")
+    return InitialWeights(folder, (path,), sha256, _model(described, described["encoder"]["identity"]))
+
+
+def _model(settings: Mapping[str, Any], encoder: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "denoiser": settings["denoiser"],
+        "prediction": settings["prediction"],
+        "encoder_sha256": encoder.get("weights_sha256"),
+    }
+
+
+def _described(folder: Path) -> dict[str, Any]:
+    try:
+        described: dict[str, Any] = json.loads((folder / CONFIG).read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{folder / CONFIG} is not readable ({error}); use another checkpoint") from None
+    return described
+
+
+def _shape(rows: int | None, tensor: torch.Tensor) -> tuple[int, ...]:
+    return tuple(tensor.shape) if rows is None else (rows, *tensor.shape[1:])
