@@ -115,6 +115,9 @@ def train(
         )
         outcome = _run(job, folder, hook.callbacks if hook else ())
         history = keep_history(folder, [job.journal])
+        for step, figures in list(job.journal.recorded("loss").items())[-1:]:
+            if (curve := levels_svg(figures, step)) is not None:
+                session.run.bytes(curve.encode(), "loss_by_logsnr.svg")
         _check_ended(outcome, job)
         if outcome.num_groups > 1:
             failed = f"{len(outcome.failures)} of them failed"
@@ -224,9 +227,6 @@ def _finish(session: StageSession, job: Job, folder: Path, history: Sequence[Map
     rate = sorted(entry["images_per_second"] for entry in history)[len(history) // 2] if history else 0.0
     session.summary = f"{config.num_steps} steps of {config.batch_size} pairs, loss {loss:.3f}, {rate:.0f} images/s"
     manifest = session.out.finish({"num_steps": config.num_steps}, {"loss": loss}, [*files, HISTORY])
-    for step, figures in list(job.journal.recorded("loss").items())[-1:]:
-        if (curve := levels_svg(figures, step)) is not None:
-            run.bytes(curve.encode(), "loss_by_logsnr.svg")
     shutil.rmtree(folder / "ray", ignore_errors=True)  # Ray's own records
     remove_journal(folder)
     if not (config.keep.best or config.keep.every_steps):
