@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from semantica.generation.model import Model
 from semantica.generation.settings import GenerateConfig
 from semantica.metrics.exhibits import grids
 from semantica.runtime import Runtime
+from semantica.signals import SIMILARITY
 from semantica.tracking import Run
 from semantica.training.checkpoint import open_checkpoint
 
@@ -44,7 +44,7 @@ class _GenerateShard:
         names = [f"{picture.image_id}/{index}" for picture, index in samples]
         cond = self.conditions.read([picture for picture, _ in samples])
         if self.config.similarity is not None:
-            cond = replace(cond, similarity=torch.full((len(cond),), self.config.similarity))
+            cond = cond.told(SIMILARITY, torch.full((len(cond),), self.config.similarity))
         pictures = sample_pictures(self.model, cond, names, shard["guidance"], self.config)
         rows = [
             {

@@ -1,6 +1,6 @@
-"""All stages with one configuration: a crawl -> episodes, encodings, selection, checkpoint, samples, report; an MLflow run a stage.
+"""All stages: a crawl -> episodes, encodings, selection, checkpoint, samples, report; one MLflow run per stage.
 
-What is done is skipped, so the same command goes on where it stopped, and a changed setting repeats what depends on it alone.
+Finished stages are skipped, so the same command continues where it stopped, and a changed setting repeats only what depends on it.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from semantica.evaluation.requests import Batch
 from semantica.generation.generate import png_bytes, sample_pictures
 from semantica.generation.model import Model
 from semantica.generation.settings import GenerateConfig
+from semantica.signals import SIMILARITY
 
 
 def draw(model: Model, cond: Conditioning, batch: Batch, settings: GenerateConfig) -> UInt8[Tensor, "b 3 h w"]:
@@ -29,7 +30,7 @@ def draw(model: Model, cond: Conditioning, batch: Batch, settings: GenerateConfi
     rows = torch.arange(size).clamp_max(num - 1)
     filled = cond[rows]
     if settings.similarity is not None:
-        filled = replace(filled, similarity=torch.full((size,), settings.similarity))
+        filled = filled.told(SIMILARITY, torch.full((size,), settings.similarity))
     names = [batch.requests[row].noise_name for row in rows.tolist()]
     one_seed = replace(settings, seed=batch.seed)
     max_rows = size if batch.guidance == 0 else 2 * size

@@ -87,7 +87,10 @@ def requests_of(cell: Cell, model_hash: str, data: EvaluationSet, settings: Eval
 
 def drawing_of(settings: GenerateConfig) -> dict[str, Any]:
     """The settings that all samples of one folder share, as plain values."""
-    return {name: value for name, value in to_dict(settings).items() if name not in _BY_SAMPLE}
+    values = {name: value for name, value in to_dict(settings).items() if name not in _BY_SAMPLE}
+    if not settings.beyond.weights:  # samples were named before there were any, and keep their names
+        del values["beyond"]["weights"]
+    return values
 
 
 @dataclass(frozen=True)

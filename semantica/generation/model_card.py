@@ -1,6 +1,6 @@
-"""Facts of a release, and the figures of a report where there is one -> the model card: README.md with a hub's YAML front matter.
+"""The model card of a release: README.md with a hub's YAML front matter, from facts of the release and the figures of a report.
 
-Only figures are taken of a report: its command and configuration name folders of the machine that trained.
+Of a report only the figures are used: its command and configuration name folders of the machine that trained.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def read_report(path: Path) -> dict[str, Any]:
 
 
 def model_card(release: Release, report: Mapping[str, Any] | None = None) -> str:
-    """The card as Markdown. report: what `read_report` gives, of an evaluation of this very model."""
+    """The card as Markdown. report: what `read_report` returns for an evaluation of this model."""
     parts = [_FRONT_MATTER, _opening(release), _usage(release), _facts(release)]
     if release.training.pictures:
         parts += ["## Pictures it was trained on", _table(("what", "origin", "licence"), release.training.pictures)]
@@ -122,6 +122,9 @@ def _limits(release: Release) -> str:
         "What is wrong or one-sided in the training pictures is in its pictures too, and it may repeat some of them nearly whole.",
         "Guidance far above 1 over-saturates. There is no filter of any kind on what comes out.",
     ]
+    if release.denoiser.signals:
+        told = ", ".join(f"`{signal.name}` {signal.shape(side)}" for signal in release.denoiser.signals)
+        lines.append(f"It is told more than images, by `signals={{name: one value per wanted picture}}`: {told}.")
     if release.denoiser.similarity:
         score = "the score of the training pairs" if release.band is None else f"the {release.band.score.replace('_', ' ')}"
         lines.append(f"`similarity` is a wish, in {score}: how well pictures follow it is for you to measure.")

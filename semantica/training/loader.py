@@ -27,5 +27,6 @@ def training_loader(
         resolution_px=config.denoiser.resolution_px,
         window_groups=config.window_groups,
         max_images=config.denoiser.max_images,
+        signals=config.denoiser.signals,
     )
     return PairLoader(encodings, selection, batches, worker, tokens_of=tokens_of)

@@ -98,7 +98,8 @@ def test_a_corrupt_checkpoint_is_named(small_run: SmallRun, tmp_path: Path) -> N
 def test_a_manifest_of_another_encoder_is_refused(small_run: SmallRun, tmp_path: Path) -> None:
     """The default preset's denoiser is made for another encoder than the one of these encodings."""
     inputs = ("--encodings", small_run.out / "encodings", "--selection", small_run.out / "selection")
-    assert_one_line(job("jobs.train", *inputs, "--out", tmp_path / "out"), "token_dim is 384", "which has 32")
+    message = "--denoiser.token-dim (train.denoiser.token_dim in YAML) is 384"
+    assert_one_line(job("jobs.train", *inputs, "--out", tmp_path / "out"), message, "which has 32")
 
 
 @pytest.mark.ray

@@ -66,6 +66,8 @@ def test_every_block_of_the_guide_runs(place, monkeypatch):
             exec(compile(code, str(GUIDE), "exec"), names)
     assert len(list(place.glob("sample-*.png"))) == 4
     assert [len(drawn) for drawn in (names["first"], names["second"], names["few_steps"], names["drawn"])] == [2, 2, 4, 2]
+    assert len(names["right_halves"]) == 4
+    assert (names["again"] - names["photo"]).abs().mean() < (names["variation"] - names["photo"]).abs().mean() / 2
     assert names["model"].release.picture_px == 40
     assert "| fd_samples | 95.3 |" in (place / "a-copy" / "README.md").read_text()
     assert names["local"].release.encoder.identity.name == "my-encoder"

@@ -8,7 +8,9 @@ import torch
 from semantica.conditioning import Conditioning
 from semantica.denoiser.uvit import UViT
 from semantica.errors import DataError
+from semantica.signals import IMAGES, SIMILARITY
 from tests.denoiser.test_uvit import KINDS, SMALL, inputs, normal, perturbed
+from tests.signals import changed
 
 
 def several(num_images, num=4, seed=0):
@@ -21,7 +23,7 @@ def several(num_images, num=4, seed=0):
 def without(cond, images):
     present = cond.present.clone()
     present[:, images] = False
-    return replace(cond, present=present)
+    return changed(cond, present=present)
 
 
 def differs(a, b):
@@ -37,7 +39,7 @@ def test_every_image_counts_and_an_absent_one_does_not(conditioning):
         assert differs(network(z, logsnr, without(cond, image)), out) == [True] * 4
     _, _, other = several(3, seed=20)
     absent = without(cond, 1)
-    swapped = replace(absent, tokens=absent.tokens.clone(), pooled=absent.pooled.clone())
+    swapped = changed(absent, tokens=absent.tokens.clone(), pooled=absent.pooled.clone())
     swapped.tokens[:, 1], swapped.pooled[:, 1] = other.tokens[:, 1], 7 * other.pooled[:, 1]
     assert torch.equal(network(z, logsnr, swapped), network(z, logsnr, absent))
 
@@ -53,7 +55,7 @@ def test_images_that_are_not_passed_are_absent_ones(conditioning):
 def test_the_place_of_an_image_is_learned():
     network = perturbed(replace(SMALL, max_images=2))
     z, logsnr, cond = several(2)
-    other = replace(cond, tokens=cond.tokens.flip(1), pooled=cond.pooled.flip(1))
+    other = changed(cond, tokens=cond.tokens.flip(1), pooled=cond.pooled.flip(1))
     assert differs(network(z, logsnr, other), network(z, logsnr, cond)) == [True] * 4
     with torch.no_grad():
         network.tokens.place.vectors.zero_()
@@ -74,11 +76,11 @@ def test_the_paper_s_network_has_no_parameter_for_what_it_does_not_take():
 def test_a_similarity_counts_where_it_is_asked_for_and_has_a_gradient_only_there():
     network = perturbed(replace(SMALL, similarity=True))
     z, logsnr, cond = inputs()
-    asked = replace(cond, similarity=torch.tensor([0.3, 0.6, 0.3, float("nan")]))
+    asked = changed(cond, similarity=torch.tensor([0.3, 0.6, 0.3, float("nan")]))
     out = network(z, logsnr, asked)
     assert out.isfinite().all()
     assert differs(out, network(z, logsnr, cond)) == [True, True, True, False]
-    assert differs(out, network(z, logsnr, replace(asked, similarity=asked.similarity + 0.05))) == [True, True, True, False]
+    assert differs(out, network(z, logsnr, changed(asked, similarity=asked.similarity + 0.05))) == [True, True, True, False]
     out.square().sum().backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name
@@ -90,24 +92,26 @@ def test_a_similarity_counts_where_it_is_asked_for_and_has_a_gradient_only_there
 def test_a_network_that_takes_no_similarity_ignores_one():
     network = perturbed(SMALL)
     z, logsnr, cond = inputs()
-    assert torch.equal(network(z, logsnr, replace(cond, similarity=torch.full((4,), 0.5))), network(z, logsnr, cond))
+    assert torch.equal(network(z, logsnr, changed(cond, similarity=torch.full((4,), 0.5))), network(z, logsnr, cond))
 
 
 def test_null_conditioning_asks_for_no_similarity():
     network = perturbed(replace(SMALL, similarity=True))
     z, logsnr, cond = inputs()
-    asked = replace(cond, similarity=torch.full((4,), 0.5))
+    asked = changed(cond, similarity=torch.full((4,), 0.5))
     assert torch.equal(network(z, logsnr, asked.null()), network(z, logsnr, cond.null()))
     mask = torch.tensor([True, False] * 2)
-    assert torch.equal(asked.dropped(mask).similarity.isnan(), mask)
-    assert asked.dropped(mask).is_null.tolist() == mask.tolist()
+    assert torch.equal(asked.dropped({IMAGES: mask, SIMILARITY: mask}).similarity.isnan(), mask)
+    assert asked.dropped({IMAGES: mask, SIMILARITY: mask}).is_null.tolist() == mask.tolist()
 
 
 @pytest.mark.parametrize("conditioning", KINDS)
 def test_prepared_conditioning_gives_the_same_output_bit_for_bit(conditioning):
     network = perturbed(replace(SMALL, conditioning=conditioning, max_images=2, similarity=True))
     z, logsnr, cond = several(2)
-    cond = replace(without(cond, 1), similarity=torch.tensor([0.1, 0.5, float("nan"), 0.9])).dropped(torch.arange(4) == 0)
+    cond = changed(without(cond, 1), similarity=torch.tensor([0.1, 0.5, float("nan"), 0.9])).dropped(
+        dict.fromkeys((IMAGES, SIMILARITY), torch.arange(4) == 0)
+    )
     prepared = network.prepare(cond)
     for level in (logsnr, logsnr + 1):
         assert torch.equal(network(z, level, prepared), network(z, level, cond))
