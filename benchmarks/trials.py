@@ -31,7 +31,7 @@ from semantica.measure.networks.extractors import FeatureExtractor, PerceptualNe
 from semantica.training.backend import TorchBackend
 from semantica.training.checkpoint import Provenance
 from semantica.training.ema import Ema
-from semantica.training.loader import training_loader
+from semantica.training.feed import training_loader
 from semantica.training.loop import Hooks, fit
 from semantica.training.recipe import TrainConfig
 from semantica.training.watch import StepReport

@@ -32,7 +32,7 @@ from semantica.pairs.loader import LoaderWorker
 from semantica.runtime import ClusterConfig, Runtime
 from semantica.tracking import Place, Run
 from semantica.training.checkpoint import Checkpoint, Keeper, Provenance
-from semantica.training.loader import training_loader
+from semantica.training.feed import training_loader
 from semantica.training.recipe import TrainConfig
 from semantica.training.start import CHECKPOINTS, MODEL, cooldown_note, initial_weights, make_resumable, steps_done
 from semantica.training.watch import NonFiniteError

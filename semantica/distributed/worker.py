@@ -30,7 +30,7 @@ from semantica.tracking import Run
 from semantica.training.backend import Backend, TorchBackend
 from semantica.training.checkpoint import Checkpoint, Keeper, Provenance, SaveFailure, Saver, TrainState, Writers
 from semantica.training.ema import Ema
-from semantica.training.loader import training_loader
+from semantica.training.feed import training_loader
 from semantica.training.loop import Hooks, Order, fit
 from semantica.training.parallel import whole
 from semantica.training.recipe import TrainConfig

@@ -23,7 +23,7 @@ from semantica.distributed.pairs import pairs
 from semantica.distributed.train import MODEL, train
 from semantica.errors import ConfigError, DataError, WeightsError
 from semantica.training.checkpoint import Provenance, open_checkpoint
-from semantica.training.loader import training_loader
+from semantica.training.feed import training_loader
 from semantica.training.loop import Hooks, fit
 
 pytestmark = pytest.mark.ray

@@ -56,7 +56,7 @@ from semantica.runtime import ClusterConfig, Runtime
 from semantica.tracking import TrackingConfig
 from semantica.training.checkpoint import Provenance, TrainState, open_checkpoint
 from semantica.training.checkpoint.save import write_checkpoint
-from semantica.training.loader import training_loader
+from semantica.training.feed import training_loader
 from semantica.training.loop import Hooks, fit
 from semantica.training.recipe import TrainConfig
 from semantica.training.watch import StepReport
