@@ -1,7 +1,8 @@
 """What a step needs, made while the step before computes: the loader's batch and the noise of its slots, on the device.
 
-In: the recipe, encodings and a selection of their pairs (`training_loader`); a loader and the steps to make (`feed`). Out: (batch,
-noise) of each step in order, `ahead` of them made by one thread before they are asked for. Both depend on the step alone, so nothing depends on how far the thread is.
+In: the recipe, encodings and a selection of their pairs (`training_loader`); a loader and the steps to make (`feed`). Out:
+(batch, noise) of each step in order, `ahead` of them made by one thread before they are asked for. Both depend on the step
+alone, so nothing depends on how far the thread is.
 """
 
 from __future__ import annotations
