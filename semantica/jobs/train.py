@@ -9,6 +9,7 @@ from typing import Annotated
 import tyro
 
 from semantica.config import config
+from semantica.data.location import location
 from semantica.jobs.command import Command
 from semantica.runtime import Runtime
 from semantica.training.recipe import TrainConfig
@@ -57,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def call(job: TrainJob) -> None:
         from semantica.distributed.train import train
 
-        train(job.train, encodings=job.encodings, selection=job.selection, out=job.out, runtime=job.runtime)
+        encodings, selection = location(job.encodings), location(job.selection)
+        train(job.train, encodings=encodings, selection=selection, out=job.out, runtime=job.runtime)
 
     return COMMAND.run(call, argv)

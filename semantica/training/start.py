@@ -29,7 +29,7 @@ from semantica.training.ema import Ema
 from semantica.training.parallel import local, place
 from semantica.training.recipe import KeepConfig, TrainConfig
 
-MODEL, CHECKPOINTS = "model", "checkpoints"  # in the output of jobs.train
+MODEL, CHECKPOINTS = "model", "checkpoints"  # in the output of semantica train
 _RELEASED = "model.safetensors"  # of a release
 _MANY = 2**40  # workers, of whom the first has one row of each tensor: enough to learn all shapes
 _SHOWN = 4
@@ -95,12 +95,12 @@ def initial_weights(config: TrainConfig, *, verify: bool = True) -> InitialWeigh
     if checkpoint is not None:
         return _of_checkpoint(checkpoint, config.init_weights, verify=verify)
     if not (folder / CONFIG).exists():
-        raise _refused(f"must be a checkpoint, the output of jobs.train or a release, got {folder}; name one of these")
+        raise _refused(f"must be a checkpoint, the output of semantica train or a release, got {folder}; name one of these")
     return _of_release(folder, config.init_weights, verify=verify)
 
 
 def steps_done(output: Path) -> int:
-    """The steps of the newest checkpoint in the output of jobs.train, finished or not; 0 when there is none."""
+    """The steps of the newest checkpoint in the output of semantica train, finished or not; 0 when there is none."""
     return max([*_checkpoints(output).steps(), _step_of(output / MODEL)])
 
 
@@ -165,7 +165,7 @@ def _of_checkpoint(folder: Path, weights: str, *, verify: bool) -> InitialWeight
 def _of_release(folder: Path, weights: str, *, verify: bool) -> InitialWeights:
     described, path = _described(folder), folder / _RELEASED
     if described.get("library") != "semantica" or not path.exists():
-        raise _refused(f"must be a checkpoint, the output of jobs.train or a release, got {folder}; name one of these")
+        raise _refused(f"must be a checkpoint, the output of semantica train or a release, got {folder}; name one of these")
     if weights != "ema":
         raise FieldError(TrainConfig, "init_weights", f"must be 'ema', since {folder} is a release, got {weights!r}; leave it out")
     sha256 = str(described["weights_sha256"])

@@ -25,7 +25,7 @@ from semantica.errors import ConfigError, DataError, WeightsError
 from semantica.evaluation.models import check_same_encoder
 from semantica.pairs.selection import EmptyBandError
 from semantica.training.checkpoint import Provenance, open_checkpoint
-from semantica.training.loader import training_loader
+from semantica.training.feed import training_loader
 from semantica.training.loop import Hooks, fit
 
 pytestmark = pytest.mark.ray

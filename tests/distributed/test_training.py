@@ -18,7 +18,7 @@ from semantica.data.dataset import MANIFEST
 from semantica.distributed.train import MODEL, train
 from semantica.errors import ConfigError, DataError
 from semantica.training.checkpoint import Provenance, open_checkpoint
-from semantica.training.loader import training_loader
+from semantica.training.feed import training_loader
 from semantica.training.loop import Hooks, fit
 from semantica.training.watch import NonFiniteError
 

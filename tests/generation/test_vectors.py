@@ -21,7 +21,7 @@ from semantica.pairs.loader import Batch
 from semantica.planning.memory import example_bytes
 from semantica.training.checkpoint import Provenance, open_checkpoint
 from semantica.training.checkpoint.save import write_checkpoint
-from semantica.training.loader import training_loader
+from semantica.training.feed import training_loader
 from semantica.training.loop import Hooks, fit
 from semantica.training.recipe import EmaConfig, OptimizerConfig, TrainConfig
 

@@ -57,7 +57,7 @@ from semantica.runtime import ClusterConfig, Runtime
 from semantica.tracking import TrackingConfig
 from semantica.training.checkpoint import Provenance, TrainState, open_checkpoint
 from semantica.training.checkpoint.save import write_checkpoint
-from semantica.training.loader import training_loader
+from semantica.training.feed import training_loader
 from semantica.training.loop import Hooks, fit
 from semantica.training.recipe import TrainConfig
 from semantica.training.watch import StepReport
@@ -102,7 +102,7 @@ def train_by_one_worker(guards: Path, out: Path) -> Trained:
 
 
 def evaluate_protocols(guards: Path, out: Path) -> None:
-    """The evaluation of jobs.evaluate, on checkpoints of the recorded training."""
+    """The evaluation of semantica evaluate, on checkpoints of the recorded training."""
     steps = guards / "run" / "checkpoint" / "checkpoints"
     evaluate(
         override(EvaluationConfig(), EVALUATION),
@@ -175,7 +175,7 @@ def draw_chunks(guards: Path, max_rows: int) -> dict[str, Any]:
 
 
 def release_model(guards: Path, out: Path) -> None:
-    """The training `signals`, released into `out` as jobs.release does."""
+    """The training `signals`, released into `out` as semantica release does."""
     checkpoint = open_checkpoint(guards / "trainings" / "signals" / "50")
     run = guards / "run"
     known = release_of(checkpoint, preset="guards", encodings=run / "encodings", selection=run / "selection")
