@@ -19,7 +19,7 @@ from semantica.denoiser.uvit import UViT
 from semantica.diffusion.guidance import guided
 from semantica.diffusion.process import Bind, Denoise, bind_with, denoise_with
 from semantica.diffusion.samplers import ddpm, levels_of
-from semantica.diffusion.settings import ScheduleConfig
+from semantica.diffusion.settings import SamplerConfig, ScheduleConfig
 from semantica.generation.generate import SampleNoise, sample_pictures
 from semantica.generation.model import Model
 from semantica.generation.settings import GenerateConfig, SpeedConfig

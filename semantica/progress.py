@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-T = TypeVar("T")
 
 _SECONDS_BETWEEN_LINES = 15.0
 
@@ -57,11 +53,3 @@ class Meter:
     def __exit__(self, *exc: object) -> None:
         if self._bar is not None:
             self._bar.stop()
-
-
-def track(items: Iterable[T], name: str, total: int, unit: str = "") -> Iterator[T]:
-    """The items, with a bar that advances by one for each."""
-    with Meter(name, total, unit) as meter:
-        for item in items:
-            yield item
-            meter.advance()

@@ -17,26 +17,26 @@ def device() -> str:
 class ClusterConfig:
     """Ray resources. num_cpus and object_store_mb are for a local Ray only; with RAY_ADDRESS set, the cluster decides."""
 
-    num_cpus: int | None = None  # of a local Ray; None: all there are
+    num_cpus: int | None = None  # of a local Ray; None: all of this machine
     object_store_mb: int = 512
-    num_fetchers: int = 2  # of ingest with fetch_urls; each keeps to its share of the rate a host is asked at
-    min_actors: int = 1  # of encode, generate and evaluate: work begins with so many ...
-    num_actors: int = 2  # ... and the pool grows to so many
+    num_fetchers: int = 2  # of ingest with fetch_urls; they share the rate at which a host is asked
+    min_actors: int = 1  # of encode, generate and evaluate: actors to start with
+    num_actors: int = 2  # actors to grow to
     cpus_per_actor: float = 1.0
     gpus_per_actor: float = 0.0
     num_workers: int = 2  # of train
-    min_workers: int | None = None  # of train; with it the group shrinks to so many when machines go, and grows when they come
-    resize_every_s: float = 60.0  # how often such a group looks for more machines
+    min_workers: int | None = None  # of train: the group may shrink to this number when machines go, and grow again later
+    resize_every_s: float = 60.0  # with min_workers: how often the group looks for more machines
     cpus_per_worker: float = 1.0
-    use_gpu: bool = False  # one GPU a training worker
-    tpu_type: str | None = None  # "TPU-V6E", say: train on TPUs by torch-xla, a worker a host
-    tpu_topology: str | None = None  # of one slice, "4x4" say; num_workers are the hosts of all slices
-    xla_cpu_devices: int | None = None  # train on so many devices of XLA's CPU client: what TPUs run, without one
-    loader_mb: int = 2048  # of row groups that a training worker keeps in memory, so that each is read once
-    loader_threads: int = 1  # of a training worker, that decode a batch; on a GPU several, of the cpus_per_worker
-    max_failures: int = 3  # of training workers, before the job gives up; it goes on from the last checkpoint each time
-    # A training that makes no step for so long is restarted, at the cost of one of max_failures: more than the longest step, the
-    # first one, which compiles, and the longest drawing of samples.
+    use_gpu: bool = False  # one GPU per training worker
+    tpu_type: str | None = None  # such as "TPU-V6E": train on TPUs by torch-xla, one worker per host
+    tpu_topology: str | None = None  # of one slice, such as "4x4"; num_workers is the number of hosts of all slices
+    xla_cpu_devices: int | None = None  # train on this number of devices of XLA's CPU client, as on TPUs
+    loader_mb: int = 2048  # row groups that a training worker keeps in memory, so that it reads each once
+    loader_threads: int = 1  # of a training worker, to decode a batch; on a GPU several of its cpus_per_worker
+    max_failures: int = 3  # of training workers before the job gives up; after each, training resumes from the last checkpoint
+    # A training is restarted (one of max_failures) after this long without a step. Must exceed the first step, which compiles, and
+    # the longest drawing of samples.
     stall_s: float = 600.0
     worker_logs: bool = False  # show what workers print
 

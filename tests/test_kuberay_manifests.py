@@ -286,8 +286,8 @@ def test_ray_is_that_of_the_constraints_and_the_job_is_a_command_that_parses() -
 
     assert all(f"ray=={spec['rayVersion']}\n" in (ROOT / "constraints.txt").read_text() for spec in specs().values())
     words = of_kind("RayJob")["spec"]["entrypoint"].split()
-    assert words[:5] == ["python", "-m", "jobs.encode", "--preset", "base"]
-    job = from_args(EncodeJob, words[5:], prog="", description="", defaults={"encode": preset("base").encode})
+    assert words[:4] == ["semantica", "encode", "--preset", "base"]
+    job = from_args(EncodeJob, words[4:], prog="", description="", defaults={"encode": preset("base").encode})
     (group,) = specs()["of the job"]["workerGroupSpecs"]
     limits = container(group["template"])["resources"]["limits"]
     cluster = job.runtime.cluster

@@ -1,9 +1,8 @@
-"""A stage's output: a folder of Parquet shards with a manifest, shown whole or not at all.
+"""A dataset: a folder of Parquet shards with a manifest, which is there whole or not at all. How stages write and read one.
 
-`StageOutput` is what a stage fills: each shard appears whole, then its receipt (`_shards/NAME.json`); the manifest, with size and
-SHA-256 of every file, comes last. A folder without a manifest is never read as data, and running a stage again finishes the
-shards without a receipt and repeats nothing. One process fills a folder at a time (`lease.py`). Folders are `Location`s: a local
-path or an object store.
+`StageOutput` is the folder that a stage fills. Each shard appears whole, then its receipt (`_shards/NAME.json`). The manifest, with
+the size and SHA-256 of every file, comes last: a folder without one is never read as data. A stage that is started again makes the
+shards without a receipt and repeats none. One process fills a folder at a time (`lease.py`). Folders are `Location`s.
 """
 
 from __future__ import annotations
@@ -23,18 +22,20 @@ import pyarrow.parquet as pq
 
 from semantica.data import lease
 from semantica.data.durable import write_atomically
-from semantica.data.location import Location, explained, file_sha256, is_storage_error, remove_tree
+from semantica.data.location import Location, explained, file_sha256, is_local, is_storage_error, remove_tree
 from semantica.data.schemas import SCHEMA_VERSION
 from semantica.data.shard_writer import FileEntry, ShardWriter
 from semantica.errors import DataError
 from semantica.identity import differences, free_fields, plain
 
-__all__ = ["MANIFEST", "TIMING", "FileEntry", "Manifest", "ShardWriter", "StageOutput", "read_manifest", "read_shard"]
+__all__ = ["MANIFEST", "TIMING", "FileEntry", "Manifest", "RowGroups", "ShardWriter", "StageOutput", "read_manifest", "read_shard"]
 
 T = TypeVar("T")
 
 MANIFEST, TIMING = "manifest.json", "_timing.json"
 _PLAN, _RECEIPTS = "_plan.json", "_shards"
+# One read of a local file fills a buffer of this size, which the next read reuses. A store delivers all pages at once.
+_BUFFER_BYTES = 2**20
 _MADE_BY = {
     "episodes": "ingest", "encodings": "encode", "scores": "pairs", "selection": "pairs", "checkpoint": "train",
     "samples": "generate", "evaluation": "evaluate", "drawn": "evaluate", "features": "evaluate",
@@ -97,9 +98,47 @@ def read_shard(folder: Location, entry: FileEntry, columns: Sequence[str] | None
         raise DataError(f"{path}: not readable ({error}); make the dataset again") from None
 
 
+class RowGroups:
+    """`groups.read(entry, group)`: one row group of a file in a folder. stage: who reads; made_by: the job that wrote the folder.
+
+    The size of a file is compared with the manifest when it is first opened, and each page with its checksum when it is read, so
+    damage is an error and never another value.
+    """
+
+    def __init__(self, folder: Location, columns: Sequence[str], *, stage: str, made_by: str) -> None:
+        self.folder, self.columns, self.stage, self.made_by = folder, list(columns), stage, made_by
+        self._sized: set[str] = set()
+
+    def read(self, entry: FileEntry, group: int) -> pa.Table:
+        """The rows of a row group. Raises DataError, with the file's name, when it is missing or not what was written."""
+        path = self.folder / entry.path
+        try:
+            self._check_size(path, entry)
+            buffer = _BUFFER_BYTES if is_local(path) else 0
+            with path.open("rb") as stream, pq.ParquetFile(stream, buffer_size=buffer, page_checksum_verification=True) as file:
+                table = file.read_row_group(group, columns=self.columns)
+        except (DataError, pa.ArrowMemoryError, pa.ArrowNotImplementedError):  # the last two are limits of machine and Arrow
+            raise
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise self._unreadable(path, " ".join(str(error).split())) from None
+        if table.num_rows != entry.row_group_rows[group] or set(table.column_names) != set(self.columns):
+            raise self._unreadable(path, f"row group {group} does not hold the rows and columns that were written")
+        return table
+
+    def _check_size(self, path: Location, entry: FileEntry) -> None:
+        if entry.path not in self._sized:
+            size = path.stat().st_size
+            if size != entry.num_bytes:
+                raise self._unreadable(path, f"expected {entry.num_bytes} bytes, got {size}")
+            self._sized.add(entry.path)
+
+    def _unreadable(self, path: Location, what: str) -> DataError:
+        return DataError(f"{self.stage}: {path} is not readable ({what}); delete {self.folder} and run jobs.{self.made_by} again")
+
+
 @dataclass(frozen=True)
 class StageOutput:
-    """The folder that one run of a stage fills. Picklable: the driver opens it, workers write shards, the driver finishes it.
+    """The folder that one run of a stage fills: the driver opens it, workers write shards, the driver finishes it. It pickles.
 
     config: a `@config` instance, or a mapping of plain values and such instances. further: what is recorded beside its fields. Both
     are recorded whole; a later run is refused the folder when it differs in what decides the result (`identity.py`). at_least:
@@ -127,7 +166,7 @@ class StageOutput:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """A block in which no other process may fill this folder. Raises DataError when another one does."""
+        """A block in which no other process may fill this folder. Raises DataError when another process fills it."""
         if not self.folder.name:
             raise DataError(f"{self.kind}: {self.folder} is the root of a bucket; name a folder in it")
         with ExitStack() as stack:
@@ -140,7 +179,7 @@ class StageOutput:
             yield
 
     def finished(self) -> Manifest | None:
-        """The manifest when this same work is already done; touches nothing."""
+        """The manifest if this same work is done, else None. Changes nothing on disk."""
         try:
             if not self._plan_file.exists() or self._difference():
                 return None
@@ -208,7 +247,7 @@ class StageOutput:
                 write_atomically(self._plan_file, json.dumps(self._plan, indent=1).encode())
 
     def reopen(self) -> None:
-        """Let a finished output of this same work take further shards: it is not finished again before `finish`."""
+        """Let a finished output of this same work take more shards; it counts as unfinished until `finish`."""
         if self.finished() is not None:
             (self.folder / MANIFEST).unlink(missing_ok=True)
 
@@ -233,7 +272,7 @@ class StageOutput:
         return manifest if all(_value(manifest.config, name) == _value(self.record, name) for name in self.at_least) else None
 
     def _clear(self) -> None:
-        """Delete the output of another configuration, in an order that a kill in the middle leaves as "not finished" at worst."""
+        """Delete the output of another configuration, in such an order that a kill halfway leaves an unfinished output."""
         (self.folder / MANIFEST).unlink(missing_ok=True)
         if (self.folder / _RECEIPTS).exists():
             remove_tree(self.folder / _RECEIPTS)
@@ -296,16 +335,16 @@ class StageOutput:
         return self.folder / _RECEIPTS / f"{name}{self._suffix}"
 
     def has_shard(self, name: str) -> bool:
-        """True when the shard was written whole."""
+        """Whether the shard was written whole."""
         return self._receipt(name).exists()
 
     def shard_names(self) -> frozenset[str]:
-        """The shards that were written whole; one listing, where `has_shard` is a request each."""
+        """The shards that were written whole, from one listing; `has_shard` makes a request per shard."""
         return frozenset(path.name.removesuffix(self._suffix) for path in self._receipt_files())
 
     @contextmanager
     def shard_writer(self, name: str, rows_per_group: int) -> Iterator[ShardWriter]:
-        """A writer of the shard; at the end of the block its files appear whole, then its receipt; after an exception, nothing."""
+        """A writer of the shard. At the end of the block its files appear whole, then its receipt; after an exception none."""
         with ExitStack() as files:
             writer = ShardWriter(self.folder, name, rows_per_group, files)
             try:
@@ -331,7 +370,7 @@ class StageOutput:
             writer.stats = stats
 
     def receipts(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """(shard name, stats) of every shard written so far, in order of name."""
+        """(shard name, stats) of every shard written so far, sorted by name."""
         for path, stats in self._of_receipts(lambda path: _read_json(path)["stats"]):
             yield path.name.removesuffix(self._suffix), stats
 
@@ -345,26 +384,30 @@ class StageOutput:
         return sorted(folder.glob(f"*{self._suffix}"), key=lambda path: path.name) if folder.exists() else []
 
     def finish(self, counts: Mapping[str, int], facts: Mapping[str, Any], extra_files: Sequence[str] = ()) -> Manifest:
-        """Write the manifest over all shards and `extra_files` (paths inside the folder); the dataset is whole from here on.
+        """Write the manifest of all shards and `extra_files` (paths inside the folder), which completes the dataset.
 
-        Raises DataError when a file is not what its receipt says, or when the output was taken over by another process.
+        Raises DataError when a file is not what its receipt says, or when another process took the output over.
         """
         lease.check(self.folder, self.kind)
-        entries = [entry for _, found in self._of_receipts(self._entries) for entry in found]
+        entries = self.files()
         for relative in extra_files:
             path = self.folder / relative
             entries.append(FileEntry(relative, path.stat().st_size, file_sha256(path)))
         manifest = Manifest(
             self.kind, self.record, dict(self.inputs), dict(counts), dict(facts), tuple(sorted(entries, key=lambda e: e.path))
         )
-        if isinstance(self.folder, Path):  # what killed workers were writing
+        if isinstance(self.folder, Path):  # the temporary files of killed workers
             for partial in list(self.folder.rglob(".*.partial")):
                 remove_tree(partial) if partial.is_dir() else partial.unlink(missing_ok=True)
         write_atomically(self.folder / MANIFEST, json.dumps(asdict(manifest), indent=1).encode())
         return read_manifest(self.folder, self.kind)
 
+    def files(self) -> list[FileEntry]:
+        """The files of every shard written so far. Raises DataError when one is not what its receipt says."""
+        return [entry for _, entries in self._of_receipts(self._entries) for entry in entries]
+
     def _entries(self, receipt: Location) -> list[FileEntry]:
-        """The files of a receipt, which are there. Raises DataError when one is not what the receipt says."""
+        """The files of a receipt. Raises DataError when one is missing or has another size."""
         entries = [FileEntry.from_dict(values) for values in _read_json(receipt)["files"]]
         for entry in entries:
             path = self.folder / entry.path

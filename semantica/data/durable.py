@@ -30,12 +30,12 @@ _STALE_SECONDS = 24 * 3600.0  # [C]
 
 
 def _partial(path: Path) -> Path:
-    # Unlike any other writer's: threads share a process id, and so do machines that share a disk.
+    # Different for each writer: threads share a process id, and processes of machines that share a disk may.
     return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
 
 
 def write_atomically(path: Location, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all, also after a crash."""
+    """Write a file so that it appears whole or not at all, also after a crash."""
     if not isinstance(path, Path):
         path.fs.pipe_file(path.path, data)  # one PUT, or a multipart upload that counts when it is completed
         return
@@ -53,7 +53,7 @@ def write_atomically(path: Location, data: bytes) -> None:
 
 @contextmanager
 def atomic_file(path: Location) -> Iterator[Path]:
-    """A local file to write; when the block ends without an exception it is at `path`, whole."""
+    """A local file to write. When the block ends without an exception, it appears at `path`, whole."""
     if isinstance(path, Path):
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = _partial(path)
@@ -62,7 +62,7 @@ def atomic_file(path: Location) -> Iterator[Path]:
     try:
         yield partial
         if isinstance(path, Path):
-            with partial.open("rb") as stream:  # on disk before anything can speak of it
+            with partial.open("rb") as stream:  # on disk before anything refers to it
                 os.fsync(stream.fileno())
             partial.replace(path)
         else:
@@ -75,7 +75,7 @@ def atomic_file(path: Location) -> Iterator[Path]:
 
 
 def create(path: Location, data: bytes) -> bool:
-    """Write the file only when there is none; False when there is one. Of two writers at the same moment one gets True."""
+    """Write the file if there is none. Returns False if there is one; of two writers at the same moment exactly one gets True."""
     try:
         if isinstance(path, Path):
             path.parent.mkdir(parents=True, exist_ok=True)

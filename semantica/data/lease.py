@@ -1,8 +1,8 @@
-"""One writer an output: a lease file beside the folder, renewed while its owner lives, taken over when the owner is gone.
+"""One writer per output: a lease file beside the folder, renewed while its owner lives, taken over when the owner is gone.
 
-Leases are numbered files, `.NAME.lease-000007`; who creates the next number holds the output, and creating is the one operation
-that a local disk, S3 and GCS all do for exactly one of two at the same moment. A lease ends when its owner removes it, when its
-owner's process is seen to be gone (same machine), or when it was not renewed for `LEASE_S`.
+Leases are numbered files, `.NAME.lease-000007`. The process that creates the next number holds the output: creating a file is the
+one operation that succeeds for exactly one of two processes on a local disk, on S3 and on GCS. A lease ends when its owner removes
+it, when the owner's process no longer exists (same machine), or when it was not renewed for `LEASE_S`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from semantica.errors import DataError
 
 log = logging.getLogger(__name__)
 
-_LOST: set[str] = set()  # outputs of this process that another one has taken over
+_LOST: set[str] = set()  # outputs of this process that another process has taken over
 
 RENEW_S = 15.0
 LEASE_S = 90.0  # five renewals may fail, and clocks of two machines may differ by some seconds
@@ -35,20 +35,20 @@ LEASE_S = 90.0  # five renewals may fail, and clocks of two machines may differ 
 
 @dataclass(frozen=True)
 class Owner:
-    """Who holds a lease, and when that was last true (seconds since 1970)."""
+    """The process that holds a lease, and when it last renewed it (seconds since 1970)."""
 
     host: str
     pid: int
-    started: float  # of the process: a number that is used again is not the same process
+    started: float  # of the process: the system may give its number to another one later
     renewed: float
 
     @classmethod
     def this_process(cls) -> Owner:
-        """The owner that the caller is, now."""
+        """The calling process, now."""
         return cls(_host(), os.getpid(), psutil.Process().create_time(), time.time())
 
     def is_gone(self) -> bool:
-        """True when the owner is seen to be dead, or, on another machine, has not said for too long that it is not."""
+        """Whether the process has ended; on another machine, whether it has not renewed for `LEASE_S`."""
         if self.host != _host():
             return time.time() - self.renewed > LEASE_S
         try:
@@ -58,7 +58,7 @@ class Owner:
 
 
 def _host() -> str:
-    """This machine, this boot and this space of process numbers: containers may share a name and not their processes."""
+    """This machine, this boot and this namespace of process ids: two containers may share a host name but not their processes."""
     marks = [Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")]
     boot = marks[0].read_text().strip()[:8] if marks[0].exists() else ""
     space = os.readlink(marks[1]) if marks[1].exists() else ""
@@ -66,16 +66,16 @@ def _host() -> str:
 
 
 def check(folder: Location, what: str) -> None:
-    """Raise DataError when this process held `folder` and another process has taken it over."""
+    """Raise DataError if this process held `folder` and another process took it over."""
     if str(folder) in _LOST:
         raise DataError(
-            f"{what}: {folder} was taken over by another process, because this one seemed to be gone; end one of the two"
+            f"{what}: {folder} was taken over by another process, since this one did not renew its lease; end one of the two"
         )
 
 
 @contextmanager
 def held(folder: Location, what: str) -> Iterator[None]:
-    """Hold the output `folder` for the block. Raises DataError, naming the owner, when another process holds it."""
+    """Hold the output `folder` during the block. Raises DataError, naming the owner, when another process holds it."""
     path = _acquire(folder, what)
     stop = threading.Event()
     _LOST.discard(str(folder))
@@ -90,7 +90,7 @@ def held(folder: Location, what: str) -> Iterator[None]:
 
 
 def is_held(folder: Location) -> bool:
-    """Whether a living process holds `folder`, as far as this machine sees."""
+    """Whether a living process holds `folder`, as far as this machine can tell."""
     owners = [_read(path) for path in _leases(folder.parent, f".{folder.name}.lease-")]
     return any(owner is not None and not owner.is_gone() for owner in owners)
 
@@ -104,9 +104,11 @@ def _acquire(folder: Location, what: str) -> Location:
         path.unlink(missing_ok=True)
     own = folder.parent / f"{prefix}{number:06d}"
     if not create(own, json.dumps(asdict(Owner.this_process())).encode()):
-        raise DataError(f"{what}: another process began to write {folder} at this moment; wait for it, or choose another folder")
+        raise DataError(
+            f"{what}: another process started to write {folder} at the same moment; wait for it, or choose another folder"
+        )
     try:
-        for path in _leases(folder.parent, prefix):  # again: somebody may have begun at another number, after a release
+        for path in _leases(folder.parent, prefix):  # again: another process may have started at another number, after a release
             if path.name != own.name:
                 _refuse_living(path, folder, what)
     except DataError:
@@ -136,12 +138,12 @@ def _read(path: Location) -> Owner | None:
     except FileNotFoundError:  # released since it was listed
         return None
     except (ValueError, TypeError):
-        # Being written at this moment, or damaged: held, until its age says otherwise.
+        # Half written at this moment, or damaged: it counts as held until it is too old.
         return Owner("unknown", 0, 0.0, path.stat().st_mtime)
 
 
 def _taken_over(path: Location) -> bool:
-    """True when the lease is gone, or a later one stands beside it: a renewal that met the taking brought the file back."""
+    """Whether the lease is gone, or a later one exists: a renewal at the moment of the takeover creates the file again."""
     prefix, _, _ = path.name.rpartition("-")
     others = [p.name for p in _leases(path.parent, f"{prefix}-")]
     return path.name not in others or others[-1] > path.name

@@ -1,7 +1,7 @@
-"""Where data lies: a local folder, s3://, gs:// or abfs://, behind the one interface of `pathlib` (universal_pathlib over fsspec).
+"""Where data lies: a local folder, s3://, gs:// or abfs://, all with the interface of `pathlib` (universal_pathlib over fsspec).
 
-Everything that reads or writes a dataset takes a `Location` and does not ask which kind it is. What differs between a disk and an
-object store is here, and in `durable.py` where something is written.
+Everything that reads or writes a dataset takes a `Location` and does not ask which kind it is. The differences between a disk and
+an object store are in this file and, for writing, in `durable.py`. The commands turn what a user typed into a `Location`, once.
 Credentials and endpoints come from the environment, as the clouds' own tools read them (AWS_PROFILE, AWS_ENDPOINT_URL, ...).
 """
 
@@ -20,7 +20,7 @@ from upath import UPath
 from semantica.errors import ConfigError
 
 Location: TypeAlias = Path | UPath
-Where: TypeAlias = str | Path | UPath  # what a user may name a location by
+Where: TypeAlias = str | Path | UPath  # how a user may name a location
 
 _REMOTE = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "az": "adlfs", "memory": ""}
 _URI = re.compile(r"\A([A-Za-z][A-Za-z0-9+.-]*)://")
@@ -30,9 +30,9 @@ _UNCACHED = frozenset({"s3", "gs", "gcs"})
 
 
 def location(where: Where) -> Location:
-    """The absolute location a user named: a path, or a URI of a file system that is known here.
+    """The absolute location that a user named by a path or a URI.
 
-    Raises ConfigError for another scheme, or when the library for this one is not installed.
+    Raises ConfigError for an unknown scheme, and when the library for a known one is not installed.
     """
     if isinstance(where, Path):
         return where.absolute()
@@ -50,26 +50,26 @@ def location(where: Where) -> Location:
         raise ConfigError(f"{where}: expected a path, s3://BUCKET/..., gs://BUCKET/... or abfs://..., got {scheme}://")
     try:
         place = UPath(where, use_listings_cache=False) if scheme in _UNCACHED else UPath(where)
-        place.fs  # noqa: B018 - imports the library, which UPath puts off
+        place.fs  # noqa: B018 - imports the library, which UPath does at first use
     except ImportError:
         raise ConfigError(f"{where}: {scheme}:// needs the package {_REMOTE[scheme]}; pip install {_REMOTE[scheme]}") from None
     return place
 
 
 def is_local(where: Location) -> bool:
-    """True for a path of this machine (or of what is mounted on it)."""
+    """Whether this is a path of this machine, mounted disks included."""
     return isinstance(where, Path)
 
 
 def uri(where: Location) -> str:
-    """The text that `location` turns into the same place on every machine that reaches it."""
+    """The text from which `location` makes the same location on every machine that reaches it."""
     return str(where)
 
 
 def relative(where: Location, start: Location) -> str:
-    """The path from the folder `start` to `where` when both are of one kind and bucket, else the URI of `where`.
+    """The path from the folder `start` to `where` if both lie on one disk or in one bucket, else the URI of `where`.
 
-    Resolved, since ".." of a link is its target's parent.
+    Links are resolved, since ".." of a link is the parent of its target.
     """
     if isinstance(where, Path) and isinstance(start, Path):
         return os.path.relpath(where.resolve(), start.resolve())
@@ -79,7 +79,7 @@ def relative(where: Location, start: Location) -> str:
 
 
 def follow(path: str, start: Location) -> Location:
-    """What `relative` was made from: the location at `path` from the folder `start`."""
+    """The inverse of `relative`: the location at `path` from the folder `start`."""
     if _URI.match(path) or os.path.isabs(path):
         return location(path)
     if isinstance(start, Path):
@@ -95,12 +95,12 @@ def file_sha256(path: Location) -> str:
 
 
 def read_range(path: Location, offset: int, num_bytes: int) -> bytes:
-    """At most num_bytes of a file from the offset, by one request where it is remote."""
+    """Up to num_bytes of a file from the offset, by one request if it is remote."""
     if not isinstance(path, Path):
         try:
             data: bytes = path.fs.cat_file(path.path, start=offset, end=offset + num_bytes)
         except Exception:
-            if path.stat().st_size <= offset:  # stores refuse a range that is beyond the end, also of an empty file
+            if path.stat().st_size <= offset:  # stores refuse a range beyond the end, also of an empty file
                 return b""
             raise
         return data
@@ -110,7 +110,7 @@ def read_range(path: Location, offset: int, num_bytes: int) -> bytes:
 
 
 def is_storage_error(error: BaseException) -> bool:
-    """True for what a disk or an object store raises: OSError, and the clouds' libraries' own errors, which are no OSError."""
+    """Whether a disk or an object store raised this: an OSError, or an error of a cloud's library, which is no OSError."""
     return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in _CLIENTS
 
 

@@ -1,7 +1,7 @@
 """The pictures of a dataset: which there are, where each one lies, its stored bytes and its pixels.
 
-In: finished episodes or encodings. `list_pictures` names every picture without reading one; `RowGroups` reads the row group that
-holds it; `decode` makes pixels of its stored bytes. Everything that opens a stored picture goes through these three.
+In: finished episodes or encodings. `list_pictures` names every picture without reading one; `StoredPictures` reads those asked for
+from their row groups; `decode` makes pixels of its stored bytes. Everything that opens a stored picture goes through these three.
 """
 
 from __future__ import annotations
@@ -12,23 +12,18 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from semantica.data.dataset import FileEntry, read_manifest, read_shard
-from semantica.data.location import Location, is_local
+from semantica.data.dataset import RowGroups, read_manifest, read_shard
+from semantica.data.location import Location
 from semantica.data.schemas import HELD_OUT
 from semantica.errors import DataError
 
 TokensOf: TypeAlias = Callable[[Sequence[bytes]], Tensor]
 """Stored pictures -> tokens (M, N, D), float32, with the values that encodings would hold."""
-
-# One read of a local file fills a buffer of this size, which the next read reuses. A store delivers all pages at once.
-_BUFFER_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -60,44 +55,6 @@ def list_pictures(encodings: Location, prefix: str = HELD_OUT) -> list[PictureRe
             for image in images
         ]
     return refs
-
-
-class RowGroups:
-    """`groups.read(entry, group)`: checked row groups of the files of one folder. `stage` reads what jobs.`made_by` wrote.
-
-    The size of a file is compared with the manifest's when the file is first opened, and every page that is read with its
-    checksum, so damage is an error and never another value.
-    """
-
-    def __init__(self, folder: Location, columns: Sequence[str], *, stage: str, made_by: str) -> None:
-        self.folder, self.columns, self.stage, self.made_by = folder, list(columns), stage, made_by
-        self._sized: set[str] = set()
-
-    def read(self, entry: FileEntry, group: int) -> pa.Table:
-        """The rows of a row group. Raises DataError, with the file's name, when it is missing or not what was written."""
-        path = self.folder / entry.path
-        try:
-            self._check_size(path, entry)
-            buffer = _BUFFER_BYTES if is_local(path) else 0
-            with path.open("rb") as stream, pq.ParquetFile(stream, buffer_size=buffer, page_checksum_verification=True) as file:
-                table = file.read_row_group(group, columns=self.columns)
-        except (DataError, pa.ArrowMemoryError, pa.ArrowNotImplementedError):  # the last two are limits of machine and Arrow
-            raise
-        except (OSError, ValueError, pa.ArrowException) as error:
-            raise self._unreadable(path, " ".join(str(error).split())) from None
-        if table.num_rows != entry.row_group_rows[group] or set(table.column_names) != set(self.columns):
-            raise self._unreadable(path, f"row group {group} does not hold the rows and columns that were written")
-        return table
-
-    def _check_size(self, path: Location, entry: FileEntry) -> None:
-        if entry.path not in self._sized:
-            size = path.stat().st_size
-            if size != entry.num_bytes:
-                raise self._unreadable(path, f"expected {entry.num_bytes} bytes, got {size}")
-            self._sized.add(entry.path)
-
-    def _unreadable(self, path: Location, what: str) -> DataError:
-        return DataError(f"{self.stage}: {path} is not readable ({what}); delete {self.folder} and run jobs.{self.made_by} again")
 
 
 class StoredPictures:

@@ -1,9 +1,9 @@
 """One shard of a dataset: its entry in the manifest, and the writer that makes it row group by row group.
 
-Comes in: tables of any length for the sub-folders of a dataset. Goes out: one Parquet file for each, in row groups that end at a
-number of rows or at 64 MiB, whichever comes first, and that appear under their names when the writer's owner
-(`datasets.StageOutput`) closes them. Where a group ends, and every byte of the file, depends on the rows alone, not on the tables
-they came in. Memory is that of one row group.
+In: tables of any length for the sub-folders of a dataset. Out: one Parquet file per sub-folder, in row groups that end at a number
+of rows or at 64 MiB, whichever comes first. The files appear under their names when `dataset.StageOutput`, which owns the writer,
+closes it. Where a row group ends, and every byte of the file, depends on the rows alone, not on the tables they came in. Memory
+holds one row group.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ class FileEntry:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> FileEntry:
-        """The entry from plain values, whose tuple JSON has made a list."""
+        """The entry from plain values, in which JSON has made the tuple a list."""
         return cls(**{**values, "row_group_rows": tuple(values["row_group_rows"])})
 
 
 @dataclass
 class _OpenFile:
-    """The file of one sub-folder while it grows: rows that wait for their group, and rows of the groups written so far."""
+    """The file of one sub-folder while it grows: the rows of the unfinished group, and the sizes of the groups written."""
 
     partial: Path
     parquet: pq.ParquetWriter
@@ -84,14 +84,14 @@ class ShardWriter:
                 self.end_group(prefix)
 
     def write_group(self, prefix: str, table: pa.Table) -> None:
-        """Append rows as one row group of their own, whatever their number and size: for a file that mirrors another's groups."""
+        """Append rows as one row group, whatever their number and size: for a file that mirrors the row groups of another."""
         self.end_group(prefix)
         file = self._file(prefix, table.schema)
         file.waiting, file.num_rows = [table], table.num_rows
         self.end_group(prefix)
 
     def end_group(self, prefix: str) -> None:
-        """End the row group that is being filled, if it has a row, so that the next row begins another."""
+        """End the current row group if it has a row, so that the next row begins another one."""
         file = self._open.get(prefix)
         if file is None or not file.num_rows:
             return
@@ -102,7 +102,7 @@ class ShardWriter:
         file.num_rows = file.num_bytes = 0
 
     def close(self) -> list[FileEntry]:
-        """The files, complete and under their temporary names."""
+        """Complete the files, still under their temporary names, and return their entries."""
         entries = []
         for prefix, file in self._open.items():
             self.end_group(prefix)
@@ -112,7 +112,7 @@ class ShardWriter:
         return entries
 
     def abandon(self) -> None:
-        """Close what is open after an exception, so that nothing holds the temporary files."""
+        """Close the open files after an exception, so that the temporary files can be deleted."""
         for file in self._open.values():
             file.parquet.close()
 
@@ -156,9 +156,9 @@ def _leaves(path: str, kind: pa.DataType) -> Iterator[tuple[str, bool]]:
 
 
 def row_bytes(table: pa.Table) -> Int[np.ndarray, " rows"]:
-    """The bytes of the values of each row, nested ones included: what the values are decides, not how Arrow holds them.
+    """The bytes of the values of each row, nested ones included, whatever the layout in which Arrow holds them.
 
-    Not `table.nbytes`, which counts bitmaps and offsets that differ between a table and the same rows in two.
+    Not `table.nbytes`, which also counts bitmaps and offsets; these differ between one table and the same rows in two tables.
     """
     sizes = np.zeros(table.num_rows, np.int64)
     for column in table.columns:
@@ -184,5 +184,5 @@ def _value_bytes(array: pa.Array) -> Int[np.ndarray, " rows"]:
 
 
 def _lengths(lengths: pa.Array) -> Int[np.ndarray, " rows"]:
-    found: np.ndarray = lengths.fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
-    return found
+    plain: np.ndarray = lengths.fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+    return plain

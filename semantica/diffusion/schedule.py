@@ -1,6 +1,6 @@
 """The noise schedule: time t in [0, 1] in, log signal-to-noise ratio out.
 
-The loss draws t ~ U(0, 1) and the samplers walk t from 1 (noise) to 0 (picture); everything after this module speaks logsnr only.
+The loss draws t ~ U(0, 1), and samplers go from t = 1 (noise) to t = 0 (picture). All other modules use logsnr only.
 """
 
 from __future__ import annotations

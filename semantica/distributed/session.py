@@ -82,14 +82,14 @@ def ray_session(cluster: ClusterConfig) -> Iterator[None]:
 
 @contextmanager
 def parent_run(name: str, out: Path, runtime: Runtime, *, work: str, done: bool = False) -> Iterator[tuple[Run, Runtime]]:
-    """One Ray and one MLflow run above several stages that write into `out`; the runtime is the one to give them.
+    """One Ray and one MLflow run for several stages that write into `out`. Yields the run and the runtime to give to the stages.
 
-    work: names what is done in `out`, so that the same command goes on in the same run. done: nothing is left to do or to record.
+    work: a name of the work, so that the same command continues the same run. done: nothing is left to do or to record.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(f"--out {out}: cannot be made ({error.strerror or error}); choose another folder") from None
+        raise DataError(f"--out {out}: the folder cannot be created ({error.strerror or error}); choose another folder") from None
     uri = resolve_uri(runtime.tracking, out)
     runtime = replace(runtime, tracking=replace(runtime.tracking, uri=uri))
     tracking = replace(runtime.tracking, system_metrics_s=0.0)  # the stages sample
@@ -104,9 +104,9 @@ def parent_run(name: str, out: Path, runtime: Runtime, *, work: str, done: bool 
 
 
 def run_token(folder: Location, *, work: str = "", make: bool = True) -> str:
-    """What names the run that fills this folder with this work: made when none has begun, or when the folder is a copy of another.
+    """The name of the MLflow run that fills this folder. A new one is made if there is none, or if the folder is a copy of another.
 
-    work: names what is done, where the folder itself does not keep to one configuration. make: else "" is returned.
+    work: a name of the work, for a folder that may hold that of several configurations. make: if False, "" instead of a new name.
     """
     begun = {"folder": str(folder), "work": work}
     try:
@@ -114,7 +114,7 @@ def run_token(folder: Location, *, work: str = "", make: bool = True) -> str:
         if known | begun == known:
             return str(known["token"])
     except (FileNotFoundError, ValueError, TypeError, KeyError):
-        pass  # none, or damaged: a run of its own
+        pass  # none, or damaged: a new run
     if not make:
         return ""
     token = uuid.uuid4().hex
@@ -123,24 +123,23 @@ def run_token(folder: Location, *, work: str = "", make: bool = True) -> str:
 
 
 def check_resources(cluster: ClusterConfig, *, gpus: float) -> None:
-    """Raise ConfigError when a local Ray has fewer CPUs or GPUs than one stage needs at least: Ray itself would wait for ever.
+    """Raise ConfigError if a local Ray has fewer CPUs or GPUs than a stage needs: Ray itself would wait without end.
 
-    A cluster may grow, so with RAY_ADDRESS set nothing is checked.
+    With RAY_ADDRESS set nothing is checked, since a cluster may grow.
     """
     if os.environ.get("RAY_ADDRESS"):
         return
     import ray
 
-    there = ray.cluster_resources()
+    available = ray.cluster_resources()
     needed = {"CPU": max(cluster.cpus_per_actor, cluster.num_workers * cluster.cpus_per_worker), "GPU": gpus}
     for resource, amount in needed.items():
-        if amount > there.get(resource, 0):
-            have = there.get(resource, 0)
+        if amount > (have := available.get(resource, 0)):
             raise ConfigError(f"cluster: {amount:g} {resource}s are asked for, this machine's Ray has {have:g}; ask for fewer")
 
 
 def shown(folder: Location) -> str:
-    """The folder as a person in this directory would type it."""
+    """The folder as a person in the current directory would type it."""
     if not isinstance(folder, Path):
         return str(folder)
     return str(folder.relative_to(Path.cwd())) if folder.is_relative_to(Path.cwd()) else str(folder)
@@ -152,7 +151,7 @@ def say(line: str) -> None:
 
 
 def user_error(error: BaseException) -> SemanticaError | None:
-    """The user's error inside what Ray wraps around a worker's exception, or None when there is none."""
+    """The user's error inside the exceptions that Ray wraps around it, or None if there is none."""
     from ray.exceptions import RayError
 
     seen: set[int] = set()
@@ -173,9 +172,9 @@ def user_error(error: BaseException) -> SemanticaError | None:
 
 
 def check_absolute_when_submitted(folder: Location) -> None:
-    """Raise ConfigError for an output inside the temporary folder that `ray job submit --working-dir` unpacks to.
+    """Raise ConfigError for an output inside the temporary folder into which `ray job submit --working-dir` unpacks.
 
-    Also for a URI where only a path is taken: train, generate and evaluate write to a disk, if need be a mounted one.
+    Also for a URI where only a path is allowed: train, generate and evaluate write to a disk, which may be a mounted one.
     """
     if isinstance(folder, Path) and (scheme := next((part for part in folder.parts if part in ("s3:", "gs:", "gcs:")), "")):
         raise ConfigError(

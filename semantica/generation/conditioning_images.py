@@ -1,10 +1,10 @@
-"""A user's pictures -> the conditioning that `encode` would have made of them, and the name that keys their samples' noise.
+"""A user's pictures -> their conditioning, as `encode` computes it, and the name that keys their samples' noise.
 
-In: PIL pictures or paths, one or several for each picture that is wanted. A picture is prepared as ingest does: the same formats
-and limit of pixels, upright, over white, in sRGB, its middle square. Where the release knows the side of the squares that ingest
-stored (picture_px), the square is resized to it as there, so that the encoder sees the detail it saw in training; where not, the
-encoder's own resize takes the square as it is. Either way a stored picture comes through unchanged. Every picture is encoded alone
-and rounded to float16, as encodings are, so that no conditioning depends on what else is asked for [C].
+In: PIL pictures or paths, one or several for each wanted picture. A picture is prepared as ingest does: the same formats and limit
+of pixels, upright, over white, in sRGB, its middle square. Where the release knows the side of the squares that ingest stored
+(picture_px), the square is resized to that side, so that the encoder sees the detail it saw in training; where not, the encoder's
+own resize takes the square as it is. Either way a stored picture comes through unchanged. Every picture is encoded alone and
+rounded to float16, as encodings are, so that no conditioning depends on the other pictures of a call [C].
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _ANY_ASPECT = 1e9  # ingest's bounds on side and aspect choose what is worth tra
 
 
 def rows_of(images: object) -> tuple[list[list[object]], bool]:
-    """(the conditioning images of each wanted picture, not looked at yet; whether `images` is one picture and not a list)."""
+    """(the conditioning images of each wanted picture, unread; whether `images` is one picture and not a list)."""
     if isinstance(images, (Image.Image, str, Path)):
         return [[images]], True
     if not isinstance(images, (list, tuple)):
@@ -47,7 +47,7 @@ def rows_of(images: object) -> tuple[list[list[object]], bool]:
 class ConditioningImages:
     """`conditioning(rows)`: the Conditioning of each row of 1 to max_images pictures, and its name: the hash of their pixels.
 
-    The name, not a place in a list, keys the noise [C]: a picture's samples are the same alone and among others, and two equal
+    The name keys the noise, not the place in a list [C]: a picture's samples are the same alone and among others, and two equal
     pictures have equal samples.
     """
 
@@ -56,7 +56,7 @@ class ConditioningImages:
     picture_px: int | None = None
 
     def __call__(self, rows: Sequence[Sequence[object]]) -> tuple[Conditioning, list[str]]:
-        """Raises DataError for what is no picture, and for a row without pictures or with too many."""
+        """Raises DataError for an item that is no picture, and for a row without pictures or with too many."""
         for row in rows:
             if not 1 <= len(row) <= self.max_images:
                 raise DataError(

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from semantica.conditioning import Conditioning
-from semantica.data.dataset import read_manifest
+from semantica.data.dataset import RowGroups, read_manifest
 from semantica.data.location import Location
-from semantica.data.pictures import PictureRef, RowGroups, TokensOf
+from semantica.data.pictures import PictureRef, TokensOf
 from semantica.data.schemas import HELD_OUT, token_rows
 from semantica.errors import DataError
 from semantica.pairs.scores import pooled_rows

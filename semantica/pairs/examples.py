@@ -17,9 +17,8 @@ from jaxtyping import UInt64
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
-from semantica.data.dataset import Manifest
+from semantica.data.dataset import Manifest, RowGroups
 from semantica.data.location import Location
-from semantica.data.pictures import RowGroups
 from semantica.errors import DataError
 from semantica.pairs.selection import BandConfig, ScoredPairs
 

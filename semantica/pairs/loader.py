@@ -27,9 +27,9 @@ from torch.utils.dlpack import from_dlpack
 
 from semantica.conditioning import Conditioning, SignalValues
 from semantica.config import to_dict
-from semantica.data.dataset import Manifest, read_manifest
+from semantica.data.dataset import Manifest, RowGroups, read_manifest
 from semantica.data.location import Location
-from semantica.data.pictures import RowGroups, TokensOf, decode
+from semantica.data.pictures import TokensOf, decode
 from semantica.data.schemas import token_rows
 from semantica.errors import DataError
 from semantica.pairs.draw import Draw, PairStream

@@ -98,14 +98,14 @@ CHILD = """
 import json, sys
 from jobs.pairs import main
 code = main(sys.argv[1:])
-print(json.dumps([code, "ray" in sys.modules]))
+print(json.dumps([code, "ray" in sys.modules, "torch" in sys.modules]))
 """
 
 
-def test_a_few_thousand_pictures_are_scored_without_ray_and_the_scores_are_the_same(make: Any, tmp_path: Path) -> None:
+def test_a_few_thousand_pictures_are_scored_without_ray_or_torch_and_the_scores_are_the_same(make: Any, tmp_path: Path) -> None:
     encodings, expected = make.encodings(tmp_path / "encodings"), tmp_path / "expected"
     make.scores(expected, encodings)
     words = ["--encodings", str(encodings), "--out", str(tmp_path / "run" / "selection"), "--tracking.uri", "off", "--low", "-1"]
     done = subprocess.run([sys.executable, "-c", CHILD, *words], stdout=subprocess.PIPE, text=True, timeout=120, check=True)
-    assert json.loads(done.stdout) == [0, False]
+    assert json.loads(done.stdout) == [0, False, False]
     assert read_manifest(tmp_path / "run" / "scores", "scores").hash == read_manifest(expected, "scores").hash

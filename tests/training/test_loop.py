@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from semantica.keyed_random import slot_seed
-from semantica.training.checkpoint import open_checkpoint
+from semantica.training.checkpoint import open_checkpoint, write_checkpoint
 from semantica.training.ema import Ema
 from semantica.training.loop import Hooks, fit, initial_network
 from semantica.training.step import step_loss, step_noise
