@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from semantica.data.pictures import decode
 from semantica.diffusion.settings import GuidanceConfig, SamplerConfig
 from semantica.generation.model import Model
 from semantica.pairs.loader import to_unit
+from semantica.signals import SIMILARITY
 from semantica.training.checkpoint import open_checkpoint
 
 WEIGHTS = (0.0, 0.5, 3.0)
@@ -116,7 +116,7 @@ def told_table(bench: Bench, model: Model, num: int) -> list[Measured]:
     tokens = conditioning([trial.others[0]] for trial in trials)
     told = {"its own": true, "none": None, "another pair's": true.roll(1)}
     losses = {
-        name: losses_of(model, x, replace(tokens, similarity=tokens.similarity if similarity is None else similarity))
+        name: losses_of(model, x, tokens if similarity is None else tokens.told(SIMILARITY, similarity))
         for name, similarity in told.items()
     }
     measured = [Measured(name=f"loss, told {name}", figure=float(each.mean()), unit="eps-loss") for name, each in losses.items()]

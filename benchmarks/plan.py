@@ -36,11 +36,12 @@ from semantica.planning.model import denoiser_costs, encoder_shape
 from semantica.planning.pairs import MIN_PAGES, PageCounts, expected_pairs, page_counts
 from semantica.planning.storage import checkpoint_bytes, dataset_bytes, extrapolated
 from semantica.presets import preset
+from semantica.signals import IMAGES
 from semantica.training.checkpoint import Provenance, TrainState, write_checkpoint
 from semantica.training.compute import prepare
 from semantica.training.ema import Ema
 from semantica.training.loop import initial_network
-from semantica.training.recipe import TrainConfig
+from semantica.training.recipe import Dropout, TrainConfig
 from semantica.training.step import StepNoise, add_gradients, make_optimizer, step_noise, update
 
 MAX_FLOPS, MAX_BYTES, MAX_MEMORY, MAX_ERRORS = 0.02, 0.01, 0.15, 2.0
@@ -54,7 +55,10 @@ def example(train: TrainConfig, rows: int) -> tuple[Batch, StepNoise]:
     shape, side = train.denoiser, train.denoiser.resolution_px
     tokens = torch.randn(rows, shape.max_images, shape.num_tokens, shape.token_dim)
     cond = Conditioning.of(tokens, torch.randn(rows, shape.max_images, shape.pooled_dim))
-    x, noise = torch.randn(rows, 3, side, side).clamp(-1, 1), step_noise(0, 0, range(rows), (3, side, side), 0.1)
+    x, noise = (
+        torch.randn(rows, 3, side, side).clamp(-1, 1),
+        step_noise(0, 0, range(rows), (3, side, side), Dropout(0.1, (IMAGES,), {})),
+    )
     return Batch(x, cond, range(rows)), noise
 
 

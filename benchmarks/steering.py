@@ -175,9 +175,8 @@ def losses_of(model: Model, x: Tensor, cond: Conditioning) -> np.ndarray:
     """The eps-loss (n,) of each picture, over ten levels, with the same noise whatever the condition."""
     draws = torch.Generator().manual_seed(0)
     levels, eps = torch.linspace(0.05, 0.95, 10), torch.randn(10, *x.shape, generator=draws)
-    never = torch.zeros(len(x), dtype=torch.bool)
     with torch.inference_mode():
-        noises = [StepNoise(t.expand(len(x)), e, never, never) for t, e in zip(levels, eps, strict=True)]
+        noises = [StepNoise(t.expand(len(x)), e, {}) for t, e in zip(levels, eps, strict=True)]
         each = [step_loss(model.network, x, cond, noise, model.schedule, model.prediction) for noise in noises]
     return torch.stack(each).mean(0).numpy()
 

@@ -37,9 +37,10 @@ from benchmarks.peers import OURS, Size, contenders, denoiser_config, gflop, pre
 from benchmarks.record import Measured, record
 from semantica.denoiser.configs import DenoiserConfig
 from semantica.diffusion.settings import ScheduleConfig
+from semantica.signals import IMAGES
 from semantica.training.compute import autocast
 from semantica.training.ema import Ema
-from semantica.training.recipe import ComputeConfig, EmaConfig, OptimizerConfig
+from semantica.training.recipe import ComputeConfig, Dropout, EmaConfig, OptimizerConfig
 from semantica.training.step import make_optimizer, step_loss, step_noise, update
 
 
@@ -68,7 +69,7 @@ class Training:
         self.schedule = ScheduleConfig(resolution_px=side)
         self.x = torch.randn(batch, 3, side, side, device=device).clamp(-1, 1)
         self.cond = random_conditioning(shape, batch, device)
-        self.noise = step_noise(0, 0, range(batch), (3, side, side), 0.1).to(device)
+        self.noise = step_noise(0, 0, range(batch), (3, side, side), Dropout(0.1, (IMAGES,), {})).to(device)
 
     def __call__(self) -> None:
         """One step, as the training loop makes it."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from benchmarks.verdicts import Comparison, Ordering, Place
-from semantica.denoiser.patching import shapes
+from semantica.denoiser.configs import shapes
 from semantica.presets import PipelineConfig
 from semantica.report.paper import ORDERINGS as PAPER_ORDERINGS
 from semantica.training.recipe import TrainConfig

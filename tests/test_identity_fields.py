@@ -15,17 +15,18 @@ DECIDED = {
     "ComputeConfig": ("precision", "channels_last compile recompute parallel shard_workers"),
     "DenoiserConfig": (
         "resolution_px channels patch_px stages conditioning token_dim num_tokens pooled_dim noise_embedding_dim head_dim "
-        "mlp_ratio norm_groups max_images similarity",
+        "mlp_ratio norm_groups max_images similarity signals",
         "",
     ),
     "EmaConfig": ("decay warmup", ""),
     "EncodeConfig": ("encoder store_tokens batch_size rows_per_group", ""),
     "EncoderConfig": ("weights revision image_px dtype", "compile"),
-    "EvaluateConfig": ("guidance centred inception perceptual batch_size seed", ""),
+    "OverviewConfig": ("guidance centred inception perceptual batch_size seed", ""),
     "EvaluationConfig": (
         "protocol num guidance table_guidance training_guidance num_copies num_copies_of num_seeds num_condition_sets "
         "details_guidance num_grid_rows num_grid_samples reference num_reference extractor perceptual centred num_details "
-        "neighbours num_train picture_px sampler beyond similarity speed use_ema batch_size seed",
+        "neighbours num_train picture_px sampler beyond similarity speed use_ema batch_size seed "
+        "samples_per_condition baseline_seed",
         "weights allow_network",
     ),
     "FetchConfig": (
@@ -37,7 +38,7 @@ DECIDED = {
         "guidance beyond sampler similarity speed num_conditions samples_per_condition use_ema batch_size seed",
         "",
     ),
-    "GuidanceConfig": ("request interval parallel max_norm momentum rescale threshold", ""),
+    "GuidanceConfig": ("request weights interval parallel max_norm momentum rescale threshold", ""),
     "ImageConfig": (
         "image_px min_side_px max_aspect max_pixels max_bytes blank_levels decode_memory_mb",
         "isolate decode_timeout_s",
@@ -53,6 +54,7 @@ DECIDED = {
     "ReadConfig": ("pages_per_part images_per_label join_window_mb max_image_bytes", ""),
     "SamplerConfig": ("name num_steps spacing interpolation clip", ""),
     "ScheduleConfig": ("resolution_px noise_resolution_px logsnr_min logsnr_max", ""),
+    "Signal": ("name enters dim num dropout weight", ""),
     "SpaceConfig": ("patching learning_rate band conditioning learning_rate_range band_low_range band_high_range", ""),
     "SpeedConfig": ("precision", "compile"),
     "StageConfig": ("channels num_blocks kind dropout", ""),

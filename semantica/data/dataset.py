@@ -389,7 +389,7 @@ class StageOutput:
         Raises DataError when a file is not what its receipt says, or when another process took the output over.
         """
         lease.check(self.folder, self.kind)
-        entries = [entry for _, files in self._of_receipts(self._entries) for entry in files]
+        entries = self.files()
         for relative in extra_files:
             path = self.folder / relative
             entries.append(FileEntry(relative, path.stat().st_size, file_sha256(path)))
@@ -401,6 +401,10 @@ class StageOutput:
                 remove_tree(partial) if partial.is_dir() else partial.unlink(missing_ok=True)
         write_atomically(self.folder / MANIFEST, json.dumps(asdict(manifest), indent=1).encode())
         return read_manifest(self.folder, self.kind)
+
+    def files(self) -> list[FileEntry]:
+        """The files of every shard written so far. Raises DataError when one is not what its receipt says."""
+        return [entry for _, entries in self._of_receipts(self._entries) for entry in entries]
 
     def _entries(self, receipt: Location) -> list[FileEntry]:
         """The files of a receipt. Raises DataError when one is missing or has another size."""

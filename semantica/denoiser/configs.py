@@ -6,9 +6,11 @@ Beside each size: the parameters expected of it, and the GFLOP of forward and ba
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 from semantica.config import config, require
+from semantica.signals import Signal
 
 ConditioningKind = Literal["cross_attention", "film", "both"]
 
@@ -46,6 +48,7 @@ class DenoiserConfig:
     max_images: int = 1  # conditioning images it takes; more than the paper's one costs their tokens in cross-attention
     similarity: bool = False  # whether it takes the wanted similarity to the conditioning image, which the paper suggests
     channels: int = 3  # of z and v_hat: 3 for pictures; a vector of D numbers has D channels at resolution_px 1
+    signals: tuple[Signal, ...] = ()  # what else it is told, one declaration per signal: in YAML or a preset
 
     def __post_init__(self) -> None:
         for name in ("resolution_px", "patch_px", "token_dim", "num_tokens", "pooled_dim", "head_dim", "mlp_ratio"):
@@ -72,6 +75,10 @@ class DenoiserConfig:
         kinds = [stage.kind for stage in self.stages]
         fits = self.conditioning == "film" or "transformer" in kinds
         require(fits, "conditioning", "film without a transformer stage", self.conditioning)
+        names = [signal.name for signal in self.signals]
+        require(len(set(names)) == len(names), "signals", "different names", names)
+        takes_tokens = self.conditioning != "film" or all(signal.enters != "tokens" for signal in self.signals)
+        require(takes_tokens, "conditioning", "cross_attention or both for a signal that enters as tokens", self.conditioning)
 
     def stage_side(self, index: int) -> int:
         """Positions on a side at stage `index`."""
@@ -191,3 +198,11 @@ def tiny(
         head_dim=32,
         norm_groups=16,
     )
+
+
+def shapes(denoiser: DenoiserConfig) -> tuple[DenoiserConfig, DenoiserConfig]:
+    """The denoiser (with 2×2 patching, without), the pair of the paper's Fig. 2. One is `denoiser`; the finest stage differs."""
+    if denoiser.patch_px == 1:
+        return replace(denoiser, patch_px=2, stages=denoiser.stages[1:]), denoiser
+    finest = StageConfig(channels=denoiser.stages[0].channels, num_blocks=2, kind="conv")
+    return denoiser, replace(denoiser, patch_px=1, stages=(finest, *denoiser.stages))

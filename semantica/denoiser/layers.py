@@ -69,6 +69,32 @@ class LearnedVectors(nn.Module):
         return self.vectors
 
 
+def fourier_features(logsnr: Float[Tensor, " b"], num_features: int) -> Float[Tensor, "b f"]:
+    """Cosines and sines of logsnr at frequencies from 1/16 to 16 radians a unit, geometrically spaced [C].
+
+    Over [-15, 15] the slowest is monotone, so levels are told apart; the fastest resolves a tenth of a unit.
+    """
+    exponents = torch.linspace(-4, 4, num_features // 2, device=logsnr.device, dtype=logsnr.dtype)
+    angles = logsnr[:, None] * torch.exp2(exponents)
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+class NoiseEmbedding(nn.Module):
+    """logsnr (B,) -> (B, dim): Fourier features, then a dense layer, SiLU, a dense layer."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.dense_in = nn.Linear(dim, dim)
+        self.dense_out = nn.Linear(dim, dim)
+
+    def forward(self, logsnr: Float[Tensor, " b"]) -> Float[Tensor, "b e"]:
+        # Angles up to 240 radians need float32; only the features are as coarse as the weights.
+        features = fourier_features(logsnr, self.dim).to(self.dense_in.weight.dtype)
+        out: Tensor = self.dense_out(F.silu(self.dense_in(features)))
+        return out
+
+
 class Film(nn.Module):
     """h (1 + scale) + shift with scale, shift dense in the embedding (Perez 2018)."""
 

@@ -13,9 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from semantica.conditioning import Conditioning
+from semantica.conditioning import Conditioning, SignalValues
 from semantica.denoiser.configs import DenoiserConfig
 from semantica.denoiser.uvit import UViT
+from semantica.signals import SIMILARITY
 
 
 def num_parameters(config: DenoiserConfig) -> int:
@@ -32,14 +33,22 @@ def training_flops(config: DenoiserConfig) -> int:
     """
     with torch.device("meta"):
         network = UViT(config)
-        z = torch.empty(1, *config.shape)
-        images = config.max_images
-        cond = Conditioning.of(
-            torch.empty(1, images, config.num_tokens, config.token_dim), torch.empty(1, images, config.pooled_dim)
-        )
+        z, cond = torch.empty(1, *config.shape), example_conditioning(config, 1)
         with FlopCounterMode(display=False) as counter:
             network(z, torch.empty(1), cond).sum().backward()
     return int(counter.get_total_flops())
+
+
+def example_conditioning(config: DenoiserConfig, rows: int) -> Conditioning:
+    """Every signal that the network takes, for `rows` pictures: all present, uninitialised. For counting FLOPs and bytes."""
+    images = (rows, config.max_images)
+    tokens, pooled = torch.empty(*images, config.num_tokens, config.token_dim), torch.empty(*images, config.pooled_dim)
+    cond = Conditioning.of(tokens, pooled)
+    if config.similarity:
+        cond = cond.told(SIMILARITY, SignalValues({SIMILARITY: torch.empty(rows)}, torch.ones(rows, dtype=torch.bool)))
+    for signal in config.signals:
+        cond = cond.told(signal.name, SignalValues.of(signal, torch.empty(rows, *signal.shape(config.resolution_px))))
+    return cond
 
 
 class PeakBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -77,11 +86,7 @@ def sampling_bytes(config: DenoiserConfig, dtype: torch.dtype) -> int:
     rows = 2
     with FakeTensorMode(), torch.no_grad():
         network = UViT(config).eval()  # in float32: a fake module cannot be cast
-        images = config.max_images
-        cond = Conditioning.of(
-            torch.empty(rows, images, config.num_tokens, config.token_dim), torch.empty(rows, images, config.pooled_dim)
-        )
-        z, logsnr = torch.empty(rows, *config.shape), torch.empty(rows)
+        z, logsnr, cond = torch.empty(rows, *config.shape), torch.empty(rows), example_conditioning(config, rows)
         with PeakBytes() as counter:
             prepared = network.prepare(cond)
             network(z, logsnr, prepared)

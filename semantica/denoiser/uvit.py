@@ -6,6 +6,7 @@ Knows nothing of schedules, losses and samplers. [C] marks a choice where the pa
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import cast
@@ -16,8 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from semantica.conditioning import Conditioning
-from semantica.denoiser.conditioning import NoiseEmbedding, PooledEmbedding, SimilarityEmbedding, TokenContext
+from semantica.conditioning import Conditioning, SignalValues
 from semantica.denoiser.configs import DenoiserConfig, StageConfig
 from semantica.denoiser.layers import (
     Context,
@@ -27,23 +27,33 @@ from semantica.denoiser.layers import (
     LearnedVectors,
     Maps,
     MergeSkip,
+    NoiseEmbedding,
     TransformerBlock,
     initialise,
     patchify,
     unpatchify,
     zero,
 )
+from semantica.denoiser.signals import (
+    MODULES,
+    PooledEmbedding,
+    SignalModule,
+    SimilarityEmbedding,
+    TokenContext,
+)
 from semantica.errors import DataError
+from semantica.signals import IMAGES, SIMILARITY, Enters
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a network makes of a Conditioning, the same at every noise level: (B, E) to add to the noise embedding, or None, and for
-    every stage, in the order of use, what each block attends to.
+    """What a network makes of a Conditioning, the same at every noise level: (B, E) to add to the noise embedding, or None; for
+    every stage, in the order of use, what each block attends to; and maps to add to those of the input layer, or None.
     """
 
     embedding: Embedding | None
     stages: tuple[tuple[Context | KeysValues | None, ...], ...]
+    maps: Maps | None = None
 
 
 class Stage(nn.Module):
@@ -129,6 +139,12 @@ class UViT(nn.Module):
         self.norm_out = nn.GroupNorm(1, stages[0].channels)
         self.head_out = zero(nn.Conv2d(stages[0].channels, patch_channels, 1))
         initialise(self, generator)
+        # Made and drawn last: the weights of everything else are those of a network without them.
+        widths = {"tokens": config.token_dim, "film": width, "channels": stages[0].channels}
+        for signal in config.signals:
+            module = MODULES[signal.enters](signal, widths[signal.enters], config.patch_px)
+            initialise(module, generator)
+            self.add_module(f"signal_{signal.name}", module)
 
     @property
     def stages(self) -> list[Stage]:
@@ -140,9 +156,10 @@ class UViT(nn.Module):
 
         Raises DataError when the conditioning does not have the configured shape.
         """
-        cond = self._fill(cond)
-        context = None if self.tokens is None else self.tokens(cond)
-        return Prepared(self._embedding(cond), tuple(stage.keys_values(context) for stage in self.stages))
+        values = self._values(cond)
+        context = self._context(values)
+        stages = tuple(stage.keys_values(context) for stage in self.stages)
+        return Prepared(self._sum("film", values), stages, self._sum("channels", values))
 
     def forward(
         self, z: Float[Tensor, "b c h w"], logsnr: Float[Tensor, " b"], cond: Conditioning | Prepared
@@ -159,6 +176,8 @@ class UViT(nn.Module):
 
         skips: list[Tensor] = []
         h = self.head_in(patchify(z.to(self.head_in.weight.dtype), self.config.patch_px))
+        if prepared.maps is not None:
+            h = h + prepared.maps
         for stage, narrow in zip(self.down, self.narrow, strict=True):
             h = narrow(F.avg_pool2d(stage(h, embedding, next(contexts), skips), 2))
         h = self.lowest(h, embedding, next(contexts), [])
@@ -168,32 +187,55 @@ class UViT(nn.Module):
         return out.to(z.dtype)
 
     def _unprepared(self, cond: Conditioning) -> Prepared:
-        cond = self._fill(cond)
-        context = None if self.tokens is None else self.tokens(cond)
-        return Prepared(self._embedding(cond), tuple((context,) * len(stage.blocks) for stage in self.stages))
+        values = self._values(cond)
+        context = self._context(values)
+        stages = tuple((context,) * len(stage.blocks) for stage in self.stages)
+        return Prepared(self._sum("film", values), stages, self._sum("channels", values))
 
-    def _embedding(self, cond: Conditioning) -> Embedding | None:
-        parts = [part(cond) for part in (self.pooled, self.similarity) if part is not None]
+    def _modules_of(self, entry: Enters) -> list[SignalModule]:
+        declared = (getattr(self, f"signal_{signal.name}") for signal in self.config.signals)
+        named = (self.tokens, self.pooled, self.similarity, *declared)
+        return [cast("SignalModule", module) for module in named if module is not None and module.entry == entry]
+
+    def _context(self, values: Mapping[str, SignalValues]) -> Context | None:
+        parts = [module(values[module.signal]) for module in self._modules_of("tokens")]
+        return torch.cat(parts, dim=1) if len(parts) > 1 else next(iter(parts), None)
+
+    def _sum(self, entry: Enters, values: Mapping[str, SignalValues]) -> Tensor | None:
+        parts = [module(values[module.signal]) for module in self._modules_of(entry)]
         return sum(parts[1:], parts[0]) if parts else None
 
-    def _fill(self, cond: Conditioning) -> Conditioning:
-        """The conditioning with max_images images, those that are missing marked as absent."""
-        config, (rows, images) = self.config, cond.present.shape
+    def _values(self, cond: Conditioning) -> dict[str, SignalValues]:
+        """The values of every signal that the network takes. Signals and images that `cond` lacks are absent."""
+        config, rows, device = self.config, len(cond), cond.present.device
+        values = {IMAGES: self._images(cond.signals[IMAGES])}
+        if self.similarity is not None:
+            nothing = SignalValues({SIMILARITY: torch.zeros(rows, device=device)}, torch.zeros_like(cond.is_null))
+            values[SIMILARITY] = cond.signals.get(SIMILARITY, nothing)
+        for signal in config.signals:
+            if signal.name in cond.signals:
+                values[signal.name] = cond.signals[signal.name]
+                shape = (rows, *signal.shape(config.resolution_px))
+                _expect(signal.name, shape, values[signal.name].tensors[signal.name])
+            else:
+                values[signal.name] = SignalValues.absent(signal, rows, config.resolution_px, device)
+        return values
+
+    def _images(self, given: SignalValues) -> SignalValues:
+        """The images, filled up to max_images with absent ones."""
+        config, (rows, images) = self.config, given.present.shape
+        tokens, pooled = given.tensors["tokens"], given.tensors["pooled"]
         if images > config.max_images:
             raise DataError(f"denoiser: it takes at most {config.max_images} conditioning images (max_images), got {images}")
         if self.tokens is not None:
-            _expect("tokens", (rows, images, config.num_tokens, config.token_dim), cond.tokens)
+            _expect("tokens", (rows, images, config.num_tokens, config.token_dim), tokens)
         if self.pooled is not None:
-            _expect("pooled", (rows, images, config.pooled_dim), cond.pooled)
+            _expect("pooled", (rows, images, config.pooled_dim), pooled)
         missing = config.max_images - images
         if not missing:
-            return cond
-        return Conditioning(
-            F.pad(cond.tokens, (0, 0, 0, 0, 0, missing)),
-            F.pad(cond.pooled, (0, 0, 0, missing)),
-            F.pad(cond.present, (0, missing)),
-            cond.similarity,
-        )
+            return given
+        tensors = {"tokens": F.pad(tokens, (0, 0, 0, 0, 0, missing)), "pooled": F.pad(pooled, (0, 0, 0, missing))}
+        return SignalValues(tensors, F.pad(given.present, (0, missing)))
 
 
 def _expect(name: str, shape: tuple[int, ...], got: Tensor) -> None:

@@ -9,6 +9,7 @@ update is projected, the sum rescaled, the interval chosen, the result threshold
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from torch import Tensor
 from semantica.conditioning import Conditioning
 from semantica.diffusion.process import Bind, Denoise, LogSNR, Pictures
 from semantica.diffusion.settings import GuidanceConfig
+from semantica.signals import Signal
 
 PIXELS = (1, 2, 3)
 
@@ -25,29 +27,31 @@ def guided(
     cond: Conditioning,
     w: float,
     config: GuidanceConfig = GuidanceConfig(),  # noqa: B008 - it is frozen
+    signals: Sequence[Signal] = (),
 ) -> Denoise:
     """The Denoise of (1 + w) conditional - w unconditional, refined as `config` says. w = 0 is the conditional model, bit for bit.
 
-    "Conditional" includes what `requested` adds for rows that request a similarity. Each step is one call of the network with
-    `rows_per_picture` rows for each picture. Nothing is clipped here: the sampler clips once, after the branches are combined. At
-    fixed z the maps between x, eps and v are affine with weights that sum alike, so any of them may be combined.
+    "Conditional" includes what `strengthened` adds for the similarity and for the declared `signals`. Each step is one call of the
+    network with `rows_per_picture` rows per picture. Nothing is clipped here: the sampler clips once, after the branches are
+    combined. At fixed z the maps between x, eps and v are affine with weights that sum alike, so any of them may be combined.
 
     `config.threshold` applies for w = 0 and outside the interval too; it leaves x_hat in [-1, 1], where the sampler's clip changes
     nothing. With an interval, each step asks the device which of its rows lie inside. With momentum, the Denoise keeps the last
     step's update; a row whose logsnr has not risen since then begins a new run, without momentum.
     """
-    whole = requested(bind, cond, config.request) if w == 0 else _combined(bind, cond, w, config)
+    weights = config.weights_of(signals)
+    whole = strengthened(bind, cond, weights) if w == 0 else _combined(bind, cond, w, config, weights)
     return whole if config.threshold is None else thresholded(whole, config.threshold)
 
 
-def rows_per_picture(cond: Conditioning, w: float, config: GuidanceConfig) -> int:
+def rows_per_picture(cond: Conditioning, w: float, config: GuidanceConfig, signals: Sequence[Signal] = ()) -> int:
     """How many rows the network computes per picture and step, at most: one per branch of `guided`."""
-    return 1 + (w != 0) + (config.request != 0 and bool(cond.asks.any()))
+    return 1 + (w != 0) + sum(weight != 0 and bool(cond.has(name).any()) for name, weight in config.weights_of(signals).items())
 
 
-def _combined(bind: Bind, cond: Conditioning, w: float, config: GuidanceConfig) -> Denoise:
-    both_branches = requested(bind, cond.and_null(), config.request)
-    alone = None if config.interval is None else requested(bind, cond, config.request)
+def _combined(bind: Bind, cond: Conditioning, w: float, config: GuidanceConfig, weights: Mapping[str, float]) -> Denoise:
+    both_branches = strengthened(bind, cond.and_null(), weights)
+    alone = None if config.interval is None else strengthened(bind, cond, weights)
     momentum = _Momentum(config.momentum)
     plain = config.parallel == 1 and config.max_norm is None and config.momentum == 0
 
@@ -72,28 +76,35 @@ def _combined(bind: Bind, cond: Conditioning, w: float, config: GuidanceConfig) 
     return combined
 
 
-def requested(bind: Bind, cond: Conditioning, weight: float) -> Denoise:
-    """The Denoise of x_hat + weight · (x_hat - x_hat without the requested similarity), for rows that request one.
+def strengthened(bind: Bind, cond: Conditioning, weights: Mapping[str, float]) -> Denoise:
+    """The Denoise of x_hat + Σ weight · (x_hat - x_hat without that signal), over the signals in `weights` that a row has.
 
-    This guides by the request alone, as w guides by images and request together, where the images have most of the say. Under
-    `guided` the whole is unconditional + (1 + w) · (images only - unconditional) + (1 + w) (1 + weight) · (both - images only): the
-    two scales of InstructPix2Pix (Brooks 2023, eq. 3). It costs one row more for each row that requests a similarity, in the same
-    call of the network; the other rows are left alone.
+    This guides by one signal alone, as w guides by all of them together, where the images have most of the say. Under `guided`,
+    a similarity gives unconditional + (1 + w) · (images only - unconditional) + (1 + w) (1 + weight) · (both - images only),
+    the two scales of InstructPix2Pix (Brooks 2023, eq. 3). Each signal costs one row more per row that has it, in the same call
+    of the network. Rows that have none of the signals are left alone.
     """
-    asks = cond.asks.nonzero().squeeze(1)
-    if weight == 0 or len(asks) == 0:
+    told = {name: cond.has(name).nonzero().squeeze(1) for name, weight in weights.items() if weight != 0}
+    told = {name: rows for name, rows in told.items() if len(rows)}
+    if not told:
         return bind(cond)
-    num = len(cond)
-    rows = torch.cat([torch.arange(num, device=asks.device), asks])
-    without = torch.arange(len(rows), device=asks.device) >= num
-    denoise = bind(cond[rows].of_any_similarity(without))
+    num, sizes = len(cond), [len(rows) for rows in told.values()]
+    device = cond.present.device
+    lacks = torch.cat([torch.full((size,), index, device=device) for index, size in enumerate([num, *sizes])])
+    without = {name: lacks == index for index, name in enumerate(told, start=1)}
+    denoise = bind(cond[torch.cat([torch.arange(num, device=device), *told.values()])].dropped(without))
 
-    def denoise_requested(z: Pictures, logsnr: LogSNR) -> Pictures:
-        both = denoise(torch.cat([z, z[asks]]), torch.cat([logsnr, logsnr[asks]]))
-        x_hat, unasked = both[:num], both[num:]
-        return x_hat.index_add(0, asks, x_hat[asks] - unasked, alpha=weight)
+    def denoise_strengthened(z: Pictures, logsnr: LogSNR) -> Pictures:
+        rows, levels = ([tensor, *(tensor[rows] for rows in told.values())] for tensor in (z, logsnr))
+        every = denoise(torch.cat(rows), torch.cat(levels))
+        whole, start = every[:num], num
+        x_hat = whole
+        for name, which in told.items():
+            lacking = every[start : start + len(which)]
+            x_hat, start = x_hat.index_add(0, which, whole[which] - lacking, alpha=weights[name]), start + len(which)
+        return x_hat
 
-    return denoise_requested
+    return denoise_strengthened
 
 
 class _Momentum:

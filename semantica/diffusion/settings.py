@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import tyro
 
 from semantica.config import config, require
+from semantica.errors import ConfigError
 from semantica.registry import Registry
+from semantica.signals import SIMILARITY, Signal
 
 Prediction = Literal["v", "eps", "x"]
 """What a network outputs. v is the paper's, and the only one that is well-conditioned at both ends of the schedule."""
@@ -65,6 +68,7 @@ class GuidanceConfig:
     # The guidance weight of a requested similarity by itself; rows that request none are left alone. At 0 samples hardly follow the
     # request (docs/experiments.md).
     request: float = 4.0
+    weights: tuple[tuple[str, float], ...] = ()  # (signal, guidance weight of it alone), over the weight that it declares
     # Levels (logsnr) from low to high where w holds; outside, w is 0, at half the cost (Kynkäänniemi 2024; -2 ln of their sigma).
     interval: tuple[float, float] | None = None
     # Adaptive projected guidance (Sadat 2024). parallel: the share of the update along x_hat that stays (eta; they use 0).
@@ -78,6 +82,7 @@ class GuidanceConfig:
 
     def __post_init__(self) -> None:
         require(self.request >= 0, "request", "0 or more", self.request)
+        require(all(weight >= 0 for _, weight in self.weights), "weights", "0 or more each", self.weights)
         if self.interval is not None:
             require(self.interval[0] < self.interval[1], "interval", "(low, high) with low < high", self.interval)
         require(0 <= self.parallel <= 1, "parallel", "in [0, 1]", self.parallel)
@@ -85,3 +90,12 @@ class GuidanceConfig:
         require(-1 < self.momentum < 1, "momentum", "in (-1, 1)", self.momentum)
         require(0 <= self.rescale <= 1, "rescale", "in [0, 1]", self.rescale)
         require(self.threshold is None or 0 < self.threshold <= 1, "threshold", "in (0, 1] or none", self.threshold)
+
+    def weights_of(self, signals: Sequence[Signal]) -> dict[str, float]:
+        """The guidance weight of the similarity and of each of these signals alone. Raises ConfigError for weights of others."""
+        weights = {SIMILARITY: self.request} | {signal.name: signal.weight for signal in signals}
+        for name, weight in self.weights:
+            if name not in weights:
+                raise ConfigError(f"weights: expected {' or '.join(weights)}, got {name}; this denoiser is told no {name}")
+            weights[name] = weight
+        return weights

@@ -65,11 +65,10 @@ class ConditioningImages:
                 )
         squares = [[square_of(picture, self.picture_px) for picture in row] for row in rows]
         identity, shape = self.encoder.identity, (len(rows), max(map(len, rows), default=1))
-        cond = Conditioning(
+        cond = Conditioning.of(
             torch.zeros(*shape, identity.num_tokens, identity.token_dim),
             torch.zeros(*shape, identity.pooled_dim),
-            torch.zeros(shape, dtype=torch.bool),
-            torch.full(shape[:1], float("nan")),
+            present=torch.zeros(shape, dtype=torch.bool),
         )
         for index, row in enumerate(squares):
             for place, square in enumerate(row):

@@ -248,7 +248,8 @@ class SemanticaPipeline(DiffusionPipeline):  # type: ignore[misc]
         require(output_type in ("pil", "np", "pt"), "output_type", "pil, np or pt", output_type)
         asked = self.semantica.asked(rows_of(image)[0], num_images_per_prompt, similarity)
         cond = asked.cond.to(self.device)
-        denoise = guided(bind_with(self.denoiser, self.semantica.release.prediction), cond, float(guidance_scale) - 1)
+        bind, signals = bind_with(self.denoiser, self.semantica.release.prediction), self.semantica.release.denoiser.signals
+        denoise = guided(bind, cond, float(guidance_scale) - 1, signals=signals)
         self.scheduler.set_timesteps(num_inference_steps or self.scheduler.num_inference_steps, self.device)
         z = randn_tensor((len(cond), *self.semantica.model.shape), generator=generator, device=self.device, dtype=torch.float32)
         with self.progress_bar(total=len(self.scheduler.timesteps)) as bar:

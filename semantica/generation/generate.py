@@ -92,7 +92,9 @@ def sample_pictures(
 
     rows = model.rows_that_fit() if max_rows is None else max_rows
     with torch.no_grad():
-        return in_chunks(draw, len(names), max(1, rows // rows_per_picture(cond, guidance, config.beyond)))
+        return in_chunks(
+            draw, len(names), max(1, rows // rows_per_picture(cond, guidance, config.beyond, model.network.config.signals))
+        )
 
 
 def _of_chunk(callback: SampleCallback, samples: range, names: tuple[str, ...]) -> Callable[[Step], Tensor]:

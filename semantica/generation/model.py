@@ -59,7 +59,8 @@ class Model:
         What depends on `cond` alone (keys and values of every branch of guidance) is computed here, once, from the weights of this
         moment. Draw under `torch.no_grad()`; a wrapper of the Denoise that needs gradients turns them on for itself.
         """
-        return guided(bind_with(self.network, self.prediction), cond.to(self.device), w, beyond)
+        signals = self.network.config.signals
+        return guided(bind_with(self.network, self.prediction), cond.to(self.device), w, beyond, signals)
 
     def rows_that_fit(self) -> int:
         """How many rows the network can compute at once in the memory that is free now; at least 1."""

@@ -122,6 +122,9 @@ def _limits(release: Release) -> str:
         "What is wrong or one-sided in the training pictures is in its pictures too, and it may repeat some of them nearly whole.",
         "Guidance far above 1 over-saturates. There is no filter of any kind on what comes out.",
     ]
+    if release.denoiser.signals:
+        told = ", ".join(f"`{signal.name}` {signal.shape(side)}" for signal in release.denoiser.signals)
+        lines.append(f"It is told more than images, by `signals={{name: one value per wanted picture}}`: {told}.")
     if release.denoiser.similarity:
         score = "the score of the training pairs" if release.band is None else f"the {release.band.score.replace('_', ' ')}"
         lines.append(f"`similarity` is a wish, in {score}: how well pictures follow it is for you to measure.")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import overload
@@ -19,11 +19,11 @@ from PIL import Image
 from torch import Tensor
 
 from semantica import runtime
-from semantica.conditioning import Conditioning
+from semantica.conditioning import Conditioning, SignalValues
 from semantica.config import override, require
 from semantica.denoiser.uvit import UViT
 from semantica.diffusion.settings import GuidanceConfig, SamplerConfig
-from semantica.errors import ConfigError, WeightsError
+from semantica.errors import ConfigError, DataError, WeightsError
 from semantica.generation import hub
 from semantica.generation.conditioning_images import ConditioningImages, Picture, rows_of
 from semantica.generation.generate import SampleCallback, sample_pictures
@@ -31,9 +31,10 @@ from semantica.generation.model import Model
 from semantica.generation.model_card import model_card
 from semantica.generation.release import Release, encoder_of, read_release, release_of, write_release
 from semantica.generation.settings import GenerateConfig, SpeedConfig
-from semantica.training.checkpoint import open_checkpoint
+from semantica.signals import SIMILARITY
+from semantica.training.checkpoint import checkpoint_folder, open_checkpoint
 
-_MANIFEST, _MODEL = "manifest.json", "model"  # of a checkpoint; of the output of jobs.train
+_MANIFEST = "manifest.json"  # of a checkpoint, which no release has
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,7 @@ class Semantica:
         seed: int = ...,
         beyond: GuidanceConfig = ...,
         callback: SampleCallback | None = ...,
+        signals: Mapping[str, Tensor] | None = ...,
     ) -> list[Image.Image]: ...
 
     @overload
@@ -108,6 +110,7 @@ class Semantica:
         seed: int = ...,
         beyond: GuidanceConfig = ...,
         callback: SampleCallback | None = ...,
+        signals: Mapping[str, Tensor] | None = ...,
     ) -> list[list[Image.Image]]: ...
 
     def __call__(
@@ -121,13 +124,15 @@ class Semantica:
         seed: int = 0,
         beyond: GuidanceConfig = GuidanceConfig(),  # noqa: B008 - it is frozen
         callback: SampleCallback | None = None,
+        signals: Mapping[str, Tensor] | None = None,
     ) -> list[Image.Image] | list[list[Image.Image]]:
         """num_samples new pictures for each conditioning image: a list for one image, a list of lists for a list of images.
 
         images: a PIL picture or a path; a list of these; or, where an item is a list itself, the several conditioning images of one
         wanted picture. guidance: the paper's w, 0 is none. similarity: how similar to the images, for models trained to be told.
         sampler: "ddpm", "ddim", "dpm_solver" or a SamplerConfig; None, and num_steps None: as the release says. beyond: what goes
-        beyond plain guidance.
+        beyond plain guidance. signals: what else the model was trained to be told, one value (B, ...) per wanted picture; a signal
+        that is left out is absent.
 
         callback(step) is called after every step but the last; it returns the z to go on with: `step.z`, or an edited one. step
         holds index, z (B, C, H, W), the x_hat of the step, logsnr (B,), samples and names. Samples are drawn in chunks that fit
@@ -142,7 +147,7 @@ class Semantica:
         steps = self._sampler(sampler, num_steps)
         require(math.isfinite(guidance) and guidance >= 0, "guidance", "0 or more", guidance)
         rows, is_single = rows_of(images)
-        asked = self.asked(rows, num_samples, similarity)
+        asked = self.asked(rows, num_samples, similarity, signals)
         config = GenerateConfig(guidance=(float(guidance),), sampler=steps, beyond=beyond, seed=seed)
         if not rows:
             return []
@@ -151,7 +156,13 @@ class Semantica:
         lists = [pictures[i : i + num_samples] for i in range(0, len(pictures), num_samples)]
         return lists[0] if is_single else lists
 
-    def asked(self, rows: Sequence[Sequence[object]], num_samples: int, similarity: float | int | None = None) -> Asked:
+    def asked(
+        self,
+        rows: Sequence[Sequence[object]],
+        num_samples: int,
+        similarity: float | int | None = None,
+        signals: Mapping[str, Tensor] | None = None,
+    ) -> Asked:
         """The conditioning and the names of num_samples samples for each row of conditioning images."""
         require(num_samples >= 1, "num_samples", "at least 1", num_samples)
         if similarity is not None:
@@ -160,9 +171,20 @@ class Semantica:
             require(-1 <= similarity <= 1, "similarity", "a cosine, in [-1, 1]", similarity)
         cond, names = self.conditioning(rows)
         if similarity is not None:
-            cond = replace(cond, similarity=torch.full((len(cond),), float(similarity)))
+            cond = cond.told(SIMILARITY, torch.full((len(cond),), float(similarity)))
+        for name, values in (signals or {}).items():
+            cond = cond.told(name, self._signal(name, values, len(cond)))
         repeated = torch.arange(len(cond)).repeat_interleave(num_samples)
         return Asked(cond[repeated], [f"{name}/{index}" for name in names for index in range(num_samples)])
+
+    def _signal(self, name: str, values: Tensor, num: int) -> SignalValues:
+        declared = {signal.name: signal for signal in self.release.denoiser.signals}
+        if name not in declared:
+            known = f"it is told {', '.join(declared)}" if declared else "it is told images only"
+            raise ConfigError(f"signals: this model was not trained to be told {name!r}; {known}")
+        shape = (num, *declared[name].shape(self.release.denoiser.resolution_px))
+        require(values.shape == shape, f"signals[{name!r}]", f"one value per wanted picture, shape {shape}", tuple(values.shape))
+        return SignalValues.of(declared[name], values)
 
     def _sampler(self, sampler: str | SamplerConfig | None, num_steps: int | None) -> SamplerConfig:
         chosen = sampler if isinstance(sampler, SamplerConfig) else self.release.sampler
@@ -200,17 +222,20 @@ def opened(path: str | Path, revision: str = "main") -> tuple[Release, UViT, str
                 f"load: no folder {path}; give a released model, a checkpoint, the output of jobs.train, or ORG/NAME"
             )
         folder = hub.fetch(str(path), revision)
-    checkpoint_folder = trained(folder)
-    if not (checkpoint_folder / _MANIFEST).exists():
+    folder = trained(folder)
+    if not (folder / _MANIFEST).exists():
         return read_release(folder)
-    checkpoint = open_checkpoint(checkpoint_folder)
+    checkpoint = open_checkpoint(folder)
     release = release_of(checkpoint)
     return release, checkpoint.network(), model_card(release)
 
 
 def trained(folder: Path) -> Path:
-    """The checkpoint in the output of jobs.train; any other folder as it is."""
-    return folder / _MODEL if (folder / _MODEL / _MANIFEST).exists() else folder
+    """The checkpoint at or below the folder; any other folder as it is."""
+    try:
+        return checkpoint_folder(folder)
+    except DataError:
+        return folder
 
 
 def pil_pictures(pictures: UInt8[Tensor, "b 3 h w"]) -> list[Image.Image]:

@@ -25,7 +25,7 @@ from jaxtyping import Float, Float16, UInt8
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from semantica.conditioning import Conditioning
+from semantica.conditioning import Conditioning, SignalValues
 from semantica.config import to_dict
 from semantica.data.dataset import Manifest, RowGroups, read_manifest
 from semantica.data.location import Location
@@ -35,6 +35,8 @@ from semantica.errors import DataError
 from semantica.pairs.draw import Draw, PairStream
 from semantica.pairs.scores import pooled_rows, square
 from semantica.pairs.selection import BandConfig, RowGroup, Selection, read_selection, score_rows
+from semantica.registry import Registry
+from semantica.signals import IMAGES, SIMILARITY, Signal
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +62,8 @@ class Batch:
 class Batches:
     """Which batches a loader makes: settings of the recipe, on which every draw depends.
 
-    max_images: a target is conditioned on 1 to max_images images of its page; the draw says on how many.
+    max_images: a target is conditioned on 1 to max_images images of its page; the draw says on how many. signals: what else the
+    batches hold, each from its registered source.
     """
 
     seed: int
@@ -69,6 +72,7 @@ class Batches:
     resolution_px: int
     window_groups: int = 16
     max_images: int = 1
+    signals: tuple[Signal, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,8 +88,21 @@ class LoaderWorker:
     num_threads: int = 1
 
 
-# A picture: its row group, and there the row and which of the row's images.
-_Image: TypeAlias = "tuple[OpenGroup, int, int]"
+@dataclass(frozen=True)
+class Pair:
+    """One example: a target and its conditioning images, by their indices in a row of an open row group."""
+
+    group: OpenGroup
+    row: int
+    target: int
+    images: list[int]
+
+
+Source: TypeAlias = Callable[[Signal, Sequence[Pair], Float[Tensor, "b 3 h w"]], SignalValues]
+"""(signal, pairs of a batch, their target pictures x) -> the signal's values, which depend on these alone."""
+
+SOURCES: Registry[Source] = Registry("source of the signal", "semantica.applications")
+"""Where the loader takes each declared signal from, by the signal's name: `@SOURCES.register("caption")`."""
 
 
 class PairLoader:
@@ -109,6 +126,8 @@ class PairLoader:
         self._reader = RowGroups(encodings, columns, stage="train", made_by="encode")
         if not self.manifest.config["store_tokens"] and tokens_of is None:
             raise DataError(f"train: {encodings} holds no tokens; pass tokens_of, or run jobs.encode with --store-tokens")
+        for signal in batches.signals:
+            SOURCES.check(signal.name)
         self._tokens_of = tokens_of
         identity = self.manifest.facts["encoder"]
         self._token_shape = (identity["num_tokens"], identity["token_dim"])
@@ -142,66 +161,68 @@ class PairLoader:
     def batch(self, step: int) -> Batch:
         """Targets and conditioning of this worker's slots at `step`."""
         self._in_batch.clear()
-        targets: list[_Image] = []
-        similarity: list[float] = []
-        conditions: list[_Image] = []
-        places: list[tuple[int, int]] = []  # per condition: the row of the batch, and its place among the row's images
-        for slot in self.slots:
-            draw = self.stream.draw(step, slot)
-            group = self._group(draw)
-            row, target = group.targets[draw.index]
-            images = self.stream.partners(draw, np.flatnonzero(group.partners[row][target]), self.batches.max_images)
-            places += [(len(targets), place) for place in range(len(images))]
-            conditions += [(group, row, image) for image in images]
-            scores = group.scores[row][target]
-            similarity.append(float(scores[images].mean() if len(images) > 1 else scores[images[0]]))
-            targets.append((group, row, target))
-        self._compute_tokens(conditions)
-        cond = self._conditioning(conditions, places, torch.tensor(similarity))
-        x = self._pictures(targets)
+        pairs = [self._pair(step, slot) for slot in self.slots]
+        self._compute_tokens(pairs)
+        signals = {IMAGES: self._images(pairs), SIMILARITY: _similarity(pairs)}
+        x = self._pictures(pairs)
+        for signal in self.batches.signals:
+            signals[signal.name] = SOURCES[signal.name](signal, pairs, x)
+        cond = Conditioning(signals)
         self._close_oldest()
         return Batch(x, cond, self.slots, self._memory.to_recycle(x, cond.tokens))
 
-    def _pictures(self, targets: Sequence[_Image]) -> Float[Tensor, "b 3 h w"]:
-        x = self._memory.new(len(targets), 3, self.batches.resolution_px, self.batches.resolution_px)
+    def _pair(self, step: int, slot: int) -> Pair:
+        draw = self.stream.draw(step, slot)
+        group = self._group(draw)
+        row, target = group.targets[draw.index]
+        images = self.stream.partners(draw, np.flatnonzero(group.partners[row][target]), self.batches.max_images)
+        return Pair(group, row, target, images)
+
+    def _pictures(self, pairs: Sequence[Pair]) -> Float[Tensor, "b 3 h w"]:
+        x = self._memory.new(len(pairs), 3, self.batches.resolution_px, self.batches.resolution_px)
 
         def fill(index: int) -> UInt8[Tensor, "3 h w"]:
-            group, row, image = targets[index]
-            pixels = group.pixels(row, image)
+            pair = pairs[index]
+            pixels = pair.group.pixels(pair.row, pair.target)
             to_unit(pixels, out=x[index])
             return pixels
 
-        for (group, row, image), pixels in zip(targets, self._each(fill, range(len(targets))), strict=True):
+        for pair, pixels in zip(pairs, self._each(fill, range(len(pairs))), strict=True):
             if self._keeps_pixels:
-                group.keep_pixels(row, image, pixels)
+                pair.group.keep_pixels(pair.row, pair.target, pixels)
         return x
 
     def _each(self, function: Callable[[T], R], arguments: Iterable[T]) -> Iterable[R]:
         """The function's results in order, by all threads."""
         return map(function, arguments) if self._threads is None else self._threads.map(function, arguments)
 
-    def _conditioning(self, conditions: Sequence[_Image], places: Sequence[tuple[int, int]], similarity: Tensor) -> Conditioning:
-        shape = (len(similarity), self.batches.max_images)
+    def _images(self, pairs: Sequence[Pair]) -> SignalValues:
+        shape = (len(pairs), self.batches.max_images)
+        places = [(index, place) for index, pair in enumerate(pairs) for place in range(len(pair.images))]
         tokens = self._memory.new(*shape, *self._token_shape)
-        if len(places) < len(similarity) * self.batches.max_images:
+        if len(places) < shape[0] * shape[1]:
             tokens.zero_()
-        pooled = torch.zeros(*shape, conditions[0][0].pooled[0].shape[1])
-        present = torch.zeros(shape, dtype=torch.bool)
 
-        def fill(index: int) -> None:
-            group, row, image = conditions[index]
-            tokens[places[index]] = group.tokens(row, image)
+        def fill(at: tuple[int, int]) -> np.ndarray:
+            pair, image = pairs[at[0]], pairs[at[0]].images[at[1]]
+            tokens[at] = pair.group.tokens(pair.row, image)
+            embedding: np.ndarray = pair.group.pooled[pair.row][image]
+            return embedding
 
-        list(self._each(fill, range(len(conditions))))
-        rows, images = zip(*places, strict=True)
-        pooled[rows, images] = torch.from_numpy(np.stack([group.pooled[row][image] for group, row, image in conditions])).float()
-        present[rows, images] = True
-        return Conditioning(tokens, pooled, present, similarity)
+        vectors = torch.from_numpy(np.stack(list(self._each(fill, places)))).float()
+        pooled, present = torch.zeros(*shape, vectors.shape[1]), torch.zeros(shape, dtype=torch.bool)
+        rows, columns = zip(*places, strict=True)
+        pooled[rows, columns] = vectors
+        present[rows, columns] = True
+        return SignalValues({"tokens": tokens, "pooled": pooled}, present)
 
-    def _compute_tokens(self, conditions: Sequence[_Image]) -> None:
+    def _compute_tokens(self, pairs: Sequence[Pair]) -> None:
         """Compute the tokens of the conditioning images that have none yet, stored or computed, in one call."""
         missing = {
-            (id(group), row, image): (group, row, image) for group, row, image in conditions if group.lacks_tokens(row, image)
+            (id(pair.group), pair.row, image): (pair.group, pair.row, image)
+            for pair in pairs
+            for image in pair.images
+            if pair.group.lacks_tokens(pair.row, image)
         }
         if missing and self._tokens_of is not None:
             computed = self._tokens_of([group.images[row][image]["bytes"] for group, row, image in missing.values()])
@@ -318,6 +339,15 @@ class BatchMemory:
                 self._free[tensor.numel()].append(tensor.view(-1))
 
         return recycle
+
+
+def _similarity(pairs: Sequence[Pair]) -> SignalValues:
+    """The mean score of each target with its conditioning images."""
+    values: list[float] = []
+    for pair in pairs:
+        scores = pair.group.scores[pair.row][pair.target]
+        values.append(float(scores[pair.images].mean() if len(pair.images) > 1 else scores[pair.images[0]]))
+    return SignalValues({SIMILARITY: torch.tensor(values)}, torch.ones(len(pairs), dtype=torch.bool))
 
 
 def to_unit(pixels: UInt8[Tensor, "... 3 h w"], out: Float[Tensor, "... 3 h w"] | None = None) -> Float[Tensor, "... 3 h w"]:

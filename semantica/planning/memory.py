@@ -15,9 +15,8 @@ from functools import lru_cache
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from semantica.conditioning import Conditioning
 from semantica.denoiser.configs import DenoiserConfig
-from semantica.denoiser.sizes import PeakBytes
+from semantica.denoiser.sizes import PeakBytes, example_conditioning
 from semantica.denoiser.uvit import UViT
 from semantica.diffusion.settings import ScheduleConfig
 from semantica.pairs.loader import Batch
@@ -68,9 +67,11 @@ def training_memory(train: TrainConfig, world: int) -> TrainingMemory:
 
 
 def example_bytes(denoiser: DenoiserConfig) -> int:
-    """Bytes of one example of a batch on the device: picture, noise, tokens and pooled embeddings, float32."""
-    pictures = 2 * math.prod(denoiser.shape)
-    return _FLOAT * (pictures + denoiser.max_images * (denoiser.num_tokens * denoiser.token_dim + denoiser.pooled_dim))
+    """Bytes of one example of a batch on the device: picture, noise and the values of every signal, float32."""
+    with torch.device("meta"):
+        signals = example_conditioning(denoiser, 1).signals.values()
+    numbers = sum(tensor.numel() for signal in signals for tensor in signal.tensors.values())
+    return _FLOAT * (2 * math.prod(denoiser.shape) + numbers)
 
 
 @lru_cache
@@ -94,11 +95,9 @@ def _let_go(parameter: torch.Tensor) -> None:
 
 
 def _batch(denoiser: DenoiserConfig, rows: int) -> tuple[Batch, StepNoise]:
-    images = denoiser.max_images
-    tokens = torch.empty(rows, images, denoiser.num_tokens, denoiser.token_dim)
-    cond = Conditioning.of(tokens, torch.empty(rows, images, denoiser.pooled_dim))
+    cond = example_conditioning(denoiser, rows)
     x, never = torch.empty(rows, *denoiser.shape), torch.zeros(rows, dtype=torch.bool)
-    return Batch(x, cond, range(rows)), StepNoise(torch.empty(rows), torch.empty_like(x), never, never)
+    return Batch(x, cond, range(rows)), StepNoise(torch.empty(rows), torch.empty_like(x), dict.fromkeys(cond.signals, never))
 
 
 @dataclass(frozen=True)

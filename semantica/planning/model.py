@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from semantica.conditioning import Conditioning
 from semantica.denoiser.configs import DenoiserConfig
-from semantica.denoiser.sizes import num_parameters, training_flops
+from semantica.denoiser.sizes import example_conditioning, num_parameters, training_flops
 from semantica.denoiser.uvit import UViT
 from semantica.encoders.settings import EncoderConfig
 from semantica.errors import ConfigError
@@ -73,9 +73,7 @@ def on_paper(compute: ComputeConfig) -> ComputeConfig:
 
 
 def _inputs(denoiser: DenoiserConfig) -> tuple[torch.Tensor, torch.Tensor, Conditioning]:
-    images = denoiser.max_images
-    tokens = torch.empty(1, images, denoiser.num_tokens, denoiser.token_dim)
-    return torch.empty(1, *denoiser.shape), torch.empty(1), Conditioning.of(tokens, torch.empty(1, images, denoiser.pooled_dim))
+    return torch.empty(1, *denoiser.shape), torch.empty(1), example_conditioning(denoiser, 1)
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,9 @@ from semantica.config import to_yaml
 from semantica.data.dataset import read_manifest
 from semantica.data.durable import write_atomically
 from semantica.data.location import location
-from semantica.report.charts import Curve
+from semantica.report.charts import Curve, StepPoint, frechet_by_step
 from semantica.report.page import Figure, Grid, Report, Table, render, to_json
-from semantica.report.paper_charts import StepPoint, frechet_by_step
-from semantica.report.protocol import Protocol
-from semantica.report.written import Value
+from semantica.report.written import Protocol, Value
 from semantica.sweeps.measuring import HeldOut
 from semantica.sweeps.ranking import rank_correlations, share_of_grid, winner
 from semantica.sweeps.results import Result, figure_path, read_results, selection_folder, trial_folder

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from semantica.config import config, override, require, to_dict
-from semantica.denoiser.configs import ConditioningKind
-from semantica.denoiser.patching import shapes
+from semantica.denoiser.configs import ConditioningKind, shapes
 from semantica.errors import ConfigError
 from semantica.pairs.selection import BandConfig
 from semantica.training.recipe import TrainConfig

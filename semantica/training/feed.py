@@ -10,13 +10,12 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from semantica.conditioning import Conditioning
 from semantica.pairs.loader import Batch
 from semantica.training.recipe import TrainConfig
 from semantica.training.step import StepNoise, step_noise
@@ -76,8 +75,7 @@ def _maker(
 ) -> Callable[[int], tuple[Batch, StepNoise]]:
     def make(step: int) -> tuple[Batch, StepNoise]:
         batch = loader.batch(step)
-        drops = config.conditioning_dropout, config.similarity_dropout
-        noise = step_noise(config.seed, step, batch.slots, config.denoiser.shape, *drops)
+        noise = step_noise(config.seed, step, batch.slots, config.denoiser.shape, config.dropout)
         return batch, noise
 
     if place is not None:
@@ -105,5 +103,4 @@ def _maker(
 
 
 def _moved(batch: Batch, noise: StepNoise, move: Callable[[Tensor], Tensor]) -> tuple[Batch, StepNoise]:
-    cond = Conditioning(*(move(getattr(batch.cond, field.name)) for field in fields(Conditioning)))
-    return replace(batch, x=move(batch.x), cond=cond), StepNoise(*(move(getattr(noise, field.name)) for field in fields(StepNoise)))
+    return replace(batch, x=move(batch.x), cond=batch.cond.map(move)), noise.map(move)

@@ -5,8 +5,10 @@ In: the recipe, encodings, a selection of their pairs, and which worker of how m
 
 from __future__ import annotations
 
+from semantica.config import require
 from semantica.data.location import Location
 from semantica.data.pictures import TokensOf
+from semantica.denoiser.configs import DenoiserConfig
 from semantica.pairs.loader import Batches, LoaderWorker, PairLoader
 from semantica.training.recipe import TrainConfig
 
@@ -20,6 +22,8 @@ def training_loader(
     tokens_of: TokensOf | None = None,
 ) -> PairLoader:
     """The loader of one worker's share. Raises DataError when encodings, selection and recipe do not belong together."""
+    channels = config.denoiser.channels
+    require(channels == 3, "channels", "3 to train on pictures", channels, of=DenoiserConfig)
     batches = Batches(
         seed=config.seed,
         batch_size=config.batch_size,
@@ -27,5 +31,6 @@ def training_loader(
         resolution_px=config.denoiser.resolution_px,
         window_groups=config.window_groups,
         max_images=config.denoiser.max_images,
+        signals=config.denoiser.signals,
     )
     return PairLoader(encodings, selection, batches, worker, tokens_of=tokens_of)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 from semantica.config import config, free, require
 from semantica.denoiser.configs import DenoiserConfig
 from semantica.diffusion.settings import Prediction, ScheduleConfig
 from semantica.errors import ConfigError
+from semantica.signals import IMAGES, SIMILARITY
 
 Precision = Literal["float32", "bfloat16"]
 Recompute = Literal["none", "transformer", "all"]
@@ -61,6 +63,15 @@ class EmaConfig:
     def at(self, num_updates: int) -> float:
         """The decay of the update after `num_updates` earlier ones."""
         return min(self.decay, (1 + num_updates) / (self.warmup + num_updates))
+
+
+@dataclass(frozen=True)
+class Dropout:
+    """How often an example is trained without signals: `rate` without all of `together`, and without one signal `alone`."""
+
+    rate: float
+    together: tuple[str, ...]
+    alone: Mapping[str, float]
 
 
 @config
@@ -177,6 +188,14 @@ class TrainConfig:
         require(multiple, "batch_size", f"a multiple of num_lanes = {self.num_lanes}", self.batch_size)
         same = self.denoiser.resolution_px == self.schedule.resolution_px
         require(same, "schedule.resolution_px", f"{self.denoiser.resolution_px} as the denoiser's", self.schedule.resolution_px)
+
+    @property
+    def dropout(self) -> Dropout:
+        """The dropout of the denoiser's signals. The order of `alone` is that of the draws: a further signal comes last."""
+        signals = self.denoiser.signals
+        together = (IMAGES, SIMILARITY, *(signal.name for signal in signals if signal.is_guided))
+        alone = {SIMILARITY: self.similarity_dropout} | {signal.name: signal.dropout for signal in signals}
+        return Dropout(self.conditioning_dropout, together, alone)
 
     def is_due(self, every: int | None, done: int) -> bool:
         """Whether what comes every so many steps comes after `done` of them: at the end too; None comes never."""

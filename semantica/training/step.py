@@ -5,7 +5,7 @@ step) that never make the host wait for the device.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -23,48 +23,54 @@ from semantica.diffusion.settings import Prediction, ScheduleConfig
 from semantica.keyed_random import slot_seed
 from semantica.pairs.loader import Batch
 from semantica.training.compute import autocast
-from semantica.training.recipe import OptimizerConfig, TrainConfig
+from semantica.training.recipe import Dropout, OptimizerConfig, TrainConfig
 
 
 @dataclass(frozen=True)
 class StepNoise:
-    """What chance decides in a step: t (b,) ~ U(0, 1), eps (b, C, H, W) ~ N(0, I), dropped (b,) where the condition is withheld,
-    unasked (b,) where the similarity alone is.
+    """What chance decides in a step: t (b,) ~ U(0, 1), eps (b, C, H, W) ~ N(0, I), and per signal a mask (b,), True where the
+    denoiser is not told it.
     """
 
     t: Float[Tensor, " b"]
     eps: Float[Tensor, "b c h w"]
-    dropped: Bool[Tensor, " b"]
-    unasked: Bool[Tensor, " b"]
+    dropped: Mapping[str, Bool[Tensor, " b"]]
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> StepNoise:
+        """The same with `function` of every tensor."""
+        masks = {name: function(mask) for name, mask in self.dropped.items()}
+        return StepNoise(function(self.t), function(self.eps), masks)
 
     def to(self, device: torch.device | str) -> StepNoise:
         """The same on `device`."""
-        return StepNoise(self.t.to(device), self.eps.to(device), self.dropped.to(device), self.unasked.to(device))
+        return self.map(lambda tensor: tensor.to(device))
 
     def __getitem__(self, rows: slice) -> StepNoise:
-        return StepNoise(self.t[rows], self.eps[rows], self.dropped[rows], self.unasked[rows])
+        return self.map(lambda tensor: tensor[rows])
 
 
-def step_noise(
-    seed: int,
-    step: int,
-    slots: Iterable[int],
-    shape: tuple[int, int, int],
-    dropout: float,
-    similarity_dropout: float = 0.0,
-) -> StepNoise:
-    """The noise of the given slots of a step: each slot has a generator of its own, so neither worker nor device count matters."""
-    filled = list(slots)
-    t, drop, ask = torch.empty(3, len(filled)).unbind()
+def step_noise(seed: int, step: int, slots: Iterable[int], shape: tuple[int, int, int], dropout: Dropout) -> StepNoise:
+    """The noise of the given slots of a step: each slot has a generator of its own, so neither worker nor device count matters.
+
+    The order of the draws is a part of every training's result: t, the mask of all signals together, eps, then the mask of each
+    signal alone, in the order of `dropout.alone`. A new signal comes last.
+    """
+    filled, names = list(slots), list(dropout.alone)
+    t, together, *alone = torch.empty(2 + len(names), len(filled)).unbind()
     eps = torch.empty(len(filled), *shape)
     generator = torch.Generator()
     for row, slot in enumerate(filled):
         generator.manual_seed(slot_seed("noise", seed, step, slot))
         t[row].uniform_(generator=generator)
-        drop[row].uniform_(generator=generator)
+        together[row].uniform_(generator=generator)
         eps[row].normal_(generator=generator)
-        ask[row].uniform_(generator=generator)
-    return StepNoise(t, eps, drop < dropout, ask < similarity_dropout)
+        for draws in alone:
+            draws[row].uniform_(generator=generator)
+    masks = dict.fromkeys(dropout.together, together < dropout.rate)
+    for name, draws in zip(names, alone, strict=True):
+        mask = draws < dropout.alone[name]
+        masks[name] = masks[name] | mask if name in masks else mask
+    return StepNoise(t, eps, masks)
 
 
 def step_loss(
@@ -78,7 +84,7 @@ def step_loss(
     """The loss of each example, float32: mean over pixels and channels of ||eps - eps_hat||² (Semantica, section 3)."""
     lam = logsnr(noise.t, schedule)
     z = diffuse(x, noise.eps, lam)
-    output = network(z, lam, cond.dropped(noise.dropped).of_any_similarity(noise.unasked))
+    output = network(z, lam, cond.dropped(noise.dropped))
     losses: Tensor = eps_loss(output, x, noise.eps, lam, prediction)
     return losses
 

@@ -11,7 +11,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, cast
 
@@ -247,8 +247,7 @@ class XlaMesh:
 
         The rows are in the order of the chips, not of the slots: nothing after this asks which slot a row is.
         """
-        cond = Conditioning(*(self._split(getattr(batch.cond, field.name)) for field in fields(Conditioning)))
-        moved = StepNoise(*(self._split(getattr(noise, field.name)) for field in fields(StepNoise)))
+        cond, moved = batch.cond.map(self._split), noise.map(self._split)
         # The same slots on every host: they seed dropout, which all hosts must draw alike.
         return Batch(self._split(batch.x), cond, range(len(batch.slots) * self.num_hosts)), moved
 

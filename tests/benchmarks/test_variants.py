@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks.variants import FINAL, FRECHET, ORDERINGS, SIMILARITY, VARIANTS, address, train_config
 from semantica.denoiser import configs
-from semantica.denoiser.patching import shapes
+from semantica.denoiser.configs import shapes
 from semantica.denoiser.sizes import training_flops
 from semantica.presets import preset
 from semantica.report.paper import ORDERINGS as PAPER_ORDERINGS

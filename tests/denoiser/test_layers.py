@@ -5,8 +5,17 @@ import copy
 import pytest
 import torch
 
-from semantica.denoiser.conditioning import fourier_features
-from semantica.denoiser.layers import Attention, ConvBlock, Film, MergeSkip, TransformerBlock, initialise, patchify, unpatchify
+from semantica.denoiser.layers import (
+    Attention,
+    ConvBlock,
+    Film,
+    MergeSkip,
+    TransformerBlock,
+    fourier_features,
+    initialise,
+    patchify,
+    unpatchify,
+)
 
 
 def normal(*shape, seed=0):

@@ -11,6 +11,8 @@ from semantica.conditioning import Conditioning
 from semantica.denoiser.configs import DenoiserConfig, StageConfig
 from semantica.denoiser.uvit import UViT
 from semantica.errors import ConfigError, DataError
+from semantica.signals import IMAGES
+from tests.signals import changed
 
 KINDS = ("cross_attention", "film", "both")
 SMALL = DenoiserConfig(
@@ -82,15 +84,15 @@ def test_conditional_rows_depend_on_what_their_kind_reads_and_on_nothing_else(co
         return ((network(z, logsnr, changed) - out).abs().amax(dim=(1, 2, 3)) > 1e-3).tolist()
 
     assert differs(cond.null()) == [True] * 4
-    assert differs(replace(cond, tokens=other.tokens)) == [conditioning != "film"] * 4
-    assert differs(replace(cond, pooled=other.pooled)) == [conditioning != "cross_attention"] * 4
-    assert differs(cond.dropped(torch.tensor([True, False, True, False]))) == [True, False, True, False]
+    assert differs(changed(cond, tokens=other.tokens)) == [conditioning != "film"] * 4
+    assert differs(changed(cond, pooled=other.pooled)) == [conditioning != "cross_attention"] * 4
+    assert differs(cond.dropped({IMAGES: torch.tensor([True, False, True, False])})) == [True, False, True, False]
 
 
 def test_pooled_embedding_counts_by_direction_only():
     network = perturbed(replace(SMALL, conditioning="film"))
     z, logsnr, cond = inputs()
-    torch.testing.assert_close(network(z, logsnr, replace(cond, pooled=7 * cond.pooled)), network(z, logsnr, cond))
+    torch.testing.assert_close(network(z, logsnr, changed(cond, pooled=7 * cond.pooled)), network(z, logsnr, cond))
 
 
 def test_output_depends_on_the_noise_level():
@@ -120,7 +122,7 @@ def test_every_parameter_is_in_every_graph(conditioning, null_rows):
     network = perturbed(replace(SMALL, conditioning=conditioning))
     z, logsnr, cond = inputs()
     mask = {"none": [False] * 4, "some": [True, False] * 2, "all": [True] * 4}[null_rows]
-    network(z, logsnr, cond.dropped(torch.tensor(mask))).square().sum().backward()
+    network(z, logsnr, cond.dropped({IMAGES: torch.tensor(mask)})).square().sum().backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name
         unread = name.endswith("null.vectors") and null_rows == "none"
@@ -159,7 +161,7 @@ def test_weights_and_inputs_may_have_different_dtypes():
     """fp16 tokens as stored, float32 z; bfloat16 weights are near the float64 ones and answer in z's dtype."""
     network = perturbed(SMALL)
     z, logsnr, cond = inputs()
-    half = replace(cond, tokens=cond.tokens.half(), pooled=cond.pooled.half())
+    half = changed(cond, tokens=cond.tokens.half(), pooled=cond.pooled.half())
     exact = copy.deepcopy(network).double()(z.double(), logsnr, half)
     assert exact.dtype == torch.float64
     coarse = copy.deepcopy(network).bfloat16()(z, logsnr, half)
@@ -189,9 +191,9 @@ def test_dropout_acts_in_training_only():
     ("change", "message"),
     [
         (lambda z, c: (z[:, :, :8], c), r"z must have shape \(4, 3, 16, 16\), got \(4, 3, 8, 16\)"),
-        (lambda z, c: (z, replace(c, tokens=c.tokens[..., :6])), r"tokens must have shape \(4, 1, 5, 12\), got \(4, 1, 5, 6\)"),
-        (lambda z, c: (z, replace(c, tokens=c.tokens[:, :, 1:])), r"tokens must have shape \(4, 1, 5, 12\), got \(4, 1, 4, 12\)"),
-        (lambda z, c: (z, replace(c, pooled=c.pooled[..., 1:])), r"pooled must have shape \(4, 1, 10\), got \(4, 1, 9\)"),
+        (lambda z, c: (z, changed(c, tokens=c.tokens[..., :6])), r"tokens must have shape \(4, 1, 5, 12\), got \(4, 1, 5, 6\)"),
+        (lambda z, c: (z, changed(c, tokens=c.tokens[:, :, 1:])), r"tokens must have shape \(4, 1, 5, 12\), got \(4, 1, 4, 12\)"),
+        (lambda z, c: (z, changed(c, pooled=c.pooled[..., 1:])), r"pooled must have shape \(4, 1, 10\), got \(4, 1, 9\)"),
     ],
 )
 def test_a_wrong_shape_is_named_with_expected_and_got(change, message):
@@ -203,7 +205,7 @@ def test_a_wrong_shape_is_named_with_expected_and_got(change, message):
 
 def test_film_needs_no_tokens():
     z, logsnr, cond = inputs()
-    assert UViT(replace(SMALL, conditioning="film"))(z, logsnr, replace(cond, tokens=torch.empty(4, 1, 0, 0))).shape == z.shape
+    assert UViT(replace(SMALL, conditioning="film"))(z, logsnr, changed(cond, tokens=torch.empty(4, 1, 0, 0))).shape == z.shape
 
 
 @pytest.mark.parametrize(

@@ -1,18 +1,19 @@
 """Guidance as identities: plain w, a requested similarity and an interval, the settings of each refinement, and what they cost."""
 
-from dataclasses import replace
 from itertools import product
 
 import pytest
 import torch
 
 from semantica.config import from_dict, to_dict
-from semantica.diffusion.guidance import guided, requested, rows_per_picture
+from semantica.diffusion.guidance import guided, rows_per_picture, strengthened
 from semantica.diffusion.process import bind_with, eps_from_x, v_from_x
 from semantica.diffusion.samplers import ddpm, sample, step_levels
 from semantica.diffusion.settings import SAMPLERS, GuidanceConfig, SamplerConfig
 from semantica.errors import ConfigError
+from semantica.signals import SIMILARITY
 from tests.diffusion.oracles import BIND, LEVELS, SCHEDULE, Network, noise_like, x_hat_of
+from tests.signals import changed
 
 # Plain
 
@@ -56,11 +57,11 @@ def test_a_refinement_with_its_identity_setting_is_plain_guidance_bit_for_bit(z,
 @pytest.fixture
 def asking(cond):
     """The middle row asks for no similarity."""
-    return replace(cond, similarity=torch.tensor([0.2, float("nan"), 0.9], dtype=torch.float64))
+    return changed(cond, similarity=torch.tensor([0.2, float("nan"), 0.9], dtype=torch.float64))
 
 
 def unasked(cond):
-    return cond.of_any_similarity(torch.ones(len(cond), dtype=torch.bool))
+    return cond.dropped({SIMILARITY: torch.ones(len(cond), dtype=torch.bool)})
 
 
 def test_a_request_of_weight_zero_is_guided_like_the_images_bit_for_bit(z, asking):
@@ -91,7 +92,7 @@ def test_a_request_is_guided_by_itself_over_the_guided_images(z, asking):
     both, images, nothing = (x_hat_of(z, c) for c in (asking, unasked(asking), asking.null()))
     expected = nothing + (1 + w) * (images - nothing) + (1 + w) * (1 + s) * (both - images)
     torch.testing.assert_close(guided(BIND, asking, w, GuidanceConfig(request=s))(z, LEVELS), expected)
-    torch.testing.assert_close(requested(BIND, asking, s)(z, LEVELS), images + (1 + s) * (both - images))
+    torch.testing.assert_close(strengthened(BIND, asking, {SIMILARITY: s})(z, LEVELS), images + (1 + s) * (both - images))
 
 
 def test_a_run_prepares_a_requested_similarity_once(z, asking):

@@ -17,11 +17,12 @@ from small import NUM_PAGES, NUM_PICTURES, SmallRun, run_stages
 from semantica.config import override
 from semantica.data.dataset import MANIFEST, read_manifest, read_shard
 from semantica.distributed.encode import encode
-from semantica.distributed.generate import check_same_encoder, generate
 from semantica.distributed.ingest import ingest
 from semantica.distributed.pairs import pairs
+from semantica.distributed.sample import generate
 from semantica.distributed.train import MODEL, train
 from semantica.errors import ConfigError, DataError, WeightsError
+from semantica.evaluation.models import check_same_encoder
 from semantica.pairs.selection import EmptyBandError
 from semantica.training.checkpoint import Provenance, open_checkpoint
 from semantica.training.loader import training_loader

@@ -126,7 +126,14 @@ def _train(make, folder, weights, image_px, **denoiser):
     loader = PairLoader(
         folder / "encodings",
         folder / "selection",
-        Batches(seed=0, batch_size=8, num_lanes=4, resolution_px=16, max_images=config.denoiser.max_images),
+        Batches(
+            seed=0,
+            batch_size=8,
+            num_lanes=4,
+            resolution_px=16,
+            max_images=config.denoiser.max_images,
+            signals=config.denoiser.signals,
+        ),
     )
     provenance = Provenance(
         encoder={"identity": encodings.facts["encoder"], "config": encodings.config["encoder"]},

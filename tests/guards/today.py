@@ -44,6 +44,7 @@ from semantica.distributed.ingest import ingest
 from semantica.distributed.pairs import pairs
 from semantica.distributed.pipeline import pipeline
 from semantica.distributed.train import train
+from semantica.evaluation.outcome import Sources
 from semantica.evaluation.settings import EvaluationConfig
 from semantica.generation.generate import sample_pictures
 from semantica.generation.model import Model
@@ -109,8 +110,7 @@ def evaluate_protocols(guards: Path, out: Path) -> None:
         data={"shapes": str(guards / "run" / "encodings")},
         out=out,
         runtime=_RUNTIME,
-        train=str(guards / "run" / "encodings"),
-        command="guards",
+        sources=Sources(train=guards / "run" / "encodings", command="guards"),
     )
 
 
@@ -142,7 +142,7 @@ def draw_sample(guards: Path, sample: Sample) -> dict[str, Any]:
     newest = max(steps.iterdir(), key=lambda folder: int(folder.name))
     model = Model.of(open_checkpoint(newest), ema=False)
     given = told(sample.num_images, sample.similarity)
-    cond = Conditioning(given.tokens, given.pooled, given.present, given.similarity)
+    cond = Conditioning.of(given.tokens, given.pooled, given.similarity, given.present)
     denoise = model.bind(cond, sample.guidance, beyond(sample.refinement))
     name = "ddim" if sample.sampler == "ddim_invert" else sample.sampler
     config = override(SamplerConfig(), {"name": name, "num_steps": 6, **sample.sampler_settings})
@@ -166,7 +166,7 @@ def draw_chunks(guards: Path, max_rows: int) -> dict[str, Any]:
     """Figures of uint8 pictures whose noise is keyed by name, at most max_rows through the network at once."""
     model = Model.of(open_checkpoint(guards / "trainings" / "signals" / "50"))
     given = told(2, True)
-    cond = Conditioning(given.tokens, given.pooled, given.present, given.similarity)
+    cond = Conditioning.of(given.tokens, given.pooled, given.similarity, given.present)
     names = [f"guard/{index}" for index in range(NUM_ROWS)]
     config = GenerateConfig(sampler=SamplerConfig(num_steps=6), beyond=beyond("rescale"), seed=5)
     pictures = sample_pictures(model, cond, names, 0.5, config, max_rows)
@@ -195,13 +195,25 @@ def draw_loaded(guards: Path, name: str) -> Any:
 
 def expected_config(stage: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration that the manifest of a stage has today, from that of f049af4: fields that were renamed or added."""
-    expected = dict(config)
-    if "denoiser" in expected:  # `channels` came: vectors are diffused too, and pictures have 3
-        expected["denoiser"] = {**expected["denoiser"], "channels": 3}
+    expected: dict[str, Any] = _with_new_fields(dict(config))
     if stage == "checkpoint":  # `init_from` came; how workers share the state is recorded like all that is free to change
         expected |= {"init_from": "", "init_weights": "ema"}
         expected["compute"] = {**expected["compute"], "parallel": "ddp", "shard_workers": None}
     return expected
+
+
+def _with_new_fields(values: Any) -> Any:
+    """With the channels of z and the declared signals of a denoiser, and the guidance weights of signals."""
+    if isinstance(values, list):
+        return [_with_new_fields(value) for value in values]
+    if not isinstance(values, dict):
+        return values
+    grown = {name: _with_new_fields(value) for name, value in values.items()}
+    if "token_dim" in values and "stages" in values:
+        grown |= {"channels": 3, "signals": []}
+    if "request" in values and "momentum" in values:
+        grown |= {"weights": []}
+    return grown
 
 
 def expected_report(name: str, report: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,9 +8,9 @@ from selectolax.lexbor import LexborHTMLParser
 
 from semantica.config import _over_defaults, from_args, read_yaml, to_dict
 from semantica.presets import preset
-from semantica.report.grids import grid_png
 from semantica.report.page import render, to_json
-from semantica.report.protocol import Protocol
+from semantica.report.pictures import grid_png
+from semantica.report.written import Protocol
 from semantica.sweeps.measuring import HeldOut
 from semantica.sweeps.report import PANELS, best_yaml, lines_of, panel_curve, sweep_report
 from semantica.sweeps.results import figure_path, trial_folder

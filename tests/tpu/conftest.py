@@ -82,13 +82,15 @@ class Varied:
     def batch(self, step):
         import torch
 
+        from tests.signals import changed
+
         self.look()
         batch = self.loader.batch(step)
         generator = torch.Generator().manual_seed(step)
         x = batch.x.clone()
         if step in self.skipped:
             x[1, 2, 3, 4] = float("nan")
-        return replace(batch, x=x, cond=replace(batch.cond, tokens=torch.randn(batch.cond.tokens.shape, generator=generator)))
+        return replace(batch, x=x, cond=changed(batch.cond, tokens=torch.randn(batch.cond.tokens.shape, generator=generator)))
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ from semantica.training.checkpoint import open_checkpoint
 from semantica.training.recipe import ComputeConfig
 from semantica.training.step import step_noise
 from semantica.training.xla import compiled
+from tests.signals import dropping
 
 pytestmark = pytest.mark.tpu
 KINDS = ("model", "ema", "optimizer")
@@ -182,7 +183,7 @@ def test_a_batch_is_split_by_slots_over_the_devices(tiny, recipe, mesh):
 
     config = recipe()
     batch = tiny.loader(config).batch(0)
-    noise = step_noise(config.seed, 0, batch.slots, (3, 16, 16), 0.5)
+    noise = step_noise(config.seed, 0, batch.slots, (3, 16, 16), dropping(0.5))
     placed, placed_noise = mesh.place(batch, noise)
     assert torch.equal(placed.x.cpu(), batch.x)
     assert torch.equal(placed.cond.present.cpu(), batch.cond.present)

@@ -16,6 +16,7 @@ from semantica.training.compute import autocast, prepare, shard_units
 from semantica.training.loop import Hooks, fit, initial_network
 from semantica.training.recipe import ComputeConfig
 from semantica.training.step import add_gradients, step_noise
+from tests.signals import dropping
 
 
 def trained(tiny, compute):
@@ -72,7 +73,7 @@ def test_maps_between_sharded_weights_are_channels_last_in_the_first_pass_and_th
             if isinstance(module, nn.Conv2d | nn.GroupNorm):
                 module.register_forward_hook(lambda module, args, out: laid_out.append(out.stride()))
         batch = tiny.loader(config).batch(0)
-        add_gradients(network, batch, step_noise(0, 0, batch.slots, (3, 16, 16), 0.0), 0, config)
+        add_gradients(network, batch, step_noise(0, 0, batch.slots, (3, 16, 16), dropping(0.0)), 0, config)
     finally:
         torch.distributed.destroy_process_group()
     assert len(laid_out) > 20 * 8 // size
@@ -100,6 +101,7 @@ def test_the_step_is_one_graph_and_is_compiled_once():
     code = """
         import torch
         from semantica.conditioning import Conditioning
+        from semantica.signals import IMAGES, SIMILARITY
         from semantica.denoiser import configs
         from semantica.denoiser.uvit import UViT
         from semantica.diffusion.settings import ScheduleConfig
@@ -116,7 +118,8 @@ def test_the_step_is_one_graph_and_is_compiled_once():
         for seed in range(3):
             torch.manual_seed(seed)
             cond = Conditioning.of(torch.randn(2, 2, 65, 384), torch.randn(2, 2, 384), torch.rand(2))
-            noise = StepNoise(torch.rand(2), torch.randn(2, 3, 32, 32), torch.rand(2) < 0.5, torch.rand(2) < 0.5)
+            masks = {name: torch.rand(2) < 0.5 for name in ("images", "similarity")}
+            noise = StepNoise(torch.rand(2), torch.randn(2, 3, 32, 32), masks)
             x = torch.randn(2, 3, 32, 32)
             torch.testing.assert_close(step(network, x, cond, noise, schedule), step_loss(network, x, cond, noise, schedule))
         print(len(graphs))

@@ -28,7 +28,7 @@ def plainly(tiny, config, skipped=()):
     average = {name: p.detach().clone() for name, p in network.named_parameters()}
     for step in range(config.num_steps):
         batch = loader.batch(step)
-        noise = step_noise(config.seed, step, batch.slots, (3, 16, 16), config.conditioning_dropout, config.similarity_dropout)
+        noise = step_noise(config.seed, step, batch.slots, (3, 16, 16), config.dropout)
         torch.manual_seed(slot_seed("dropout", config.seed, step, batch.slots.start))
         if step in skipped:
             for state in optimizer.state.values():

@@ -22,6 +22,7 @@ from semantica.training.loop import Hooks, fit, initial_network
 from semantica.training.recipe import EmaConfig, OptimizerConfig
 from semantica.training.step import make_optimizer, step_loss, step_noise, update
 from semantica.training.watch import WIDTH, StepSums, centres, level_losses, level_sums, memory_bytes, peak_flops
+from tests.signals import dropping
 
 SCHEDULE = ScheduleConfig(resolution_px=16)
 YES, NO = torch.tensor(True), torch.tensor(False)
@@ -50,7 +51,7 @@ def test_the_v_loss_is_the_mean_square_of_the_error_of_v(tiny):
     with torch.no_grad():
         for p in network.parameters():
             p += 0.05
-        noise = step_noise(0, 0, batch.slots, (3, 16, 16), 0.0)
+        noise = step_noise(0, 0, batch.slots, (3, 16, 16), dropping(0.0))
         lam = logsnr(noise.t, config.schedule)
         v = v_target(batch.x, noise.eps, lam)
         error = (v - network(diffuse(batch.x, noise.eps, lam), lam, batch.cond)).square().mean((1, 2, 3))
@@ -86,7 +87,7 @@ def test_the_loss_is_the_mean_over_all_examples_and_so_of_the_curve(tiny):
     seen = []
     for step in range(2):  # the rate is so small that both steps see the first weights
         network, batch = initial_network(config).eval(), tiny.loader(config).batch(step)
-        noise = step_noise(config.seed, step, batch.slots, (3, 16, 16), config.conditioning_dropout, config.similarity_dropout)
+        noise = step_noise(config.seed, step, batch.slots, (3, 16, 16), config.dropout)
         seen.append(step_loss(network, batch.x, batch.cond, noise, config.schedule).detach())
     still = tiny.config(num_steps=2, log_every=2, optimizer=OptimizerConfig(learning_rate=1e-12))
     (report,) = reports_of(tiny, still)
