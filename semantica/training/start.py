@@ -21,9 +21,9 @@ from semantica.data.durable import appearing, new_attempt
 from semantica.data.location import file_sha256
 from semantica.denoiser.configs import DenoiserConfig
 from semantica.denoiser.uvit import UViT
-from semantica.errors import FieldError, WeightsError
+from semantica.errors import DataError, FieldError, WeightsError
 from semantica.identity import differences
-from semantica.training.checkpoint import CONFIG, MANIFEST, Keeper
+from semantica.training.checkpoint import CONFIG, MANIFEST, Keeper, checkpoint_folder
 from semantica.training.checkpoint.format import checked_files, read_pieces
 from semantica.training.ema import Ema
 from semantica.training.parallel import local, place
@@ -134,10 +134,12 @@ def cooldown_note(output: Path, config: TrainConfig) -> str:
 
 
 def _checkpoint_in(folder: Path) -> Path | None:
-    """The checkpoint that a folder is, or that the output of a training holds."""
-    newest = [_checkpoints(folder).folder_of(step) for step in _checkpoints(folder).steps()[-1:]]
-    places = (folder / MODEL, folder, *newest)
-    return next((place for place in places if (place / MANIFEST).exists() and (place / CONFIG).exists()), None)
+    """The checkpoint that a folder is or holds; None for a release and for anything else."""
+    try:
+        place = checkpoint_folder(folder)
+    except DataError:
+        return None
+    return place if (place / MANIFEST).exists() else None
 
 
 def _checkpoints(output: Path) -> Keeper:
