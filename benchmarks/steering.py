@@ -31,7 +31,7 @@ from semantica.pairs.draw import generator
 from semantica.pairs.scores import pooled_rows
 from semantica.pairs.selection import BandConfig, select, selection_stage
 from semantica.training.checkpoint import Checkpoint, TrainState, open_checkpoint, write_checkpoint
-from semantica.training.loader import training_loader
+from semantica.training.feed import training_loader
 from semantica.training.loop import Hooks, fit
 from semantica.training.recipe import TrainConfig
 from semantica.training.step import StepNoise, step_loss

@@ -24,8 +24,9 @@ from semantica.distributed.sweep import sweep
 from semantica.errors import SemanticaError
 from semantica.presets import preset
 from semantica.runtime import ClusterConfig, Runtime
+from semantica.sweeps.halving import simulated_asha
 from semantica.sweeps.plan import SweepPlan
-from semantica.sweeps.ranking import rank_correlations, share_of_grid, simulated_asha, winner
+from semantica.sweeps.ranking import rank_correlations, share_of_grid, winner
 from semantica.sweeps.results import Result, read_results
 from semantica.sweeps.settings import MeasureConfig, SweepConfig
 from semantica.sweeps.space import SpaceConfig

@@ -21,8 +21,7 @@ from semantica.diffusion.settings import ScheduleConfig
 from semantica.pairs.loader import Batch, LoaderWorker, PairLoader
 from semantica.training.compute import prepare
 from semantica.training.ema import Ema
-from semantica.training.feed import feed
-from semantica.training.loader import training_loader
+from semantica.training.feed import feed, training_loader
 from semantica.training.loop import initial_network
 from semantica.training.recipe import ComputeConfig, TrainConfig
 from semantica.training.step import StepNoise, add_gradients, make_optimizer, update

@@ -74,8 +74,11 @@ NOT_RECORDED = {
 
 
 def config_classes():
+    """Every @config class by its name, but those of commands, which hold the settings of stages and places."""
     classes = {}
     for module in pkgutil.walk_packages(semantica.__path__, "semantica."):
+        if module.name.startswith("semantica.jobs"):
+            continue
         for value in vars(importlib.import_module(module.name)).values():
             if isinstance(value, type) and dataclasses.is_dataclass(value) and hasattr(value, "__pydantic_config__"):
                 classes[value.__name__] = value

@@ -2,7 +2,7 @@
 
 Every decision is a pure function of `semantica.evaluation`. `evaluate` makes evaluation sets, draws what protocols ask for,
 measures it and writes the report into `out`, whose folders data/, samples/ and features/ grow when more is asked for.
-`evaluate_samples` is the last stage of a pipeline: it measures samples of jobs.generate, in one pass, for the protocol
+`evaluate_samples` is the last stage of a pipeline: it measures samples of semantica generate, in one pass, for the protocol
 `overview`.
 """
 
@@ -268,7 +268,7 @@ def _train_pictures(job: _Job, networks: Networks) -> TrainPictures:
 
 @dataclass(frozen=True)
 class GivenSamples:
-    """An output of jobs.generate, drawn from `checkpoint` for held-out pictures of `encodings`."""
+    """An output of semantica generate, drawn from `checkpoint` for held-out pictures of `encodings`."""
 
     folder: Location
     checkpoint: Path
@@ -343,5 +343,5 @@ def _check_belong_together(drawn: Manifest, source: Manifest, checkpoint: Checkp
         if drawn.inputs[name] != given:
             raise DataError(
                 f"evaluate: the samples were drawn from another {name} ({drawn.inputs[name][:12]}) than the one given "
-                f"({given[:12]}); give the {name} that jobs.generate was given"
+                f"({given[:12]}); give the {name} that semantica generate was given"
             )

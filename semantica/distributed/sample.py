@@ -101,7 +101,7 @@ def generate(
 ) -> Manifest:
     """Draw samples for held-out conditioning images of `encodings` into `out`. Returns the manifest of the samples.
 
-    checkpoint: a checkpoint's folder, or one that holds it (the output of jobs.train, or of a pipeline).
+    checkpoint: a checkpoint's folder, or one that holds it (the output of semantica train, or of a pipeline).
     """
     source, opened = read_manifest(encodings, "encodings"), open_checkpoint(checkpoint)
     check_same_encoder(opened.provenance.encoder["identity"], source)

@@ -1,4 +1,4 @@
-"""A sweep: Ray Tune over real Ray Train runs, each the training of jobs.train, all on the same encodings; a band is a view.
+"""A sweep: Ray Tune over real Ray Train runs, each the training of semantica train, all on the same encodings; a band is a view.
 
 In: encodings and scores, the settings of a sweep. Out: a folder with a figure for each trial and point, sweep.html, and the
 winner's configuration. Tune's own records are thrown away: whatever is killed, the same command goes on from its trials' files
@@ -11,7 +11,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,29 +19,30 @@ from typing import Any
 
 import ray
 import ray.tune
-import torch
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
 
-from semantica.config import from_dict, require, to_dict
+from semantica.config import require
+from semantica.data import lease
 from semantica.data.dataset import Manifest, StageOutput, read_manifest
-from semantica.data.location import Location, location, uri
-from semantica.distributed.session import check_resources, say
+from semantica.data.location import Location, location
+from semantica.denoiser.sizes import training_flops
+from semantica.distributed.reports import keep_history
+from semantica.distributed.session import check_resources, run_token, say
 from semantica.distributed.stage import StageSession, stage_session
-from semantica.distributed.sweep_search import Progress, Search
-from semantica.distributed.sweep_trial import AGAIN, HELD_OUT_FILE, REFERENCES, Shared, band_view, check_lanes, run_trial
 from semantica.distributed.train import check_fits
-from semantica.distributed.training_reports import FRECHET
+from semantica.distributed.trial import AGAIN, HELD_OUT_FILE, REFERENCES, Shared, band_view, check_lanes, free_workers, run_trial
 from semantica.errors import ConfigError, DataError, Stopped
-from semantica.runtime import ClusterConfig, Runtime
-from semantica.sweeps.halving import next_round
-from semantica.sweeps.measuring import make_held_out
+from semantica.runtime import ClusterConfig, Runtime, device
+from semantica.sweeps.halving import Asha, next_round
 from semantica.sweeps.plan import SweepPlan, keep
+from semantica.sweeps.points import FRECHET, make_held_out
 from semantica.sweeps.ranking import winner
 from semantica.sweeps.report import BEST, PAGE, REPORT, write_report
-from semantica.sweeps.results import FIGURES, TRAINING, Result, end, read_results, trial_folder
+from semantica.sweeps.results import FIGURES, TRAINING, Result, begin, end, read_result, read_results, trial_folder
 from semantica.sweeps.search import drawn, num_trials
-from semantica.sweeps.settings import MeasureConfig, SweepConfig
-from semantica.sweeps.space import Swept, configured, settings_of
+from semantica.sweeps.settings import SweepConfig
+from semantica.sweeps.space import Swept, configured, settings_of, trial_name
 from semantica.tracking import Place, resolve_uri, send_what_is_left
 
 _ENDING_S = 15.0  # that processes of stopped trials may take to end [C]
@@ -83,12 +84,12 @@ def sweep(
         )
         check_resources(cluster, gpus=max(cluster.gpus_per_actor, float(cluster.num_workers if cluster.use_gpu else 0)))
         shared = Shared(
-            out=str(folder),
-            swept=to_dict(swept),
-            measure=to_dict(config.measure),
-            encodings={name: uri(place) for name, place in places.items()},
-            scores={name: uri(place) for name, place in scored.items()},
-            runtime=to_dict(runtime),
+            out=folder,
+            swept=swept,
+            measure=config.measure,
+            encodings=places,
+            scores=scored,
+            runtime=runtime,
             parent=session.run,
         )
         for name in places:
@@ -96,13 +97,13 @@ def sweep(
                 check_lanes(band_view(shared, name, replace(band, low=low, high=high)), swept.train)
         _hold_out(shared, plan.train.denoiser.resolution_px, cluster)
         room = concurrency(cluster, ray.cluster_resources())
-        search = Search(config, swept, shared)
+        search = Search(config, shared)
         rounds = _halving if config.stopping == "halving" else _tune
         errors = rounds(config, search, shared, cluster, min(max_concurrent or room, room))
         results = read_results(folder)
         _end_tracking(results, folder, runtime)
         _check_ended(results, errors, search.total)
-        shown = write_report(folder, config, plan.swept, shared.encodings, command)
+        shown = write_report(folder, config, plan.swept, plan.encodings, command)
         return _finish(session, stage, results, shown)
 
 
@@ -117,7 +118,7 @@ def check(
     for name, place in encodings.items():
         manifest, scored = read_manifest(place, "encodings"), read_manifest(scores[name], "scores")
         if scored.inputs["encodings"] != manifest.hash:
-            raise DataError(f"sweep: {scores[name]} holds the scores of other encodings than {place}; run jobs.pairs on these")
+            raise DataError(f"sweep: {scores[name]} holds the scores of other encodings than {place}; run semantica pairs on these")
         inputs |= {f"encodings.{name}": manifest.hash, f"scores.{name}": scored.hash}
         identities[name] = manifest.facts["encoder"]
     names = list(encodings)
@@ -140,7 +141,7 @@ def concurrency(cluster: ClusterConfig, resources: Mapping[str, float]) -> int:
 
 def _halving(config: SweepConfig, search: Search, shared: Shared, cluster: ClusterConfig, max_concurrent: int) -> dict[str, str]:
     """Run the trials round by round, each to its point; a round that is cut is the last. Returns what went wrong, by trial."""
-    out = Path(shared.out)
+    out = shared.out
     for index in range(search.total):
         search.name(index)
     while True:
@@ -156,7 +157,7 @@ def _halving(config: SweepConfig, search: Search, shared: Shared, cluster: Clust
         if not now.names:
             return {}
         say(f"sweep     {len(now.names)} trials to {'their end' if now.until is None else f'point {now.until}'}")
-        one = Search(config, search.swept, shared, only=now.names, until=now.until)
+        one = Search(config, shared, only=now.names, until=now.until)
         errors = _tune(config, one, shared, cluster, max_concurrent)
         if any(_is_behind(result, now.until) for result in read_results(out) if result.name in now.names):
             return errors
@@ -168,7 +169,7 @@ def _is_behind(result: Result, until: int | None) -> bool:
 
 def _tune(config: SweepConfig, search: Search, shared: Shared, cluster: ClusterConfig, max_concurrent: int) -> dict[str, str]:
     """Run the trials. Returns what went wrong, by trial. Raises Stopped when a signal asked for the end."""
-    out = Path(shared.out)
+    out = shared.out
     shutil.rmtree(out / _TUNE, ignore_errors=True)
     progress = Progress(out, config.measure.num_points, search.total, search.until)
     # A trial's process stays in the directory in which the sweep was started: relative places mean the same there.
@@ -206,27 +207,137 @@ def _trial_folder(trial: Any) -> str:
     return str(trial.config["trial"])
 
 
-class _Asha(ASHAScheduler):  # type: ignore[misc]
-    """ASHA to which trials tell again, after a restart, what was measured before: others are compared with it, they go on."""
+class Search(Searcher):  # type: ignore[misc]
+    """Gives Tune the trials: those that were begun by earlier starts first, in their order, then what the search chooses next.
+
+    only: of a round of successive halving, the trials that go on, and until: the point at which they pause.
+    """
+
+    def __init__(
+        self,
+        config: SweepConfig,
+        shared: Shared,
+        *,
+        only: Collection[str] | None = None,
+        until: int | None = None,
+    ) -> None:
+        super().__init__(metric=FRECHET, mode="min")
+        self.config, self.shared, self.only, self.until = config, shared, only, until
+        self.names = list(shared.encodings)
+        self.total, self.given = num_trials(config, self.names), 0
+        self.identities = {name: shared.identity(name) for name in shared.encodings}
+
+    def suggest(self, trial_id: str) -> Any:
+        """The next trial, whose settings are on the disk before it begins."""
+        while self.given < self.total:
+            name = self.name(self.given)
+            self.given += 1
+            if self.only is None or name in self.only:
+                return {"trial": name, "shared": self.shared, "until": self.until}
+        return Searcher.FINISHED
+
+    def name(self, index: int) -> str:
+        """The name of a trial, which is begun if it was not: its settings are on the disk then."""
+        before = read_results(self.shared.out)
+        known = [result.name for result in before if result.index == index]
+        return known[0] if known else self._begun(index, before)
+
+    def _begun(self, index: int, before: list[Result]) -> str:
+        choice = drawn(self.config, self.names, index, before)
+        settings = settings_of(choice, self.config.space, self.shared.swept, self.names)
+        train = configured(self.shared.swept, settings, self.identities[str(settings["encoder"])]).train
+        name, steps = trial_name(index, settings), self.config.measure.steps(train.num_steps)
+        begin(self.shared.out, index, name, choice, settings, steps, float(training_flops(train.denoiser) * train.batch_size))
+        return name
+
+    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+        """Nothing: what was found is on the disk."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: a sweep goes on from the files of its trials."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing."""
+
+
+class Progress(ray.tune.Callback):  # type: ignore[misc]
+    """Says what happens, and writes down which trials the scheduler stopped."""
+
+    def __init__(self, out: Path, num_points: int, total: int, until: int | None = None) -> None:
+        self.out, self.num_points, self.total, self.until = out, num_points, total, until
+        self.errors: dict[str, str] = {}
+        self._ended: set[str] = set()  # trials whose processes may still be ending
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        name = trial.config["trial"]
+        if read_result(trial_folder(self.out, name)).status == "unfinished":
+            say(f"sweep     trial {name}, of {self.total}")
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+        if (
+            FRECHET in result
+            and not result.get(AGAIN)
+            and read_result(trial_folder(self.out, trial.config["trial"])).status == "unfinished"
+        ):
+            say(f"sweep     trial {trial.config['trial']}: point {result['point']} of {self.num_points}, FD {result[FRECHET]:.4g}")
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        folder = trial_folder(self.out, trial.config["trial"])
+        result = read_result(folder)
+        self._ended.add(result.name)
+        self.errors.pop(result.name, None)
+        # Only the scheduler ends a trial that is not trained to its end; one that is killed or fails comes to no such end. It may
+        # have been measured at later points, even the last, before it heard of it.
+        is_paused = self.until is not None and result.reached >= self.until
+        if result.status == "unfinished" and result.reached and not is_paused:
+            heard = min(result.reached, int((trial.last_result or {}).get("point", result.reached)))
+            last = next(figure for figure in result.figures if figure.point == heard)
+            end(folder, "stopped", f"FD {last.frechet:.4g} at point {last.point} is not among the best so far")
+            say(f"sweep     trial {result.name}: stopped at point {last.point} of {self.num_points}")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._ended.add(trial.config["trial"])
+        path = trial.pickled_error_file
+        self.errors[trial.config["trial"]] = _last_line(trial.error_file) if path or trial.error_file else "no reason given"
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        self.release()
+
+    def release(self, seconds: float = 0.0) -> None:
+        """Give back the CPUs and GPUs of trials that ended, once their processes have; wait so long for these.
+
+        Tune ends the driver of a stopped trial, and the controller of its training with it, before that frees the workers.
+        """
+        deadline = time.monotonic() + seconds
+        while self._ended:
+            for name in [n for n in self._ended if not lease.is_held(trial_folder(self.out, n) / TRAINING)]:
+                free_workers(trial_folder(self.out, name))
+                self._ended.discard(name)
+            if time.monotonic() >= deadline:
+                return
+            time.sleep(0.5)
+
+
+class AshaScheduler(FIFOScheduler):  # type: ignore[misc]
+    """Tells Tune what `Asha` says. After a restart trials report again what was measured before: others are compared with it, they
+    themselves go on.
+    """
+
+    def __init__(self, asha: Asha) -> None:
+        super().__init__()
+        self.asha = asha
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """CONTINUE or STOP."""
-        decision: str = super().on_trial_result(tune_controller, trial, result)
-        return TrialScheduler.CONTINUE if result.get(AGAIN) else decision
+        stops = FRECHET in result and self.asha.stops(trial.config["trial"], int(result["point"]), float(result[FRECHET]))
+        decision: str = TrialScheduler.STOP if stops and not result.get(AGAIN) else TrialScheduler.CONTINUE
+        return decision
 
 
 def scheduler(config: SweepConfig) -> TrialScheduler:
-    """What stops trials early. ASHA decides at no point that is the last one: stopped there, a training would not be saved."""
-    most = config.measure.num_points - 1 + 1e-6  # a rung that is not a whole number is looked at at the point after it
-    if config.stopping != "asha" or config.grace_points > most:
-        return FIFOScheduler()
-    return _Asha(
-        time_attr="point",
-        max_t=most,
-        grace_period=config.grace_points,
-        reduction_factor=config.reduction_factor,
-        stop_last_trials=False,
-    )
+    """What stops trials early."""
+    asha = Asha(config.measure.num_points, config.grace_points, config.reduction_factor)
+    return AshaScheduler(asha) if config.stopping == "asha" and asha.rungs else FIFOScheduler()
 
 
 @contextmanager
@@ -240,25 +351,25 @@ def _sigterm_as_sigint() -> Iterator[None]:
 
 
 def _hold_out(shared: Shared, resolution_px: int, cluster: ClusterConfig) -> None:
-    path = Path(shared.out) / HELD_OUT_FILE
-    if not path.exists():
+    if not (shared.out / HELD_OUT_FILE).exists():
         task = ray.remote(num_cpus=cluster.cpus_per_actor, num_gpus=cluster.gpus_per_actor)(_make_held_out)
         ray.get(task.remote(shared, resolution_px))
 
 
 def _make_held_out(shared: Shared, resolution_px: int) -> None:
-    out = Path(shared.out)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    places = [location(place) for place in shared.encodings.values()]
-    measure = from_dict(MeasureConfig, shared.measure)
-    make_held_out(measure, places, resolution_px, out / REFERENCES, device).keep(out / HELD_OUT_FILE)
+    encodings = list(shared.encodings.values())
+    held_out = make_held_out(shared.measure, encodings, resolution_px, shared.out / REFERENCES, device())
+    held_out.keep(shared.out / HELD_OUT_FILE)
 
 
 def _end_tracking(results: list[Result], out: Path, runtime: Runtime) -> None:
-    """Send what stopped trials left: their processes were ended in the middle."""
+    """Send what stopped trials left: their processes were ended in the middle. What resumes keeps its history."""
     deadline = time.monotonic() + _ENDING_S
     for result in results:
-        place = Place.beside(trial_folder(out, result.name) / TRAINING, runtime.tracking)
+        training = trial_folder(out, result.name) / TRAINING
+        place = Place.beside(training, runtime.tracking, run_token(training, make=False))
+        if result.status == "unfinished":
+            keep_history(training, place.runs())
         send_what_is_left(place.root, seconds=runtime.tracking.flush_s)
         while place.root.is_dir() and time.monotonic() < deadline:  # its process, which has it, ends in this moment
             time.sleep(0.5)
@@ -290,8 +401,13 @@ def _finish(session: StageSession, stage: StageOutput, results: list[Result], sh
         **{f"num_{s}": sum(r.status == s for r in results) for s in ("stopped", "diverged", "failed")},
     }
     session.summary = f"{len(results)} trials, {counts['num_stopped']} stopped early; best {best.name}, FD {best.final:.4g}"
-    session.notes.append(f"python -m jobs.train --config {out / BEST} --out OUT trains it again; see {out / PAGE}")
+    session.notes.append(f"semantica train --config {out / BEST} --out OUT trains it again; see {out / PAGE}")
     folders = [trial_folder(out, result.name) for result in results]
     kept = [path for folder in folders for path in (*folder.glob("*.json"), *folder.glob(f"{FIGURES}/*")) if path.name[0] != "."]
     files = sorted(str(path.relative_to(out)) for path in kept)
     return stage.finish(counts, {"best": best.name, FRECHET: best.final}, [*files, PAGE, REPORT, BEST])
+
+
+def _last_line(path: str | None) -> str:
+    lines = [line for line in Path(path).read_text().splitlines() if line.strip()] if path and Path(path).exists() else []
+    return lines[-1].strip() if lines else "no reason given"

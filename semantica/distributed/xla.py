@@ -54,8 +54,8 @@ class Host:
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What XLA says on a worker."""
+class XlaProcess:
+    """A worker as XLA counts it: its index, how many processes there are, and their devices together."""
 
     process: int
     num_processes: int
@@ -78,9 +78,9 @@ class XlaBackend(Backend):  # type: ignore[misc]
                 environment["CPU_NUM_DEVICES"] = str(backend_config.num_cpu_devices)
             arguments = (environment, rank, world, backend_config.timeout_s)
             started.append(worker_group.execute_single_async(rank, _start, *arguments))
-        seen: list[Seen] = ray.get(started)
+        seen: list[XlaProcess] = ray.get(started)
         if tpu:
-            check_seen(seen)
+            check_processes(seen)
         _log.info("XLA runs on %d hosts with %d devices", world, sum(s.num_devices for s in seen) // seen[0].num_processes)
 
     def on_shutdown(self, worker_group: Any, backend_config: XlaConfig) -> None:
@@ -141,7 +141,7 @@ def slice_environments(hosts: Sequence[Host]) -> list[dict[str, str]]:
     ]
 
 
-def check_seen(seen: Sequence[Seen]) -> None:
+def check_processes(seen: Sequence[XlaProcess]) -> None:
     """Raise ConfigError unless the workers' XLA processes are one runtime: every index once, all of them counted by all."""
     if sorted(s.process for s in seen) != list(range(len(seen))) or any(s.num_processes != len(seen) for s in seen):
         raise ConfigError(
@@ -158,14 +158,14 @@ def _where() -> Host:
     return Host(name, int(number), ray.util.get_node_ip_address())
 
 
-def _start(environment: Mapping[str, str], rank: int, world: int, timeout_s: int) -> Seen:
+def _start(environment: Mapping[str, str], rank: int, world: int, timeout_s: int) -> XlaProcess:
     # Whatever an earlier group left: a slice that was replaced is another one.
     os.environ.update(environment)
     import torch_xla.runtime as xr
 
     xr.use_spmd()  # before any XLA device is asked for
     torch.distributed.init_process_group("gloo", "env://", rank=rank, world_size=world, timeout=timedelta(seconds=timeout_s))
-    return Seen(xr.process_index(), xr.process_count(), xr.global_runtime_device_count())
+    return XlaProcess(xr.process_index(), xr.process_count(), xr.global_runtime_device_count())
 
 
 def _stop() -> None:

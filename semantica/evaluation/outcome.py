@@ -45,8 +45,8 @@ class TrainPictures:
 class Sources:
     """What the report tells of besides the samples, where it is known: outputs of earlier stages, configuration and command.
 
-    samples: an output of jobs.generate that is measured instead of samples that the evaluation draws. train: the encodings that the
-    first checkpoint was trained on, whose pictures `details` looks for among samples.
+    samples: an output of semantica generate that is measured instead of samples that the evaluation draws. train: the encodings
+    that the first checkpoint was trained on, whose pictures `details` looks for among samples.
     """
 
     episodes: Location | None = None

@@ -43,7 +43,7 @@ class Request:
 
     @property
     def noise_name(self) -> str:
-        """What keys its noise, together with the seed; the same as in jobs.generate."""
+        """What keys its noise, together with the seed; the same as in semantica generate."""
         return f"{self.image_id}/{self.index}"
 
     @property

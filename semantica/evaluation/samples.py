@@ -1,4 +1,4 @@
-"""Where samples lie: a growing folder of an evaluation ("drawn"), or an output of jobs.generate ("samples").
+"""Where samples lie: a growing folder of an evaluation ("drawn"), or an output of semantica generate ("samples").
 
 In: requests. Out: in which file each sample is, under which id, and its pixels. Both folders hold SAMPLES rows; they differ in how
 they call a sample, and in what is known of a file before it is opened.

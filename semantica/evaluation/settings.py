@@ -15,7 +15,7 @@ from semantica.generation.settings import GenerateConfig, SpeedConfig
 
 @config
 class OverviewConfig:
-    """Settings of the protocol `overview`, with which a pipeline ends, on samples of jobs.generate.
+    """Settings of the protocol `overview`, with which a pipeline ends, on samples of semantica generate.
 
     guidance: the w whose figures stand first. centred: subtract the corpus mean before cosines, where the pair score did.
     inception, perceptual: use these networks where their weights are on this machine.
@@ -84,7 +84,7 @@ class EvaluationConfig:
     def of_samples(
         cls, config: OverviewConfig, drawing: GenerateConfig, num: int, extractor: tuple[str, ...], perceptual: tuple[str, ...]
     ) -> EvaluationConfig:
-        """The protocol `overview` of `num` samples at each w that jobs.generate drew so. perceptual: at most one net."""
+        """The protocol `overview` of `num` samples at each w that semantica generate drew so. perceptual: at most one net."""
         return cls(
             protocol=("overview",),
             num=num,
@@ -118,11 +118,11 @@ class EvaluationConfig:
 
     @classmethod
     def drawn_as(cls, drawing: GenerateConfig, *, centred: bool) -> EvaluationConfig:
-        """The defaults, with samples that are drawn as jobs.generate draws them."""
+        """The defaults, with samples that are drawn as semantica generate draws them."""
         return cls(sampler=drawing.sampler, beyond=drawing.beyond, speed=drawing.speed, centred=centred)
 
     def __post_init__(self) -> None:
-        self.draws()  # refuses what it shares with jobs.generate
+        self.draws()  # refuses what it shares with semantica generate
         require(len(self.protocol) > 0, "protocol", "one or several", self.protocol)
         require(len(set(self.protocol)) == len(self.protocol), "protocol", "all different", self.protocol)
         for name in ("guidance", "table_guidance"):

@@ -1,6 +1,6 @@
 """What a user of a trained model needs: `semantica.load(path)(images, guidance=0.5, num_samples=4)`.
 
-In: a released folder, a checkpoint, the output of jobs.train, or a hub's ORG/NAME; then pictures. Out: samples, the same that
+In: a released folder, a checkpoint, the output of semantica train, or a hub's ORG/NAME; then pictures. Out: samples, the same that
 `generate` draws for the same conditioning and names; and the model, saved or uploaded to a hub.
 """
 
@@ -68,7 +68,7 @@ class Semantica:
         picture_px: int | None = None,
         speed: SpeedConfig = SpeedConfig(),  # noqa: B008 - it is frozen
     ) -> Semantica:
-        """The model at `path`: a released folder, a checkpoint, the output of jobs.train, or a hub's ORG/NAME.
+        """The model at `path`: a released folder, a checkpoint, the output of semantica train, or a hub's ORG/NAME.
 
         device: None is a GPU where there is one. encoder: the folder of the encoder, for a model that was trained with a local one.
         revision: of a hub's model. picture_px: image_px of the ingest of its training pictures, where the release does not know it.
@@ -219,7 +219,7 @@ def opened(path: str | Path, revision: str = "main") -> tuple[Release, UViT, str
     if not folder.is_dir():
         if not hub.is_hub_name(str(path)):
             raise WeightsError(
-                f"load: no folder {path}; give a released model, a checkpoint, the output of jobs.train, or ORG/NAME"
+                f"load: no folder {path}; give a released model, a checkpoint, the output of semantica train, or ORG/NAME"
             )
         folder = hub.fetch(str(path), revision)
     folder = trained(folder)

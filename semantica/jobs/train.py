@@ -9,6 +9,7 @@ from typing import Annotated
 import tyro
 
 from semantica.config import config
+from semantica.data.location import location
 from semantica.jobs.command import Command
 from semantica.runtime import Runtime
 from semantica.training.recipe import TrainConfig
@@ -35,12 +36,12 @@ COMMAND = Command(
         "encodings": "output of `semantica encode`",
         "selection": "output of `semantica pairs`",
         "out": "folder of the run; the checkpoint is model/ in it",
-        "train.num_steps": "steps of the optimizer",
+        "train.num_steps": "steps of the optimizer; a larger number continues a finished training",
+        "train.init_from": "start from the weights of this output, checkpoint or release; none: from random weights",
         "train.batch_size": "pairs per step, over all workers",
         "train.optimizer.learning_rate": "of Adam, after the warm-up",
         "train.micro_batch_size": "pairs that a worker computes at once, to save memory; none: all",
         "train.compute.precision": "of products and convolutions",
-        "train.compute.compile": "compile the network, a minute at the start",
         "train.checkpoint_every": "steps between two checkpoints",
         "train.sample_every": "steps between two sheets of samples; none: no samples",
         "train.seed": "of weights, batches and noise",
@@ -57,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def call(job: TrainJob) -> None:
         from semantica.distributed.train import train
 
-        train(job.train, encodings=job.encodings, selection=job.selection, out=job.out, runtime=job.runtime)
+        encodings, selection = location(job.encodings), location(job.selection)
+        train(job.train, encodings=encodings, selection=selection, out=job.out, runtime=job.runtime)
 
     return COMMAND.run(call, argv)

@@ -1,18 +1,85 @@
-"""Successive halving (Jamieson and Talwalkar, arXiv 1502.07943): all trials to a point, the best of them to the next, and so on.
+"""Successive halving (Jamieson and Talwalkar, arXiv 1502.07943): which trials of a sweep stop early, at which points.
 
-In: what is on the disk of every trial. Out: who goes on, to which point, and who is stopped. ASHA decides about a trial when it
-comes to a point, by those that were there before it; here a point is decided when all have come to it, so that no trial goes on
-because it was early, and the order of the trials does not matter. Trials pause at a point: they are saved there and end.
+In: what was measured of every trial. Out: who goes on. ASHA decides about a trial when it comes to a point, by those that were
+there before it (`Asha`: Ray Tune is told what it says, and `simulated_asha` applies it to recorded curves). `next_round` decides
+about a point when all trials have come to it, so that no trial goes on because it was early, and the order of the trials does
+not matter: trials pause at a point, where they are saved and end.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from semantica.sweeps.ranking import milestones
+import numpy as np
+
 from semantica.sweeps.results import Figure, Result
+
+
+def milestones(num_points: int, grace_points: int, reduction_factor: float) -> list[float]:
+    """The points at which trials are stopped, before the last one, where there is nothing left to save.
+
+    One that is not a whole number is looked at at the point after it.
+    """
+    found, milestone = [], float(grace_points)
+    while milestone <= num_points - 1:
+        found.append(milestone)
+        milestone *= reduction_factor
+    return found
+
+
+class Asha:
+    """Asynchronous successive halving (Li et al., arXiv 1810.05934) over trials that come to their points in any order.
+
+    `stops(name, point, figure)`: whether the figure of a trial at a point is above the (1 / reduction_factor)-quantile of the
+    figures that came to the same milestone before. Each trial is decided on once per milestone, at its first point from there on.
+    """
+
+    def __init__(self, num_points: int, grace_points: int, reduction_factor: float) -> None:
+        self.reduction_factor = reduction_factor
+        self.rungs: dict[float, dict[str, float]] = {
+            milestone: {} for milestone in reversed(milestones(num_points, grace_points, reduction_factor))
+        }
+
+    def stops(self, name: str, point: int, figure: float) -> bool:
+        """Take in a figure; True when the trial is to be stopped here."""
+        reached = [others for milestone, others in self.rungs.items() if milestone <= point]
+        if not reached or name in reached[0]:
+            return False
+        others = reached[0]
+        is_worse = bool(others) and figure > np.nanpercentile(list(others.values()), 100 / self.reduction_factor)
+        others[name] = figure
+        return bool(is_worse)
+
+
+@dataclass(frozen=True)
+class AshaOutcome:
+    """An ASHA over recorded curves: the points that each trial came to, who wins, and the share of the whole grid's cost."""
+
+    reached: Mapping[str, int]
+    best: str
+    share: float
+
+
+def simulated_asha(
+    curves: Mapping[str, Sequence[float]],
+    steps: Sequence[int],
+    flops: Mapping[str, float],
+    *,
+    grace_points: int,
+    reduction_factor: float,
+) -> AshaOutcome:
+    """ASHA, one trial after the other in the order given, over the curves of a full grid. steps: of the points."""
+    asha = Asha(len(steps), grace_points, reduction_factor)
+    reached = {
+        name: next((point for point, figure in enumerate(curve, 1) if asha.stops(name, point, figure)), len(steps))
+        for name, curve in curves.items()
+    }
+    finished = [name for name, point in reached.items() if point == len(steps)]
+    spent = sum(flops[name] * steps[reached[name] - 1] for name in curves)
+    whole = sum(flops[name] * steps[-1] for name in curves)
+    return AshaOutcome(reached, min(finished, key=lambda name: curves[name][-1]), spent / whole)
 
 
 @dataclass(frozen=True)

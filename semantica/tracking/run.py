@@ -110,6 +110,11 @@ class Run:
         """How many records of this process a full disk has not taken yet, after one more attempt."""
         return self._writer().retry() if self.folder else 0
 
+    def close(self) -> None:
+        """Give back the spool's file, which this process holds open. A later record opens it again."""
+        if writer := _WRITERS.pop(self.folder, None):
+            writer.close()
+
     def _append(self, kind: str, body: dict[str, Any], data: Content = None) -> None:
         if self.folder:
             self._writer().append(kind, body, data)
@@ -125,6 +130,11 @@ class Place:
 
     root: Path
     token: str = ""
+
+    def runs(self) -> list[Run]:
+        """The runs of this token whose spools are still here, whatever server they go to; the one recorded last comes last."""
+        folders = [folder for folder in self.root.glob(f"{self.token}-*") if (folder / SPEC).exists()] if self.token else []
+        return [Run(str(folder)) for folder in sorted(folders, key=lambda folder: (folder / SPEC).stat().st_mtime)]
 
     @classmethod
     def beside(cls, output: Location, tracking: TrackingConfig, token: str = "") -> Place:

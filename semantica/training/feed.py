@@ -1,7 +1,8 @@
 """What a step needs, made while the step before computes: the loader's batch and the noise of its slots, on the device.
 
-In: the loader and the steps to make. Out: (batch, noise) of each step in order, `ahead` of them made by one thread before they are
-asked for. Both depend on the step alone, so nothing depends on how far the thread is.
+In: the recipe, encodings and a selection of their pairs (`training_loader`); a loader and the steps to make (`feed`). Out:
+(batch, noise) of each step in order, `ahead` of them made by one thread before they are asked for. Both depend on the step
+alone, so nothing depends on how far the thread is.
 """
 
 from __future__ import annotations
@@ -16,7 +17,11 @@ from typing import Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor
 
-from semantica.pairs.loader import Batch
+from semantica.config import require
+from semantica.data.location import Location
+from semantica.data.pictures import TokensOf
+from semantica.denoiser.configs import DenoiserConfig
+from semantica.pairs.loader import Batch, Batches, LoaderWorker, PairLoader
 from semantica.training.recipe import TrainConfig
 from semantica.training.step import StepNoise, step_noise
 
@@ -35,6 +40,29 @@ class Loader(Protocol):
 
 Place = Callable[[Batch, StepNoise], tuple[Batch, StepNoise]]
 """Puts what was made on the host where it is computed with."""
+
+
+def training_loader(
+    config: TrainConfig,
+    encodings: Location,
+    selection: Location,
+    worker: LoaderWorker = LoaderWorker(),  # noqa: B008 - it is frozen
+    *,
+    tokens_of: TokensOf | None = None,
+) -> PairLoader:
+    """The loader of one worker's share. Raises DataError when encodings, selection and recipe do not belong together."""
+    channels = config.denoiser.channels
+    require(channels == 3, "channels", "3 to train on pictures", channels, of=DenoiserConfig)
+    batches = Batches(
+        seed=config.seed,
+        batch_size=config.batch_size,
+        num_lanes=config.num_lanes,
+        resolution_px=config.denoiser.resolution_px,
+        window_groups=config.window_groups,
+        max_images=config.denoiser.max_images,
+        signals=config.denoiser.signals,
+    )
+    return PairLoader(encodings, selection, batches, worker, tokens_of=tokens_of)
 
 
 @contextmanager

@@ -66,7 +66,7 @@ def test_an_unknown_preset_is_refused_with_the_nearest_name(tmp_path: Path) -> N
 def test_an_unfinished_stage_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "episodes").mkdir()
     done = job("jobs.encode", "--episodes", tmp_path / "episodes", "--out", tmp_path / "out")
-    assert_one_line(done, "has no manifest.json", "run jobs.ingest again")
+    assert_one_line(done, "has no manifest.json", "run semantica ingest again")
 
 
 def test_an_unknown_field_in_yaml_is_named(tmp_path: Path) -> None:

@@ -13,14 +13,14 @@ ROOT = Path(__file__).parents[2]
 POLICY = "ray.train.v2._internal.execution.scaling_policy"
 ELASTIC = f"{POLICY}.elastic:ElasticScalingPolicy"
 PURPOSES = {
-    "ray._raylet:PlacementGroupID": "a trial that starts again gives back the machines of its earlier start (sweep_trial)",
+    "ray._raylet:PlacementGroupID": "a trial that starts again gives back the machines of its earlier start (trial)",
     "ray.train._internal.utils:get_address_and_port": "workers on TPU hosts agree on the address of their coordinator (xla)",
     "ray.train.v2._internal.execution.callback:WorkerGroupCallback": "the driver hears that a group of workers failed or ends",
     "ray.train.v2._internal.execution.context:get_train_context": "a worker finds its group, to tell the driver that it lives",
-    f"{POLICY}:NoopDecision": "an elastic group is left alone until it is saved (training_elastic)",
-    f"{POLICY}:ResizeDecision": "an elastic group is saved before Ray resizes it (training_elastic)",
+    f"{POLICY}:NoopDecision": "an elastic group is left alone until it is saved (elastic)",
+    f"{POLICY}:ResizeDecision": "an elastic group is saved before Ray resizes it (elastic)",
     f"{POLICY}:ScalingDecision": "the type of both",
-    ELASTIC: "the number of workers of an elastic training divides its lanes (training_elastic)",
+    ELASTIC: "the number of workers of an elastic training divides its lanes (elastic)",
 }
 ATTRIBUTES = {
     f"{ELASTIC}._count_possible_workers": "overridden: the number of workers divides the lanes",

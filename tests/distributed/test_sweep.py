@@ -24,9 +24,10 @@ from semantica.distributed.train import MODEL
 from semantica.errors import DataError
 from semantica.jobs.train import main as train_job
 from semantica.runtime import Runtime
-from semantica.sweeps.measuring import HeldOut, TrialMeasurer
+from semantica.sweeps.halving import simulated_asha
 from semantica.sweeps.plan import SweepPlan, begun
-from semantica.sweeps.ranking import simulated_asha, winner
+from semantica.sweeps.points import Points, TrialMeasurer
+from semantica.sweeps.ranking import winner
 from semantica.sweeps.results import Result, read_results
 from semantica.sweeps.settings import SweepConfig
 from semantica.training.checkpoint import open_checkpoint
@@ -105,7 +106,7 @@ def swept(small_run: SmallRun, tmp_path_factory: pytest.TempPathFactory) -> Swep
     killed: list[str] = []
     killer = threading.Thread(target=kill_at_first_point, args=(out, killed), daemon=True)
     killer.start()
-    sweep(plan, out=out, runtime=runtime, max_concurrent=1, command="python -m tune.sweep")
+    sweep(plan, out=out, runtime=runtime, max_concurrent=1, command="semantica sweep")
     killer.join(timeout=1)
     return Swept(out, plan, runtime, read_results(out), killed, before, groups)
 
@@ -173,10 +174,10 @@ def test_the_last_figure_is_that_of_the_model_that_is_kept(swept: Swept, small_r
     assert best is not None
     checkpoint = open_checkpoint(swept.out / "trials" / best.name / "training" / MODEL)
     encodings = small_run.out / "encodings"
-    measurer = TrialMeasurer(
-        swept.plan.sweep.measure, checkpoint.config, HeldOut.read(swept.out / "held_out.json"), swept.out / "references",
-        encodings=encodings, measured_by=encodings, tokens_of=None, device="cpu",
-    )  # fmt: skip
+    points = Points(
+        swept.out, (), swept.plan.sweep.measure, swept.out / "held_out.json", swept.out / "references", measured_by=encodings
+    )
+    measurer = TrialMeasurer(points, checkpoint.config, encodings, tokens_of=None, device="cpu")
     frechet, png = measurer.measure(dict(checkpoint.network(ema=True).named_parameters()))
     assert frechet == pytest.approx(best.final, rel=1e-3)  # of another process: threads sum in another order
     assert png[:4] == b"\x89PNG"

@@ -9,7 +9,7 @@ import pytest
 
 from semantica.data.dataset import MANIFEST
 from semantica.data.durable import write_atomically
-from semantica.distributed.sweep_search import Progress
+from semantica.distributed.sweep import Progress
 from semantica.sweeps.results import TRAINING, Figure, begin, keep_figure, read_result, trial_folder
 
 SETTINGS = {"encoder": "one", "conditioning": "both", "patching": "2x2", "learning_rate": 1e-3, "band_low": 0.3, "band_high": 0.9}

@@ -32,7 +32,7 @@ from semantica.denoiser.uvit import UViT
 from semantica.distributed.encode import encode
 from semantica.distributed.ingest import ingest
 from semantica.distributed.pairs import pairs
-from semantica.distributed.training_history import JOURNAL
+from semantica.distributed.reports import JOURNAL
 from semantica.runtime import Runtime
 from semantica.tracking import TrackingConfig
 

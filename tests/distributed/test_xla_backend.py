@@ -2,7 +2,7 @@
 
 import pytest
 
-from semantica.distributed.xla import Host, Seen, XlaBackend, XlaConfig, check_seen, slice_environments, tpu_scaling
+from semantica.distributed.xla import Host, XlaBackend, XlaConfig, XlaProcess, check_processes, slice_environments, tpu_scaling
 from semantica.errors import ConfigError
 from semantica.runtime import ClusterConfig
 
@@ -53,20 +53,27 @@ def test_two_workers_on_one_host_are_refused():
 
 
 def test_workers_are_one_runtime_when_every_process_is_there_once_in_any_order():
-    check_seen([Seen(1, 2, 8), Seen(0, 2, 8)])
+    check_processes([XlaProcess(1, 2, 8), XlaProcess(0, 2, 8)])
 
 
-@pytest.mark.parametrize("seen", [[Seen(0, 1, 4), Seen(0, 1, 4)], [Seen(0, 4, 16), Seen(1, 4, 16)], [Seen(0, 2, 8), Seen(0, 2, 8)]])
+@pytest.mark.parametrize(
+    "seen",
+    [
+        [XlaProcess(0, 1, 4), XlaProcess(0, 1, 4)],
+        [XlaProcess(0, 4, 16), XlaProcess(1, 4, 16)],
+        [XlaProcess(0, 2, 8), XlaProcess(0, 2, 8)],
+    ],
+)
 def test_workers_that_are_several_runtimes_or_part_of_one_are_refused(seen):
     with pytest.raises(ConfigError, match="XLA must see 2 processes, one a TPU host"):
-        check_seen(seen)
+        check_processes(seen)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"tpu_type": "TPU-V6E"}, "cluster.tpu_topology"),
-        ({"tpu_topology": "4x4"}, "cluster.tpu_topology"),
+        ({"tpu_type": "TPU-V6E"}, "tpu_topology must be set with tpu_type"),
+        ({"tpu_topology": "4x4"}, "tpu_topology must be set with tpu_type"),
         ({"tpu_type": "TPU-V6E", "tpu_topology": "4x4", "use_gpu": True}, "one of use_gpu, tpu_type and xla_cpu_devices"),
         ({"xla_cpu_devices": 2}, "with num_workers = 1"),
         ({"xla_cpu_devices": 0, "num_workers": 1}, "1 or more"),

@@ -1,9 +1,9 @@
 """One training while something is killed. A script: `test_training_faults.py` runs it.
 
 python training_chaos.py '{"job": {...}, "record": FOLDER, "step_s": s, "kill": [what, ...], "at": [step, ...]}'. With "kill" it
-runs on a cluster of its own, and the last line it prints is JSON; without, it is the command `jobs.train` on its own Ray. What is
-killed: "worker" by SIGKILL, "stop" by SIGSTOP, "node" or "nodes" (two at once), which others replace, "drain" (a node that is
-told before), "shrink" (a node, which is replaced later). Workers write down what they train on: RECORD/PID.jsonl, and
+runs on a cluster of its own, and the last line it prints is JSON; without, it is the command `semantica train` on its own Ray.
+What is killed: "worker" by SIGKILL, "stop" by SIGSTOP, "node" or "nodes" (two at once), which others replace, "drain" (a node
+that is told before), "shrink" (a node, which is replaced later). Workers write down what they train on: RECORD/PID.jsonl, and
 RECORD/at-RANK for where they are.
 """
 
@@ -27,18 +27,19 @@ from ray.cluster_utils import Cluster
 
 import semantica.distributed.train as shell
 from semantica.config import from_dict
+from semantica.data.location import location
 from semantica.jobs.train import TrainJob
 from semantica.jobs.train import main as train_command
 
 
-def recorded(folder: str, step_s: float) -> Callable[[dict[str, Any]], None]:
+def recorded(folder: str, step_s: float) -> Callable[[Any], None]:
     """`train_on_worker`, of which every step is written down and takes `step_s` more."""
 
-    def worker(job: dict[str, Any]) -> None:
+    def worker(job: Any) -> None:
         import hashlib
 
         import semantica.training.loop as loop
-        from semantica.distributed.training_worker import train_on_worker
+        from semantica.distributed.worker import train_on_worker
 
         context = ray.train.get_context()
         rank, world = context.get_world_rank(), context.get_world_size()
@@ -178,7 +179,11 @@ def on_a_cluster(job: dict[str, Any]) -> None:
     def training() -> None:
         try:
             shell.train(
-                values.train, encodings=values.encodings, selection=values.selection, out=values.out, runtime=values.runtime
+                values.train,
+                encodings=location(values.encodings),
+                selection=location(values.selection),
+                out=values.out,
+                runtime=values.runtime,
             )
         except BaseException as error:
             failed.append(repr(error))

@@ -69,7 +69,7 @@ def test_seeds_change_the_noise_and_condition_sets_the_pictures(a_set):
 
 def test_the_noise_of_a_sample_is_that_of_jobs_generate_and_the_same_over_w_and_models():
     request = Request("abc", "def", "picture", 2, 0.5, 3)
-    assert request.noise_name == "picture/2"  # as jobs.generate names it
+    assert request.noise_name == "picture/2"  # as semantica generate names it
     same = [replace(request, guidance=1.5).noise_name, replace(request, model="other").noise_name]
     assert same == [request.noise_name] * 2
     assert slot_seed("sample", 3, request.noise_name) != slot_seed("sample", 4, request.noise_name)

@@ -1,4 +1,4 @@
-"""Batches of an evaluation: a sample has the same pixels whatever is drawn beside it, from the noise of jobs.generate."""
+"""Batches of an evaluation: a sample has the same pixels whatever is drawn beside it, from the noise of semantica generate."""
 
 import pytest
 import torch
@@ -48,7 +48,7 @@ def test_a_sample_is_the_same_to_the_last_bit_alone_and_among_others(model, guid
 
 def test_a_sample_is_that_of_generate_with_the_same_seed(model):
     numbers = range(6)
-    names = [f"picture{n}/{n % 2}" for n in numbers]  # as jobs.generate names them
+    names = [f"picture{n}/{n % 2}" for n in numbers]  # as semantica generate names them
     config = GenerateConfig(sampler=SETTINGS.sampler, batch_size=6, seed=3)
     expected = sample_pictures(model, cond(numbers, model), names, 0.5, config, max_rows=12)
     assert torch.equal(draw(model, cond(numbers, model), batch(numbers), SETTINGS), expected)

@@ -26,7 +26,7 @@ from semantica.planning.model import denoiser_costs
 from semantica.signals import Signal
 from semantica.training.checkpoint import Provenance, open_checkpoint
 from semantica.training.checkpoint.save import write_checkpoint
-from semantica.training.loader import training_loader
+from semantica.training.feed import training_loader
 from semantica.training.loop import Hooks, fit, initial_network
 from semantica.training.step import step_noise
 from tests.generation.drawing import draw, pixels

@@ -75,7 +75,7 @@ def test_required_settings_and_no_others_stand_in_the_usage(name, capsys):
 
 def test_help_shows_the_defaults_of_the_preset(capsys):
     main(["train", "--preset", "base", "--help"])
-    assert "steps of the optimizer (default: 300000)" in " ".join(capsys.readouterr().out.split())
+    assert "continues a finished training (default: 300000)" in " ".join(capsys.readouterr().out.split())
 
 
 def test_help_shows_of_a_switch_the_word_that_turns_it_over(capsys):

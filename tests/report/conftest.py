@@ -142,5 +142,5 @@ def _paper_report(text: str) -> Report:
         versions={"torch": "2.9"},
         commit="abc1234",
         date="2025-11-21",
-        command=f"python -m jobs.evaluate {text}",
+        command=f"semantica evaluate {text}",
     )

@@ -43,7 +43,7 @@ def full_report(text="plain"):
         versions={"torch": "2.9"},
         commit="abc1234",
         date="2025-11-21",
-        command=f"python -m jobs.evaluate {text}",
+        command=f"semantica evaluate {text}",
     )
 
 

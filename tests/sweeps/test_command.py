@@ -5,14 +5,14 @@ import pytest
 from semantica.config import from_args, from_dict
 from semantica.data.dataset import read_manifest
 from semantica.distributed.sweep import check, concurrency, scheduler
-from semantica.distributed.sweep_trial import AGAIN
-from semantica.distributed.training_reports import FRECHET
+from semantica.distributed.trial import AGAIN
 from semantica.errors import ConfigError, DataError
 from semantica.jobs.sweep import SweepJob, fig2, main, places, sections
 from semantica.presets import preset
 from semantica.runtime import ClusterConfig
+from semantica.sweeps.halving import milestones
 from semantica.sweeps.plan import SweepPlan, begun, keep
-from semantica.sweeps.ranking import milestones
+from semantica.sweeps.points import FRECHET
 from semantica.sweeps.settings import SweepConfig
 from semantica.sweeps.space import SpaceConfig, Swept, grid
 
@@ -102,17 +102,14 @@ def test_as_many_trials_run_as_have_room_for_all_their_workers(cluster, resource
 @pytest.mark.parametrize(("num_points", "factor"), [(4, 1.5), (6, 1.5), (7, 2.5), (9, 3.0), (9, 2.0)])
 def test_no_rung_of_asha_is_looked_at_at_the_last_point(num_points, factor):
     config = from_dict(SweepConfig, {"measure": {"num_points": num_points}, "reduction_factor": factor})
-    rungs = sorted(milestone for milestone, _ in scheduler(config)._brackets[0]._rungs)
+    rungs = sorted(scheduler(config).asha.rungs)
     assert all(rung <= num_points - 1 for rung in rungs)
     assert rungs == pytest.approx(milestones(num_points, 1, factor))
 
 
 def test_what_a_trial_tells_again_is_compared_with_and_does_not_stop_it():
     asha = scheduler(from_dict(SweepConfig, {"measure": {"num_points": 9}}))
-    asha.set_search_properties(FRECHET, "min")
-    trials = [SimpleNamespace(trial_id=name) for name in "abcd"]
-    for trial in trials:
-        asha.on_trial_add(None, trial)
+    trials = [SimpleNamespace(config={"trial": name}) for name in "abcd"]
     heard = [(1.0, {}), (9.0, {AGAIN: True}), (8.0, {}), (0.5, {})]
     decisions = []
     for trial, (value, more) in zip(trials, heard, strict=True):
@@ -122,8 +119,7 @@ def test_what_a_trial_tells_again_is_compared_with_and_does_not_stop_it():
 
 def test_asha_decides_at_no_last_point():
     config = from_dict(SweepConfig, {"measure": {"num_points": 9}, "grace_points": 1, "reduction_factor": 3.0})
-    rungs = [milestone for milestone, _ in scheduler(config)._brackets[0]._rungs]
-    assert rungs == [3.0, 1.0]  # not 9
+    assert list(scheduler(config).asha.rungs) == [3.0, 1.0]  # not 9
     assert type(scheduler(from_dict(SweepConfig, {"stopping": "none"}))).__name__ == "FIFOScheduler"
     only = from_dict(SweepConfig, {"measure": {"num_points": 1}})
     assert type(scheduler(only)).__name__ == "FIFOScheduler"
@@ -148,5 +144,5 @@ def test_the_inputs_are_checked_before_anything_starts(data, make, tmp_path):
     with pytest.raises(ConfigError, match=r"cluster.num_workers must divide train.num_lanes = 4, got 3"):
         check(config, swept_on(encodings), {"a": encodings}, {"a": scores}, ClusterConfig(num_workers=3))
     other = make.encodings(tmp_path / "other", salt=1)
-    with pytest.raises(DataError, match=r"scores holds the scores of other encodings than .*other; run jobs.pairs on these"):
+    with pytest.raises(DataError, match=r"scores holds the scores of other encodings than .*other; run semantica pairs on these"):
         check(config, swept_on(encodings), {"a": other}, {"a": scores}, ClusterConfig())

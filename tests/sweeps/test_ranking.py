@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ray.tune.schedulers.async_hyperband import _Bracket
 
-from semantica.sweeps.ranking import milestones, rank_correlations, share_of_grid, simulated_asha, winner
+from semantica.sweeps.halving import milestones, simulated_asha
+from semantica.sweeps.ranking import rank_correlations, share_of_grid, winner
 
 FIGURES = st.floats(0.5, 500, allow_nan=False)
 

@@ -11,7 +11,7 @@ from semantica.presets import preset
 from semantica.report.page import render, to_json
 from semantica.report.pictures import grid_png
 from semantica.report.written import Protocol
-from semantica.sweeps.measuring import HeldOut
+from semantica.sweeps.points import HeldOut
 from semantica.sweeps.report import PANELS, best_yaml, lines_of, panel_curve, sweep_report
 from semantica.sweeps.results import figure_path, trial_folder
 from semantica.sweeps.settings import SweepConfig
@@ -80,7 +80,7 @@ def test_the_page_shows_three_panels_a_row_a_trial_and_the_winners_file(grid, tm
     tiny = preset("tiny")
     swept = Swept(train=tiny.train, band=tiny.band)
     best = min(grid, key=lambda result: result.final)
-    report = sweep_report(tmp_path, trials, best, SweepConfig(), swept, "train: {}", "python -m tune.sweep")
+    report = sweep_report(tmp_path, trials, best, SweepConfig(), swept, "train: {}", "semantica sweep")
     page = render(report)
     tree = LexborHTMLParser(page)
     titles = [node.text() for node in tree.css(".charts h3")]

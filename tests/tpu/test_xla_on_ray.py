@@ -38,7 +38,7 @@ def test_the_stage_trains_on_xla_what_the_loop_trains_eagerly(small, tmp_path):
     from semantica.config import override
     from semantica.distributed.train import MODEL, train
     from semantica.training.checkpoint import Provenance, open_checkpoint
-    from semantica.training.loader import training_loader
+    from semantica.training.feed import training_loader
     from semantica.training.loop import Hooks, fit
 
     encodings, selection, config, runtime = small

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from semantica.config import from_dict
 from semantica.data.durable import new_attempt
 from semantica.pairs.loader import Batches, LoaderWorker, PairLoader
-from semantica.training.checkpoint import Keeper, Provenance, Saver, TrainState, open_checkpoint
+from semantica.training.checkpoint import Keeper, Provenance, Saver, TrainState, Writers, open_checkpoint
 from semantica.training.compute import prepare
 from semantica.training.ema import Ema
 from semantica.training.loop import Hooks, fit, initial_network
@@ -69,10 +69,7 @@ def work(job, run, rank):
     with Saver(
         keeper,
         lambda f: found["failures"].append(str(f.error)),
-        rank=share.rank,
-        world=share.world,
-        attempt=run["attempt"],
-        patience_s=60,
+        writers=Writers(share.rank, share.world, run["attempt"], patience_s=60),
     ) as saver:
 
         def on_checkpoint(state):

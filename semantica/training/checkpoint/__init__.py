@@ -7,7 +7,7 @@ A checkpoint is safetensors for weights, EMA and optimizer, JSON for the rest, a
 from semantica.training.checkpoint.folders import checkpoint_folder, checkpoint_folders
 from semantica.training.checkpoint.format import CONFIG, MANIFEST, DamagedCheckpoint
 from semantica.training.checkpoint.keep import Keeper
-from semantica.training.checkpoint.save import SaveFailure, Saver, write_checkpoint
+from semantica.training.checkpoint.save import SaveFailure, Saver, Writers, write_checkpoint
 from semantica.training.checkpoint.state import Checkpoint, Provenance, TrainState, open_checkpoint
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "SaveFailure",
     "Saver",
     "TrainState",
+    "Writers",
     "checkpoint_folder",
     "checkpoint_folders",
     "open_checkpoint",

@@ -1,4 +1,4 @@
-"""Which folder is the checkpoint: a checkpoint, an output of jobs.train, or an output of a pipeline that trained.
+"""Which folder is the checkpoint: a checkpoint, an output of semantica train, or an output of a pipeline that trained.
 
 A module of its own because everything that takes --checkpoint asks it: generation, evaluation, release, the jobs.
 """
@@ -12,7 +12,7 @@ from semantica.training.checkpoint.format import CONFIG
 from semantica.training.checkpoint.keep import Keeper
 from semantica.training.recipe import KeepConfig
 
-_RUN, _MODEL, _KEPT = "checkpoint", "model", "checkpoints"  # in a pipeline's output; in the output of jobs.train
+_RUN, _MODEL, _KEPT = "checkpoint", "model", "checkpoints"  # in a pipeline's output; in the output of semantica train
 
 
 def checkpoint_folder(folder: Path) -> Path:
@@ -35,5 +35,5 @@ def checkpoint_folders(folder: Path) -> list[Path]:
         if steps or model:
             return [*steps, *model]
     raise DataError(
-        f"checkpoint: {folder} must be a checkpoint, the output of jobs.train or a folder with one as {_RUN}/; it is neither"
+        f"checkpoint: {folder} must be a checkpoint, the output of semantica train or a folder with one as {_RUN}/; it is neither"
     )

@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
@@ -42,11 +42,28 @@ class SaveFailure:
     in_a_row: int
 
 
-class Saver:
-    """Saves the states of one run, on every worker. Used as a context: at its end the last save is waited for.
+@dataclass(frozen=True)
+class Writers:
+    """The workers that write one checkpoint together, of which this one is `rank` of `world`.
 
-    on_failure is called on the writer's thread. background False: the training waits for everything, and the files are the same.
-    Several workers need the same attempt, which `durable.new_attempt` gives the first, and wait patience_s for each other.
+    attempt: a name that they share, which `durable.new_attempt` gives the first; None for a worker that writes alone. They wait
+    patience_s for each other.
+    """
+
+    rank: int = 0
+    world: int = 1
+    attempt: str | None = None
+    patience_s: float = 600.0
+
+    def __post_init__(self) -> None:
+        if self.world > 1 and self.attempt is None:
+            raise ValueError(f"attempt must be a name that all {self.world} workers share, got None")
+
+
+class Saver:
+    """Saves the states of one run, on every worker. Used as a context, it waits for the last save at its end.
+
+    on_failure is called on the writing thread. background False: the training waits for everything, and the files are the same.
     """
 
     def __init__(
@@ -56,13 +73,10 @@ class Saver:
         *,
         max_failures: int = 3,
         background: bool = True,
-        rank: int = 0,
-        world: int = 1,
-        attempt: str | None = None,
-        patience_s: float = 600.0,
+        writers: Writers = Writers(),
     ) -> None:
         self.keeper, self.on_failure, self.max_failures, self.background = keeper, on_failure, max_failures, background
-        self.rank, self.world, self.attempt, self.patience_s = rank, world, attempt, patience_s
+        self.writers = writers
         self.held_seconds = 0.0  # that all saves together have kept the training waiting
         self._memory = HostMemory()
         self._thread: threading.Thread | None = None
@@ -78,7 +92,7 @@ class Saver:
         started = time.perf_counter()
         self.wait()
         self.check()
-        snapshot = state.snapshot(self._memory, metric=metric, rank=self.rank, world=self.world)
+        snapshot = state.snapshot(self._memory, metric=metric, rank=self.writers.rank, world=self.writers.world)
         self._num_saves += 1
         if self.background:
             # No daemon: a process that ends without a word still writes it to the end.
@@ -140,8 +154,8 @@ class Saver:
             if folder.exists():  # loadable: `Keeper.resume` has set damaged ones aside
                 _log.info("checkpoint: %s exists already and is not written again", folder)
                 return
-            attempt = None if self.attempt is None else f"{self.attempt}-{self._num_saves}"
-            write_checkpoint(folder, snapshot, attempt=attempt, patience_s=self.patience_s)
+            attempt = None if self.writers.attempt is None else f"{self.writers.attempt}-{self._num_saves}"
+            write_checkpoint(folder, snapshot, replace(self.writers, attempt=attempt))
         except (OSError, WeightsError) as error:
             failure = SaveFailure(snapshot.step, error, len(self._in_a_row) + 1)
             self._in_a_row.append(failure)
@@ -149,22 +163,21 @@ class Saver:
             self.on_failure(failure)
             return
         self._in_a_row = []
-        if self.rank == 0:
+        if self.writers.rank == 0:
             try:
                 self.keeper.prune()
             except OSError as error:  # the save itself is whole; the next one tries again
                 _log.error("checkpoint: an old checkpoint in %s was not deleted: %s", self.keeper.folder, explained(error))
 
 
-def write_checkpoint(folder: Path, snapshot: Snapshot, *, attempt: str | None = None, patience_s: float = 600.0) -> None:
+def write_checkpoint(folder: Path, snapshot: Snapshot, writers: Writers | None = None) -> None:
     """Write a checkpoint to a folder that does not exist, or is empty. When this returns it is whole, and on disk.
 
-    attempt: the same on all workers, and of this save alone; needed when there are several. Raises OSError from the disk, and
-    WeightsError when another worker was not done within patience_s; then nothing is left of it.
+    writers: who writes it, with an attempt of this save alone; None: this worker, alone. Raises OSError from the disk, and
+    WeightsError when another worker was not done within `patience_s`; then nothing is left of it.
     """
-    if snapshot.world > 1 and attempt is None:
-        raise ValueError(f"attempt must be a name that all {snapshot.world} workers share, got None")
-    attempt = attempt or new_attempt()
+    writers = writers or Writers(snapshot.rank, snapshot.world)
+    attempt, patience_s = writers.attempt or new_attempt(), writers.patience_s
     is_first = snapshot.rank == 0
     with appearing(folder, attempt) if is_first else _contributing(folder, attempt, snapshot, patience_s) as partial:
         names = {kind: tensor_file(kind, snapshot.rank, snapshot.world) for kind in snapshot.pieces}

@@ -47,7 +47,7 @@ def test_what_stays(metrics, keep, stays):
 
 @pytest.mark.parametrize(("field", "value"), [("last", 0), ("best", -1), ("every_steps", -1)])
 def test_rules_that_make_no_sense_are_refused(field, value):
-    with pytest.raises(ConfigError, match=f"{field} must be"):
+    with pytest.raises(ConfigError, match=f"^{field} must be"):
         KeepConfig(**{field: value})
 
 

@@ -15,7 +15,7 @@ import torch
 from semantica.config import to_dict
 from semantica.data.durable import new_attempt
 from semantica.errors import WeightsError
-from semantica.training.checkpoint import Keeper, Saver, open_checkpoint, write_checkpoint
+from semantica.training.checkpoint import Keeper, Saver, Writers, open_checkpoint, write_checkpoint
 from semantica.training.recipe import KeepConfig
 
 
@@ -145,7 +145,7 @@ def test_several_workers_save_and_delete_together_and_each_learns_of_the_failure
     monkeypatch.setattr(os, "write", full_for_the_second_worker_at_step_2)
 
     def work(rank):
-        saver = Saver(keeper, failures[rank].append, rank=rank, world=2, attempt=attempt, patience_s=20.0)
+        saver = Saver(keeper, failures[rank].append, writers=Writers(rank, 2, attempt, patience_s=20.0))
         for step in (1, 2, 3):
             saver.save(replace(states[rank], step=step))
             saver.wait()

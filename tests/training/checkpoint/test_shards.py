@@ -12,7 +12,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 
 from semantica.data.durable import new_attempt, partial_of
 from semantica.errors import WeightsError
-from semantica.training.checkpoint import DamagedCheckpoint, open_checkpoint, write_checkpoint
+from semantica.training.checkpoint import DamagedCheckpoint, Writers, open_checkpoint, write_checkpoint
 from semantica.training.checkpoint.format import Piece, read_pieces, share, write_pieces
 from semantica.training.parallel import row_range
 
@@ -25,7 +25,7 @@ def written(state, folder, world, patience_s=20.0, absent=()):
 
     def work(rank):
         try:
-            write_checkpoint(folder, state.snapshot(rank=rank, world=world), attempt=attempt, patience_s=patience_s)
+            write_checkpoint(folder, state.snapshot(rank=rank, world=world), Writers(rank, world, attempt, patience_s))
         except (OSError, WeightsError) as error:
             errors[rank] = error
 

@@ -1,4 +1,4 @@
-"""How many workers an elastic training has: Ray's own policy, kept to the numbers that divide the lanes of the data and that can
+"""How many workers an elastic training has: Ray's own policy, restricted to numbers that divide the lanes of the data and that can
 share the state as the config says. In: what the cluster has free. Out: a group that shrinks when machines go and grows when they
 come, saved before it grows.
 """

@@ -1,13 +1,15 @@
-"""The figure of a trial: the Fréchet distance of samples of its EMA weights from held-out pictures, in fixed features.
+"""The points of a trial: the steps of its training at which samples of its EMA weights are measured, and how.
 
-In: weights in training, and a `HeldOut`, chosen once a sweep: the conditioning images, and where the statistics of the real
-pictures are. Out: the distance, and a picture of some samples. Conditions and noise are the same for all trials and points, so that
-figures differ by the weights alone.
+In: weights in training, and a `HeldOut`, chosen once per sweep: the conditioning images, and where the statistics of the real
+pictures are. Out: per point, the Fréchet distance of the samples from held-out pictures in fixed features, and a picture of some
+samples, both on disk. Conditions and noise are the same for all trials and points, so that figures differ by the weights alone.
+Knows no Ray.
 """
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,26 +26,27 @@ from semantica.data.pictures import PictureRef, StoredPictures, TokensOf, decode
 from semantica.encoders.encoder import load_encoder
 from semantica.encoders.settings import EncodeConfig
 from semantica.errors import DataError
+from semantica.evaluation.of_training import model_of
 from semantica.evaluation.sets import by_image
 from semantica.generation.conditions import Conditions
 from semantica.generation.generate import choose_conditions, sample_pictures
 from semantica.generation.model import Model
-from semantica.generation.settings import SpeedConfig
 from semantica.measure.frechet import FeatureStatistics, Reference, frechet_distance
 from semantica.measure.networks.extractors import FeatureExtractor, encoder_features, load_features, resolve
 from semantica.measure.reference import cached_reference, read_reference, reference_key
 from semantica.report.pictures import grid_png
+from semantica.sweeps.results import Figure, figure_path, keep_figure, read_figure
 from semantica.sweeps.settings import MeasureConfig
-from semantica.training.loop import initial_network
 from semantica.training.recipe import TrainConfig
 
+FRECHET = "frechet"  # in MLflow and in Ray Tune
 _ROWS = 64  # conditioning images whose tokens are in memory at once
 _PICTURES = 1024  # real pictures that are decoded at once
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What trials are measured on: conditioning images in order, the key of the reference's statistics, and what it is made of."""
+    """What trials are measured on: conditioning images in order, the key of the reference's statistics, and their extractor."""
 
     conditions: tuple[str, ...]
     num_reference: int
@@ -52,7 +55,7 @@ class HeldOut:
 
     @classmethod
     def read(cls, path: Path) -> HeldOut:
-        """That in a file."""
+        """What a file holds."""
         values = json.loads(path.read_text())
         return cls(**values | {"conditions": tuple(values["conditions"])})
 
@@ -108,43 +111,58 @@ def load_extractor(name: str, encodings: Location, device: torch.device | str) -
     return encoder_features(encoder)
 
 
+@dataclass(frozen=True)
+class Points:
+    """When and how a trial is measured. folder: the trial's. measured_by: the encodings whose encoder measures.
+
+    steps: of the points, from point 1. pause: the step of a point after which the training is saved and ends, to resume later.
+    """
+
+    folder: Path
+    steps: tuple[int, ...]
+    settings: MeasureConfig
+    held_out: Path
+    references: Path
+    measured_by: Location
+    pause: int | None = None
+
+    def known(self, step: int) -> Figure | None:
+        """The figure of the point at a step when it is on disk."""
+        return read_figure(self.folder, self.steps.index(step) + 1)
+
+    def picture(self, figure: Figure) -> bytes:
+        """The PNG of samples at a point."""
+        return figure_path(self.folder, figure.point).with_suffix(".png").read_bytes()
+
+
 class TrialMeasurer:
     """`measurer.measure(weights)`: (Fréchet distance, PNG of some samples) of whole EMA weights by name.
 
-    encodings: the trial's own, whose tokens condition. measured_by: the encodings whose encoder measures.
+    encodings: the trial's own, whose tokens condition.
     """
 
     def __init__(
         self,
-        settings: MeasureConfig,
+        points: Points,
         config: TrainConfig,
-        held_out: HeldOut,
-        references: Location,
-        *,
         encodings: Location,
-        measured_by: Location,
         tokens_of: TokensOf | None,
         device: torch.device | str,
     ) -> None:
-        self.settings, self.config, self.held_out, self.device = settings, config, held_out, device
-        self.extractor = load_extractor(settings.extractor, measured_by, device)
-        if self.extractor.identity.to_dict() != dict(held_out.extractor):
+        self.settings, self.config, self.held_out, self.device = points.settings, config, HeldOut.read(points.held_out), device
+        self.extractor = load_extractor(self.settings.extractor, points.measured_by, device)
+        if self.extractor.identity.to_dict() != dict(self.held_out.extractor):
             raise DataError(
                 f"sweep: {self.extractor.identity.title} is another network than at the sweep's start; begin a new sweep"
             )
-        self.reference: Reference = read_reference(references, held_out.reference)
+        self.reference: Reference = read_reference(points.references, self.held_out.reference)
         self.places = by_image(list_pictures(encodings))
         self.conditions = Conditions(encodings, tokens_of)
         self.stored = StoredPictures(encodings)
 
     def measure(self, average: Mapping[str, Tensor]) -> tuple[float, bytes]:
         """The figure and the picture. The weights are copied: the network in training is never run."""
-        network = initial_network(self.config).to(self.device).eval()
-        with torch.no_grad():
-            for name, parameter in network.named_parameters():
-                parameter.copy_(average[name])
-        model = Model(network, self.config.schedule, self.config.prediction)
-        model = model.on(self.device, SpeedConfig(precision=self.config.compute.precision))
+        model = model_of(average, self.config, self.device)
         names = self.held_out.conditions
         drawn = torch.cat([self._drawn(model, names[i : i + _ROWS]) for i in range(0, len(names), _ROWS)])
         figure = frechet_distance(FeatureStatistics.of(self.extractor.features(drawn).numpy()), self.reference)
@@ -163,3 +181,58 @@ class TrialMeasurer:
         stored = self.stored.read([self.places[name] for name in names])
         rows = [[to_array(decode(stored[name], px)), to_array(drawn[i])] for i, name in enumerate(names)]
         return grid_png(rows, ["condition", "EMA"])
+
+
+class PointMeter:
+    """Measures the points of one training. The networks that measure are loaded when the first point comes.
+
+    is_new: the training begins now, so that the seconds until its first point are known.
+    """
+
+    def __init__(
+        self,
+        points: Points,
+        config: TrainConfig,
+        encodings: Location,
+        tokens_of: TokensOf | None,
+        device: torch.device | str,
+        *,
+        is_new: bool,
+    ) -> None:
+        self.points, self.config, self.encodings, self.tokens_of, self.device = points, config, encodings, tokens_of, device
+        self._measurer: TrialMeasurer | None = None
+        # When the point before was done, or the training began; None where that was in another process.
+        self._since = time.monotonic() if is_new else None
+
+    def figure(self, step: int, average: Mapping[str, Tensor]) -> Figure:
+        """The figure of the point at this step: from disk where it is there, else measured now and written to disk."""
+        figure = self.points.known(step) or self._measured(step, average)
+        self._since = time.monotonic()
+        return figure
+
+    def _measured(self, step: int, average: Mapping[str, Tensor]) -> Figure:
+        begun = time.monotonic()
+        points, point = self.points, self.points.steps.index(step) + 1
+        measurer = self._measurer = self._measurer or TrialMeasurer(
+            points, self.config, self.encodings, self.tokens_of, self.device
+        )
+        frechet, png = measurer.measure(average)
+        path = figure_path(points.folder, point).with_suffix(".png")
+        write_atomically(path, png)  # first: where there is a figure, there is a picture
+        figure = Figure(
+            point=point,
+            step=step,
+            frechet=frechet,
+            num_samples=len(measurer.held_out.conditions),
+            num_reference=measurer.held_out.num_reference,
+            extractor=measurer.extractor.identity.name,
+            seconds=None if self._since is None else begun - self._since,
+            measuring_seconds=time.monotonic() - begun,
+        )
+        return keep_figure(points.folder, figure)
+
+
+def reported(figure: Figure, num_points: int) -> dict[str, Any]:
+    """A figure as Ray Tune and MLflow see it."""
+    last = {"frechet_final": figure.frechet} if figure.point == num_points else {}
+    return {FRECHET: figure.frechet, "point": figure.point, **last}

@@ -1,0 +1,199 @@
+"""One trial of a sweep, in the process that Ray Tune gives it: report the figures already on disk to Tune, then resume training.
+
+The process holds no CPU: it waits for the workers of its training, which is that of semantica train, a real Ray Train run. It is
+killed when ASHA stops the trial, and started again when it dies. Either way the files of the trial say what was done.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.tune
+from ray.train.collective import broadcast_from_rank_zero
+from ray.tune.integration.ray_train import TuneReportCallback
+from ray.util.placement_group import PlacementGroup, get_current_placement_group, remove_placement_group
+
+from semantica.data import lease
+from semantica.data.dataset import read_manifest
+from semantica.data.durable import write_atomically
+from semantica.data.location import Location
+from semantica.denoiser.uvit import UViT
+from semantica.distributed.ray_private import PlacementGroupID
+from semantica.distributed.reports import Report
+from semantica.distributed.train import TrainingHook, train
+from semantica.distributed.worker import Worker
+from semantica.errors import ConfigError, DataError, Stopped
+from semantica.pairs.draw import deal_lanes
+from semantica.pairs.selection import BandConfig, EmptyBandError, RowGroup, select, selection_stage
+from semantica.runtime import Runtime
+from semantica.sweeps.points import PointMeter, Points, reported
+from semantica.sweeps.results import TRAINING, Result, end, read_result, selection_folder, trial_folder
+from semantica.sweeps.settings import MeasureConfig
+from semantica.sweeps.space import Swept, configured
+from semantica.tracking import Run
+from semantica.training.ema import Ema
+from semantica.training.parallel import whole
+from semantica.training.recipe import TrainConfig
+from semantica.training.watch import NonFiniteError
+
+HELD_OUT_FILE, REFERENCES = "held_out.json", "references"
+AGAIN = "again"  # in what Tune hears: this was measured by an earlier start of the sweep
+_PLACEMENT = ".placement"  # in a trial's folder: the placement group of its workers, which may outlive it
+_ORPHAN_S = 120.0  # that a training whose driver was killed may take to end [C]
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What the trials of a sweep have in common. encodings, scores: by the name of their encoder; the first encoder measures."""
+
+    out: Path
+    swept: Swept
+    measure: MeasureConfig
+    encodings: Mapping[str, Location]
+    scores: Mapping[str, Location]
+    runtime: Runtime
+    parent: Run
+
+    def identity(self, encoder: str) -> dict[str, Any]:
+        """The identity of an encoder."""
+        identity: dict[str, Any] = read_manifest(self.encodings[encoder], "encodings").facts["encoder"]
+        return identity
+
+
+def band_view(shared: Shared, encoder: str, band: BandConfig) -> Path:
+    """The selection of this band over the scores of this encoder, made when it is not there: one small column is read."""
+    folder, scores = selection_folder(shared.out, encoder, band), shared.scores[encoder]
+    stage = selection_stage(scores, band, folder)
+    if stage.finished() is None:
+        with stage.held():
+            if stage.open() is None:
+                select(stage, scores, band)
+    return folder
+
+
+class UntrainableBandError(Exception):
+    """A band that a search drew keeps too few pairs to train on."""
+
+
+def check_lanes(selection: Location, train: TrainConfig) -> None:
+    """Raise ConfigError when a selection has pairs in too few row groups to fill the lanes."""
+    groups = read_manifest(selection, "selection").facts["row_groups"]
+    deal_lanes([RowGroup(*group) for group in groups], train.num_lanes)
+
+
+def run_trial(config: dict[str, Any]) -> None:
+    """What Ray Tune runs: config holds the trial's name, `Shared`, and the point to pause at, if any.
+
+    A trial that cannot be trained with its settings ends so.
+    """
+    shared: Shared = config["shared"]
+    until: int | None = config["until"]
+    folder = trial_folder(shared.out, config["trial"])
+    result = read_result(folder)
+    for figure in result.figures:
+        ray.tune.report(reported(figure, len(result.steps)) | {AGAIN: True})
+    if result.status != "unfinished":
+        return
+    _wait_for_orphans(folder / TRAINING)
+    free_workers(folder)
+    try:
+        _train(shared, folder, result, until)
+    except Stopped:
+        if until is None:  # nobody else asks a trial to stop
+            raise
+    except NonFiniteError as error:
+        end(folder, "diverged", str(error))
+    except UntrainableBandError as error:
+        end(folder, "failed", str(error))
+
+
+def _train(shared: Shared, folder: Path, result: Result, until: int | None) -> None:
+    encoder = str(result.settings["encoder"])
+    chosen = configured(shared.swept, result.settings, shared.identity(encoder))
+    try:
+        selection = band_view(shared, encoder, chosen.band)
+        check_lanes(selection, chosen.train)
+    except (EmptyBandError, ConfigError) as error:
+        raise UntrainableBandError(str(error)) from None
+    points = Points(
+        folder=folder,
+        steps=result.steps,
+        settings=shared.measure,
+        held_out=shared.out / HELD_OUT_FILE,
+        references=shared.out / REFERENCES,
+        measured_by=next(iter(shared.encodings.values())),
+        pause=None if until is None else result.steps[until - 1],
+    )
+    train(
+        chosen.train,
+        encodings=shared.encodings[encoder],
+        selection=selection,
+        out=folder / TRAINING,
+        runtime=shared.runtime,
+        parent=shared.parent,
+        hook=TrainingHook(folder.name, result.settings, Measuring(points), callbacks=(TuneReportCallback(),)),
+    )
+    missing = set(range(1, len(points.steps) + 1)) - {figure.point for figure in read_result(folder).figures}
+    if missing:
+        raise DataError(
+            f"sweep: {folder} was trained, but the figure of point {min(missing)} is gone; delete the folder and run again"
+        )
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """What a trial adds to its training: at its points the first worker measures, and all workers report the figure to Tune."""
+
+    points: Points
+
+    def __call__(self, worker: Worker) -> MeasuringWorker:
+        """The part of one worker."""
+        return MeasuringWorker(self.points, worker)
+
+
+class MeasuringWorker:
+    """One worker's part in the points of a trial; a `StepHook`."""
+
+    def __init__(self, points: Points, worker: Worker) -> None:
+        self.points, self.worker, self.pause = points, worker, points.pause
+        self.meter = PointMeter(points, worker.config, worker.encodings, worker.tokens_of, worker.device, is_new=worker.is_new)
+        if worker.rank == 0:
+            write_atomically(points.folder / _PLACEMENT, get_current_placement_group().id.hex().encode())
+
+    def __call__(self, step: int, network: UViT, ema: Ema) -> None:
+        """At a point: measure, unless the figure is on disk, and report it. All workers come here and wait for the first."""
+        if step not in self.points.steps:
+            return
+        is_first = self.worker.rank == 0
+        # Workers that share out the state gather it together, or none does.
+        is_known = broadcast_from_rank_zero(is_first and self.points.known(step) is not None)
+        average = {} if is_known else whole(ema.values, keep=is_first)
+        figures: dict[str, Any] = {}
+        if is_first:
+            figure = self.meter.figure(step, average)
+            figures = reported(figure, len(self.points.steps))
+            self.worker.report(Report(step, figures, self.points.picture(figure)))
+        ray.train.report(figures)  # what the first one says counts
+
+
+def _wait_for_orphans(folder: Location) -> None:
+    """Wait until no process of an earlier start still writes to `folder`; such a process exits shortly after its driver."""
+    deadline = time.monotonic() + _ORPHAN_S
+    while lease.is_held(folder) and time.monotonic() < deadline:
+        time.sleep(0.5)
+
+
+def free_workers(folder: Path) -> None:
+    """Give back the CPUs and GPUs of a trial whose processes have ended, if they did so before they gave them back.
+
+    Ray Train's own cleaner, which should remove the workers' placement group, asks the dashboard: without one it is kept for ever.
+    """
+    path = folder / _PLACEMENT
+    if path.exists():
+        remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(path.read_text()))))
+        path.unlink()
