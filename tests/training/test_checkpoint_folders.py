@@ -28,7 +28,5 @@ def test_the_newest_checkpoint_stands_for_a_training_that_is_not_finished(tmp_pa
 
 
 def test_a_folder_without_a_checkpoint_is_refused_by_its_name(tmp_path):
-    with pytest.raises(
-        DataError, match=rf"checkpoint: {tmp_path} must be a checkpoint, the output of jobs\.train or a folder with one"
-    ):
+    with pytest.raises(DataError, match=rf"checkpoint: {tmp_path} must be a checkpoint, the output of .* or a folder with one"):
         checkpoint_folder(tmp_path)
