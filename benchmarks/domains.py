@@ -1,8 +1,8 @@
 """The pictures of a finished run, by name: evaluation sets of them, and views of its pairs that leave pages out.
 
-In: encodings and scores of `make demo` (or of jobs.ingest, jobs.encode and jobs.pairs). Out: for benchmarks.orderings, sets of
-conditioning and reference pictures, and selections for the loader. Nothing is encoded again: a view is a selection whose other row
-groups offer no draw.
+In: encodings and scores of `make demo` (or of semantica ingest, semantica encode and semantica pairs). Out: for
+benchmarks.orderings, sets of conditioning and reference pictures, and selections for the loader. Nothing is encoded again: a
+view is a selection whose other row groups offer no draw.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from benchmarks.record import Measured, record
 _LOW, _HIGH = 0.3, 0.9
 _NEAR = 1e-6
 _SINGLE = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "POLARS_MAX_THREADS"), "1")
-_ROWS_PER_GROUP = 64  # as jobs.encode writes them
+_ROWS_PER_GROUP = 64  # as semantica encode writes them
 _SHARD_EPISODES = 10_000
 
 

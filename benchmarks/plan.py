@@ -1,4 +1,4 @@
-"""python -m benchmarks.plan: what jobs.plan says beforehand against what is found afterwards.
+"""python -m benchmarks.plan: what semantica plan says beforehand against what is found afterwards.
 
 FLOPs: torch's counter around real modules on real tensors (a training step with its loss, sampling, an encoder's pass).
 Bytes: a checkpoint really saved; datasets really written by the project's writers, planned from the episodes alone. Memory: the

@@ -1,7 +1,8 @@
 """One training of one variant at one seed -> the figures of its samples, in plain data.
 
-The training is that of jobs.train in this process: the same loop, loader and recipe. At several of its steps the EMA weights draw
-a sample for each conditioning image, with noise named by the image alone, so that all variants and seeds start from the same noise.
+The training is that of semantica train in this process: the same loop, loader and recipe. At several of its steps the EMA
+weights draw a sample for each conditioning image, with noise named by the image alone, so that all variants and seeds start from
+the same noise.
 """
 
 from __future__ import annotations

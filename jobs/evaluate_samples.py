@@ -1,8 +1,10 @@
-"""python -m jobs.evaluate_samples: `semantica evaluate-samples`, as a script to submit."""
+"""python -m jobs.evaluate_samples: says which command does this now."""
 
 import sys
 
-from semantica.jobs.evaluate_samples import main
+_NOW = """error: evaluate-samples is part of evaluate now; use
+  semantica evaluate --samples SAMPLES --checkpoint CHECKPOINT --data ENCODINGS --out OUT
+Its --guidance is --details-guidance there, --seed is --baseline-seed, --no-inception is --extractor encoder."""
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(_NOW)

@@ -6,7 +6,7 @@ What users may rely on; everything else may change between versions:
 - the Arrow schemas of `semantica.data.schemas` and the manifests of `semantica.data.dataset`;
 - `semantica.presets.preset(name)` and `semantica.config`: `from_dict`, `to_dict`, `to_yaml`, `override`;
 - the shells `semantica.distributed.{ingest,encode,pairs,train,generate,evaluate,quickstart}`: one function each, of the same name;
-- `semantica.load(path)`, a trained model to draw with (docs/use-a-model.md), and the released folder that it saves;
+- `semantica.load(path)`, a trained model to draw with (docs/guides/use-a-model.md), and the released folder that it saves;
 - `semantica.training.checkpoint.open_checkpoint(folder)`, which gives the configuration and the network;
 - the contract `semantica.diffusion.process.Denoise`, the samplers and the guidance built on it.
 

@@ -27,7 +27,7 @@ class SignalValues:
     """
 
     tensors: Mapping[str, Tensor]
-    present: Bool[Tensor, b * k]
+    present: Bool[Tensor, "*rows"]
     is_guided: bool = True
 
     @classmethod

@@ -19,8 +19,8 @@ from semantica.episodes.images import ImageConfig
 from semantica.episodes.ingest import IngestConfig
 from semantica.episodes.pages import ReadConfig
 from semantica.errors import ConfigError
+from semantica.evaluation.settings import OverviewConfig
 from semantica.generation.settings import GenerateConfig, SpeedConfig
-from semantica.metrics.settings import EvaluateConfig
 from semantica.pairs.selection import BandConfig
 from semantica.training.recipe import ComputeConfig, EmaConfig, KeepConfig, OptimizerConfig, TrainConfig
 
@@ -36,7 +36,7 @@ class PipelineConfig:
     band: BandConfig
     train: TrainConfig
     generate: GenerateConfig
-    evaluate: EvaluateConfig
+    evaluate: OverviewConfig
 
 
 def tiny() -> PipelineConfig:
@@ -72,7 +72,7 @@ def tiny() -> PipelineConfig:
             checkpoint_every=200,
         ),
         generate=GenerateConfig(sampler=SamplerConfig(num_steps=48), num_conditions=48, batch_size=16),
-        evaluate=EvaluateConfig(centred=True),
+        evaluate=OverviewConfig(centred=True),
     )
 
 
@@ -189,7 +189,7 @@ def _paper(
         generate=GenerateConfig(
             sampler=SamplerConfig(num_steps=512), num_conditions=50_000, speed=SpeedConfig(precision="bfloat16", compile=True)
         ),
-        evaluate=EvaluateConfig(),
+        evaluate=OverviewConfig(),
     )
 
 

@@ -17,11 +17,11 @@ import pytest
 import semantica.distributed.ingest
 import semantica.jobs.command
 from semantica.config import from_args
-from semantica.distributed.evaluation_sets import ingest_settings
+from semantica.evaluation.sets import ingest_settings
 from semantica.jobs.cli import COMMANDS
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # `semantica X ...` as a person types it, `python -m jobs.X ...` as a script is submitted.
 NAMES = "|".join(sorted(COMMANDS, key=len, reverse=True))
 TYPED = rf"semantica (?P<typed>{NAMES})|python -m (?:jobs|tune)\.(?P<script>\w+)"

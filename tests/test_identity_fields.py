@@ -21,11 +21,12 @@ DECIDED = {
     "EmaConfig": ("decay warmup", ""),
     "EncodeConfig": ("encoder store_tokens batch_size rows_per_group", ""),
     "EncoderConfig": ("weights revision image_px dtype", "compile"),
-    "EvaluateConfig": ("guidance centred inception perceptual batch_size seed", ""),
+    "OverviewConfig": ("guidance centred inception perceptual batch_size seed", ""),
     "EvaluationConfig": (
         "protocol num guidance table_guidance training_guidance num_copies num_copies_of num_seeds num_condition_sets "
         "details_guidance num_grid_rows num_grid_samples reference num_reference extractor perceptual centred num_details "
-        "neighbours num_train picture_px sampler beyond similarity speed use_ema batch_size seed",
+        "neighbours num_train picture_px sampler beyond similarity speed use_ema batch_size seed "
+        "samples_per_condition baseline_seed",
         "weights allow_network",
     ),
     "FetchConfig": (
@@ -73,8 +74,11 @@ NOT_RECORDED = {
 
 
 def config_classes():
+    """Every @config class by its name, but those of commands, which hold the settings of stages and places."""
     classes = {}
     for module in pkgutil.walk_packages(semantica.__path__, "semantica."):
+        if module.name.startswith("semantica.jobs"):
+            continue
         for value in vars(importlib.import_module(module.name)).values():
             if isinstance(value, type) and dataclasses.is_dataclass(value) and hasattr(value, "__pydantic_config__"):
                 classes[value.__name__] = value

@@ -68,16 +68,16 @@ def read_manifest(folder: Location, kind: str) -> Manifest:
     """The manifest of a finished dataset. Raises DataError when the folder is missing, unfinished, damaged or of another kind."""
     job = _MADE_BY.get(kind, kind)
     if not folder.is_dir():
-        raise DataError(f"{kind}: no folder {folder}; run jobs.{job} first")
+        raise DataError(f"{kind}: no folder {folder}; run semantica {job} first")
     path = folder / MANIFEST
     if not path.exists():
-        raise DataError(f"{kind}: {folder} has no {MANIFEST}, so it is not finished; run jobs.{job} again to finish it")
+        raise DataError(f"{kind}: {folder} has no {MANIFEST}, so it is not finished; run semantica {job} again to finish it")
     try:
         values = json.loads(path.read_text())
         values["files"] = tuple(map(FileEntry.from_dict, values["files"]))
         manifest = Manifest(**values)
     except (ValueError, TypeError, KeyError) as error:
-        raise DataError(f"{kind}: {path} is damaged ({error}); delete {folder} and run jobs.{job} again") from None
+        raise DataError(f"{kind}: {path} is damaged ({error}); delete {folder} and run semantica {job} again") from None
     if manifest.kind != kind:
         raise DataError(f"{kind}: {folder} holds {manifest.kind}, expected {kind}")
     if manifest.schema_version != SCHEMA_VERSION:
@@ -133,7 +133,9 @@ class RowGroups:
             self._sized.add(entry.path)
 
     def _unreadable(self, path: Location, what: str) -> DataError:
-        return DataError(f"{self.stage}: {path} is not readable ({what}); delete {self.folder} and run jobs.{self.made_by} again")
+        return DataError(
+            f"{self.stage}: {path} is not readable ({what}); delete {self.folder} and run semantica {self.made_by} again"
+        )
 
 
 @dataclass(frozen=True)
@@ -389,7 +391,7 @@ class StageOutput:
         Raises DataError when a file is not what its receipt says, or when another process took the output over.
         """
         lease.check(self.folder, self.kind)
-        entries = [entry for _, files in self._of_receipts(self._entries) for entry in files]
+        entries = self.files()
         for relative in extra_files:
             path = self.folder / relative
             entries.append(FileEntry(relative, path.stat().st_size, file_sha256(path)))
@@ -401,6 +403,10 @@ class StageOutput:
                 remove_tree(partial) if partial.is_dir() else partial.unlink(missing_ok=True)
         write_atomically(self.folder / MANIFEST, json.dumps(asdict(manifest), indent=1).encode())
         return read_manifest(self.folder, self.kind)
+
+    def files(self) -> list[FileEntry]:
+        """The files of every shard written so far. Raises DataError when one is not what its receipt says."""
+        return [entry for _, entries in self._of_receipts(self._entries) for entry in entries]
 
     def _entries(self, receipt: Location) -> list[FileEntry]:
         """The files of a receipt. Raises DataError when one is missing or has another size."""

@@ -79,19 +79,6 @@ DISTANCES = pa.schema(
     ]
 )
 
-# The features of one evaluation of held-out pictures side by side (metrics.evaluate).
-HELD_OUT_FEATURES = pa.schema(
-    [
-        pa.field("set", pa.string(), nullable=False),  # reference, conditions, train, noise or samples
-        pa.field("name", pa.string(), nullable=False),  # image_id or sample_id
-        pa.field("condition", pa.string(), nullable=False),  # image_id of the conditioning image; "" when there is none
-        pa.field("guidance", pa.float32()),
-        pa.field("pooled", pa.list_(pa.float32()), nullable=False),
-        pa.field("inception", pa.list_(pa.float32())),
-        pa.field("perceptual", pa.float32()),  # distance of a sample to its conditioning image
-    ]
-)
-
 
 def encodings_schema(pooled_dim: int, num_tokens: int | None, token_dim: int | None) -> pa.Schema:
     """EPISODES plus `pooled`, float16 (D,) an image, and, when stored, `tokens`, float16 (N, D) an image as little-endian bytes.

@@ -1,4 +1,6 @@
-"""The part of jobs.doctor that knows Ray: whether a cluster answers, lets us in, and runs the same Ray. It never waits for ever."""
+"""The part of semantica doctor that knows Ray: whether a cluster answers, lets us in, and runs the same Ray. It never waits for
+ever.
+"""
 
 from __future__ import annotations
 

@@ -14,15 +14,15 @@ from semantica.config import config_hash, override, to_dict, to_yaml
 from semantica.data.dataset import MANIFEST, Manifest
 from semantica.data.location import Location
 from semantica.distributed.encode import encode
-from semantica.distributed.evaluate_samples import evaluate_samples
-from semantica.distributed.generate import generate
+from semantica.distributed.evaluate import GivenSamples, evaluate_samples
 from semantica.distributed.ingest import ingest
 from semantica.distributed.pairs import pairs
+from semantica.distributed.sample import generate
 from semantica.distributed.session import check_absolute_when_submitted, parent_run, say
 from semantica.distributed.train import MODEL, train
 from semantica.errors import DataError
+from semantica.evaluation.outcome import Sources
 from semantica.identity import identity
-from semantica.metrics.summary import Sources
 from semantica.presets import PipelineConfig
 from semantica.runtime import Runtime
 from semantica.tracking import Run
@@ -112,9 +112,7 @@ def _stages(
     generate(config.generate, checkpoint=checkpoint / MODEL, encodings=encodings, out=samples, runtime=runtime, parent=parent)
     return evaluate_samples(
         config.evaluate,
-        samples=samples,
-        checkpoint=checkpoint / MODEL,
-        encodings=encodings,
+        GivenSamples(samples, checkpoint, encodings),
         out=out / "evaluation",
         runtime=runtime,
         parent=parent,

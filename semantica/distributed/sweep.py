@@ -1,4 +1,4 @@
-"""A sweep: Ray Tune over real Ray Train runs, each the training of jobs.train, all on the same encodings; a band is a view.
+"""A sweep: Ray Tune over real Ray Train runs, each the training of semantica train, all on the same encodings; a band is a view.
 
 In: encodings and scores, the settings of a sweep. Out: a folder with a figure for each trial and point, sweep.html, and the
 winner's configuration. Tune's own records are thrown away: whatever is killed, the same command goes on from its trials' files
@@ -118,7 +118,7 @@ def check(
     for name, place in encodings.items():
         manifest, scored = read_manifest(place, "encodings"), read_manifest(scores[name], "scores")
         if scored.inputs["encodings"] != manifest.hash:
-            raise DataError(f"sweep: {scores[name]} holds the scores of other encodings than {place}; run jobs.pairs on these")
+            raise DataError(f"sweep: {scores[name]} holds the scores of other encodings than {place}; run semantica pairs on these")
         inputs |= {f"encodings.{name}": manifest.hash, f"scores.{name}": scored.hash}
         identities[name] = manifest.facts["encoder"]
     names = list(encodings)
@@ -401,7 +401,7 @@ def _finish(session: StageSession, stage: StageOutput, results: list[Result], sh
         **{f"num_{s}": sum(r.status == s for r in results) for s in ("stopped", "diverged", "failed")},
     }
     session.summary = f"{len(results)} trials, {counts['num_stopped']} stopped early; best {best.name}, FD {best.final:.4g}"
-    session.notes.append(f"python -m jobs.train --config {out / BEST} --out OUT trains it again; see {out / PAGE}")
+    session.notes.append(f"semantica train --config {out / BEST} --out OUT trains it again; see {out / PAGE}")
     folders = [trial_folder(out, result.name) for result in results]
     kept = [path for folder in folders for path in (*folder.glob("*.json"), *folder.glob(f"{FIGURES}/*")) if path.name[0] != "."]
     files = sorted(str(path.relative_to(out)) for path in kept)

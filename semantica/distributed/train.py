@@ -220,7 +220,7 @@ def _finish(session: StageSession, job: Job, folder: Path, history: Sequence[Map
     config, run = job.config, session.run
     latest = Keeper(job.checkpoints, config.keep).newest()
     if latest is None:
-        raise DataError(f"train: {job.checkpoints} has no checkpoint; run jobs.train again")
+        raise DataError(f"train: {job.checkpoints} has no checkpoint; run semantica train again")
     _keep_model(latest, folder / MODEL, config)
     files = [f"{MODEL}/{path.name}" for path in sorted((folder / MODEL).iterdir())]
     loss = history[-1]["loss"] if history else float("nan")
@@ -240,7 +240,7 @@ def _keep_model(checkpoint: Checkpoint, model: Path, config: TrainConfig) -> Non
     """Put the last checkpoint in its final place."""
     if checkpoint.step != config.num_steps:
         raise DataError(
-            f"train: the last checkpoint is of step {checkpoint.step}, expected {config.num_steps}; run jobs.train again"
+            f"train: the last checkpoint is of step {checkpoint.step}, expected {config.num_steps}; run semantica train again"
         )
     partial_model = model.with_name(".model.partial")
     shutil.rmtree(partial_model, ignore_errors=True)

@@ -1,6 +1,6 @@
 """One trial of a sweep, in the process that Ray Tune gives it: report the figures already on disk to Tune, then resume training.
 
-The process holds no CPU: it waits for the workers of its training, which is that of jobs.train, a real Ray Train run. It is
+The process holds no CPU: it waits for the workers of its training, which is that of semantica train, a real Ray Train run. It is
 killed when ASHA stops the trial, and started again when it dies. Either way the files of the trial say what was done.
 """
 

@@ -87,7 +87,7 @@ def tpus(devices: list[str], *, seconds: float = 120.0) -> Finding:
     if not devices:
         return ok(name, "none")
     if installed("torch-xla") is None:
-        return fail(name, f"{devices[0]}, but no torch-xla", "install as docs/tpu.md says")
+        return fail(name, f"{devices[0]}, but no torch-xla", "install as docs/reference/tpu.md says")
     environment = {**os.environ, "PJRT_DEVICE": "TPU"}
     try:
         done = subprocess.run(
@@ -95,12 +95,16 @@ def tpus(devices: list[str], *, seconds: float = 120.0) -> Finding:
         )
     except subprocess.TimeoutExpired:
         return fail(
-            name, f"{devices[0]}, but no answer within {seconds:g} s", "another process may hold the chips; see docs/tpu.md"
+            name,
+            f"{devices[0]}, but no answer within {seconds:g} s",
+            "another process may hold the chips; see docs/reference/tpu.md",
         )
     if done.returncode or done.stdout.split() != ["8.0"]:
         last = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["no output"]
         return fail(
-            name, f"{devices[0]}, but torch-xla says: {last[0][:200]}", "see docs/tpu.md; another process may hold the chips"
+            name,
+            f"{devices[0]}, but torch-xla says: {last[0][:200]}",
+            "see docs/reference/tpu.md; another process may hold the chips",
         )
     return ok(name, f"{devices[0]}, torch-xla computes on it")
 

@@ -17,7 +17,7 @@ from semantica.encoders.settings import EncoderConfig
 from semantica.errors import AbsentWeights, WeightsError
 from semantica.measure.networks.extractors import resolve
 
-OPTIONAL = ("lpips-alex", "lpips-vgg", "dinov2")  # of jobs.evaluate, beside what the demo fetches
+OPTIONAL = ("lpips-alex", "lpips-vgg", "dinov2")  # of semantica evaluate, beside what the demo fetches
 _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 

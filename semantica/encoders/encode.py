@@ -49,7 +49,7 @@ def decode_picture(data: bytes) -> UInt8[Tensor, "3 h w"]:
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as image:
             pixels = np.array(image.convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"a stored picture cannot be decoded ({error}); run jobs.ingest again") from None
+        raise DataError(f"a stored picture cannot be decoded ({error}); run semantica ingest again") from None
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
@@ -57,7 +57,7 @@ def decode_square(data: bytes) -> UInt8[Tensor, "3 h h"]:
     """The RGB pixels of a stored picture. Raises DataError as `decode_picture`, and when the picture is not square."""
     picture = decode_picture(data)
     if picture.shape[1] != picture.shape[2]:
-        raise DataError(f"a stored picture must be square, got {picture.shape[2]}x{picture.shape[1]}; run jobs.ingest again")
+        raise DataError(f"a stored picture must be square, got {picture.shape[2]}x{picture.shape[1]}; run semantica ingest again")
     return picture
 
 

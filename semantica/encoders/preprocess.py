@@ -43,7 +43,7 @@ class Preprocessing:
 
         height, width = images.shape[-2:]
         if height != width:
-            raise DataError(f"encoder: pictures must be square, got {width}x{height}; run jobs.ingest, which cuts them")
+            raise DataError(f"encoder: pictures must be square, got {width}x{height}; run semantica ingest, which cuts them")
         if height != self.resize_px:
             images = resize(images, [self.resize_px] * 2, interpolation=InterpolationMode(self.resample), antialias=True)
         edge = int((self.resize_px - self.image_px) / 2.0)

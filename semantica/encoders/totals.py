@@ -76,7 +76,7 @@ def check_damage(counts: Mapping[str, int], total: int, most: float, example: st
         raise DataError(
             f"encode: {lost} of {total} pictures are lost ({counts['num_damaged_images']} in {counts['num_damaged_shards']} "
             f"damaged files, {counts['num_undecodable_images']} undecodable{example and f'; {example}'}), more than "
-            f"max_damaged_share = {most:g} allows; restore the episodes, run jobs.ingest again or pass --max-damaged-share"
+            f"max_damaged_share = {most:g} allows; restore the episodes, run semantica ingest again or pass --max-damaged-share"
         )
 
 
@@ -89,7 +89,7 @@ def finish_encodings(stage: StageOutput, episodes: Manifest, most: float) -> Man
         if identity not in (None, stats["encoder"]):
             raise DataError(
                 f"encode: the shards of {stage.folder} were made by different weights under one name: the weights changed "
-                "between two runs; delete the folder and run jobs.encode again"
+                "between two runs; delete the folder and run semantica encode again"
             )
         identity = stats["encoder"]
         counts.update(counts_of(stats))

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float32, Float64
 
-from semantica.data.dataset import FileEntry, read_manifest, read_shard
+from semantica.data.dataset import FileEntry, Manifest, read_manifest, read_shard
 from semantica.data.location import Location
 from semantica.errors import DataError
 
@@ -21,12 +21,20 @@ _FILES_AT_ONCE = 8
 
 
 class Features:
-    """`features.matrix(network, names)`, `features.distances(network, names)`. columns: network -> its sub-folder."""
+    """`features.matrix(network, names)`, `features.distances(network, names)`.
 
-    def __init__(self, folder: Location, columns: Mapping[str, str]) -> None:
+    manifest: of a dataset of features, or of one that is about to be finished. columns: network -> its sub-folder.
+    """
+
+    def __init__(self, folder: Location, manifest: Manifest, columns: Mapping[str, str]) -> None:
         self.folder, self.columns = folder, columns
-        self._manifest = read_manifest(folder, "features")
+        self._manifest = manifest
         self._places: dict[str, dict[str, tuple[FileEntry, int]]] = {}
+
+    @classmethod
+    def open(cls, folder: Location, columns: Mapping[str, str]) -> Features:
+        """Those of a finished dataset."""
+        return cls(folder, read_manifest(folder, "features"), columns)
 
     @property
     def resolution_px(self) -> int:
@@ -34,7 +42,7 @@ class Features:
         return int(self._manifest.config["resolution_px"])
 
     def matrix(self, network: str, names: Sequence[str]) -> Float32[np.ndarray, "n d"]:
-        """The features of the named pictures, a row each; a name that stands twice has two rows."""
+        """The features of the named pictures, one row per name; a name that stands twice has two rows."""
         values: Float32[np.ndarray, "n d"] = np.stack(self._values(network, names, _vectors)) if names else np.zeros((0, 1), "f4")
         return values
 
@@ -73,10 +81,10 @@ class Features:
 def _vectors(table: pa.Table) -> Float32[np.ndarray, "n d"]:
     column = table["features"].combine_chunks()
     flat = column.flatten().to_numpy(zero_copy_only=False)
-    found: Float32[np.ndarray, "n d"] = flat.reshape(len(column), -1)
-    return found
+    vectors: Float32[np.ndarray, "n d"] = flat.reshape(len(column), -1)
+    return vectors
 
 
 def _numbers(table: pa.Table) -> Float64[np.ndarray, " n"]:
-    found: Float64[np.ndarray, " n"] = table["distance"].to_numpy().astype(np.float64)
-    return found
+    numbers: Float64[np.ndarray, " n"] = table["distance"].to_numpy().astype(np.float64)
+    return numbers

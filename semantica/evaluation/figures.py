@@ -6,7 +6,7 @@ however the work was spread. A sample that was drawn or measured twice has one r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,22 +15,22 @@ from jaxtyping import Float
 from semantica.data.location import Location
 from semantica.errors import DataError
 from semantica.evaluation.features import Features
-from semantica.evaluation.requests import Cell, Request, repeated, wanted_pictures
+from semantica.evaluation.requests import Cell, Request, names_of, repeated, wanted_pictures
 from semantica.evaluation.sets import EvaluationSet
 from semantica.evaluation.settings import EvaluationConfig
 from semantica.measure.frechet import FeatureStatistics, Reference, frechet_distance
-from semantica.measure.networks.extractors import ExtractorIdentity
+from semantica.measure.networks.extractors import ENCODER, ExtractorIdentity
 from semantica.measure.reference import cached_reference, reference_key
 from semantica.measure.similarity import OwnOther, own_and_other
 
-SIMILARITY = "encoder"  # the network whose cosines are reported
+SIMILARITY = ENCODER  # the network whose cosines are reported
 
 
 @dataclass(frozen=True)
 class CellFigures:
     """What was measured of one cell: by extractor the Fréchet distance, by perceptual net the mean distance to the condition.
 
-    similarity: in the encoder's features; None for Copy, below two conditioning images, and where the encoder was not asked for.
+    similarity: in the encoder's features; None where no model drew, below two conditioning images, and without the encoder.
     """
 
     num_samples: int
@@ -49,61 +49,58 @@ class Measurer:
     features: Mapping[str, Features]  # by evaluation set
     sets: Mapping[str, EvaluationSet]
     corpus_mean: Float[np.ndarray, " d"] | None = None
-    references: Location | None = None  # where statistics of references are kept for the next evaluation
+    references: Location | None = None  # the folder of reference statistics, factored once for every later evaluation
     identities: Mapping[str, ExtractorIdentity] = field(default_factory=dict)
-    _statistics: dict[tuple[str, str, tuple[str, ...]], Reference] = field(default_factory=dict)
+    by_place: bool = False  # a reference in the order in which its pictures lie, not in that of their ids: sums round otherwise
+    _statistics: dict[tuple[str, str, tuple[str, ...]], FeatureStatistics | Reference] = field(default_factory=dict)
 
-    def measure(self, cell: Cell, requests: Sequence[Request]) -> CellFigures:
-        """The figures of a cell, whose samples are `requests` (none for Copy)."""
+    def measure(self, cell: Cell, requests: Sequence[Request], networks: Collection[str]) -> CellFigures:
+        """The figures of a cell by these networks. requests: its samples, none where no model drew."""
         data, features = self.sets[cell.data], self.features[cell.data]
         conditions = [image_id for image_id, _ in wanted_pictures(cell, data, self.settings)]
-        names = conditions if cell.kind == "copy" else [request.name for request in requests]
+        names = names_of(cell, requests, data, self.settings)
         if len(names) < 2:
             raise DataError(f"evaluate: {cell.data}: expected at least 2 samples for a Fréchet distance, got {len(names)}")
         reference = self.reference(data, conditions)
         frechet: dict[str, float] = {}
-        for network in self.settings.extractor or ():
+        for network in (name for name in self.settings.extractor or () if name in networks):
             drawn = FeatureStatistics.of(features.matrix(network, names))
             frechet[network] = frechet_distance(drawn, self._of_reference(cell.data, network, reference))
-        perceptual: dict[str, float] = {}
-        if cell.kind != "copy":
-            perceptual.update({net: float(features.distances(net, names).mean()) for net in self.settings.perceptual or ()})
+        nets = [net for net in self.settings.perceptual or () if net in networks and cell.is_drawn]
         unique = list(dict.fromkeys(conditions))
+        is_compared = cell.is_drawn and SIMILARITY in frechet and len(unique) >= 2
         return CellFigures(
             num_samples=len(names),
             num_conditions=len(unique),
             num_reference=len(reference),
             frechet=frechet,
-            perceptual=perceptual,
-            similarity=self._similarity(features, names, conditions, unique) if cell.kind != "copy" else None,
+            perceptual={net: float(features.distances(net, names).mean()) for net in nets},
+            similarity=self._similarity(features, names, conditions, unique) if is_compared else None,
         )
 
     def reference(self, data: EvaluationSet, conditions: Sequence[str]) -> list[str]:
         """The pictures that samples of these conditioning images are compared with."""
         without = conditions if self.settings.reference == "others" else ()
-        return data.reference(without, self.settings.num_reference, self.settings.seed)
+        names = data.reference(without, self.settings.num_reference, self.settings.seed)
+        return names if self.by_place else sorted(names)
 
-    def _of_reference(self, data: str, network: str, reference: Sequence[str]) -> Reference:
+    def _of_reference(self, data: str, network: str, reference: Sequence[str]) -> FeatureStatistics | Reference:
         key = (data, network, tuple(reference))
         if key not in self._statistics:
-            self._statistics[key] = self._kept(data, network, reference)
+            self._statistics[key] = self._stored(data, network, reference)
         return self._statistics[key]
 
-    def _kept(self, data: str, network: str, reference: Sequence[str]) -> Reference:
+    def _stored(self, data: str, network: str, reference: Sequence[str]) -> FeatureStatistics | Reference:
         def compute() -> FeatureStatistics:
             return FeatureStatistics.of(self.features[data].matrix(network, reference))
 
         if self.references is None:
-            return Reference.of(compute())
+            return compute()
         identity, stored = self.identities[network], self.sets[data].hash  # the same picture may be stored at another size
         name = reference_key(identity.to_dict(), f"{self.features[data].resolution_px} px of {stored}", reference)
         return cached_reference(self.references, name, compute)
 
-    def _similarity(
-        self, features: Features, names: Sequence[str], conditions: Sequence[str], unique: Sequence[str]
-    ) -> OwnOther | None:
-        if SIMILARITY not in (self.settings.extractor or ()) or len(unique) < 2:
-            return None
+    def _similarity(self, features: Features, names: Sequence[str], conditions: Sequence[str], unique: Sequence[str]) -> OwnOther:
         place = {name: index for index, name in enumerate(unique)}
         own = np.array([place[name] for name in conditions])
         return own_and_other(features.matrix(SIMILARITY, names), features.matrix(SIMILARITY, unique), own, self.corpus_mean)
@@ -127,9 +124,9 @@ def estimate(
     cell: Cell, results: Mapping[Cell, CellFigures], settings: EvaluationConfig, read: Callable[[CellFigures], float]
 ) -> Estimate:
     """The figure that `read` takes from the results of the cell and its repeats. A cell without repeats is a mean of one."""
-    found = {c: read(results[c]) for c in repeated(cell, settings) if c in results}
-    seeds = [value for c, value in found.items() if c.conditions == 0]
-    conditions = [value for c, value in found.items() if c.seed == 0]
+    values = {c: read(results[c]) for c in repeated(cell, settings) if c in results}
+    seeds = [value for c, value in values.items() if c.conditions == 0]
+    conditions = [value for c, value in values.items() if c.seed == 0]
     return Estimate(
         float(np.mean(seeds)), _error(seeds), float(np.mean(conditions)), _error(conditions), len(seeds), len(conditions)
     )

@@ -1,18 +1,20 @@
-"""Which checkpoints an evaluation is of: NAME=PATH as a user gives them -> models, one a step where a run kept several."""
+"""Which checkpoints an evaluation is of: NAME=PATH as a user gives them -> models, one per step where a run kept several."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from semantica.data.dataset import Manifest
+from semantica.encoders.encoder import EncoderIdentity
 from semantica.errors import ConfigError, DataError
-from semantica.training.checkpoint import CONFIG, Checkpoint, Keeper, open_checkpoint
-from semantica.training.recipe import KeepConfig
+from semantica.training.checkpoint import Checkpoint, checkpoint_folders, open_checkpoint
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*\Z")  # it names folders, and figures in MLflow
-_FOLDERS = ("model", "checkpoints")  # of an output of jobs.train
+_FOLDERS = ("model", "checkpoints", "checkpoint", "encodings", "episodes")  # which say what lies in a run, not which run it is
 
 
 @dataclass(frozen=True)
@@ -38,24 +40,24 @@ def named(texts: Sequence[str], what: str) -> dict[str, str]:
 
     Raises ConfigError when there is none, or two have one name.
     """
-    found: dict[str, str] = {}
+    paths: dict[str, str] = {}
     for text in texts:
         name, separator, path = text.partition("=")
         if not separator or "/" in name:
             name, path = _name_of(text), text
         if not path or not _NAME.match(name):
             raise ConfigError(f"--{what}: expected NAME=PATH or PATH, the name of letters, digits, . _ and -, got {text!r}")
-        if name in found:
-            raise ConfigError(f"--{what}: two are called {name!r}; name them: --{what} one={found[name]} other={path}")
-        found[name] = path
-    if not found:
+        if name in paths:
+            raise ConfigError(f"--{what}: two are called {name!r}; name them: --{what} one={paths[name]} other={path}")
+        paths[name] = path
+    if not paths:
         raise ConfigError(f"--{what}: expected one or several paths, got none")
-    return found
+    return paths
 
 
 def _name_of(path: str) -> str:
     parts = [part for part in path.rstrip("/").split("/") if part and part != "."]
-    while len(parts) > 1 and parts[-1] in (*_FOLDERS, "checkpoint", "encodings", "episodes"):
+    while len(parts) > 1 and parts[-1] in _FOLDERS:
         parts.pop()
     return parts[-1].removesuffix(".parquet") if parts else ""
 
@@ -66,18 +68,18 @@ def last_of_runs(models: Sequence[EvaluatedModel]) -> list[str]:
 
 
 def open_models(paths: dict[str, str], *, every_step: bool) -> list[EvaluatedModel]:
-    """The models at `paths`: checkpoints, or outputs of jobs.train, of which every_step gives all that were kept, else the last.
+    """The models at `paths`, checkpoints or folders that hold them; every_step: all that were kept, else the last.
 
     Raises DataError when there is none, or when two draw at different resolutions.
     """
-    found: list[EvaluatedModel] = []
+    opened: list[EvaluatedModel] = []
     for run, path in paths.items():
-        folder = Path(path).expanduser().absolute()
-        by_step = {c.step: c for c in map(open_checkpoint, _folders(folder, every_step=every_step))}
-        models = [by_step[step] for step in sorted(by_step)][0 if every_step else -1 :]
-        found += [EvaluatedModel(run if len(models) == 1 else f"{run}-step{c.step}", run, c) for c in models]
-    check_one_resolution(found)
-    return found
+        folders = checkpoint_folders(Path(path))[0 if every_step else -1 :]
+        by_step = {c.step: c for c in map(open_checkpoint, folders)}
+        models = [by_step[step] for step in sorted(by_step)]
+        opened += [EvaluatedModel(run if len(models) == 1 else f"{run}-step{c.step}", run, c) for c in models]
+    check_one_resolution(opened)
+    return opened
 
 
 def check_one_resolution(models: Sequence[EvaluatedModel]) -> None:
@@ -98,12 +100,11 @@ def check_similarity(models: Sequence[EvaluatedModel], similarity: float | None)
         )
 
 
-def _folders(folder: Path, *, every_step: bool) -> list[Path]:
-    if (folder / CONFIG).exists():
-        return [folder]
-    keeper = Keeper(folder / _FOLDERS[1] if (folder / _FOLDERS[1]).is_dir() else folder, KeepConfig())
-    steps = [keeper.folder_of(step) for step in keeper.steps()]
-    model = [folder / _FOLDERS[0]] if (folder / _FOLDERS[0] / CONFIG).exists() else []
-    if not steps and not model:
-        raise DataError(f"evaluate: {folder} must be a checkpoint or the output of jobs.train (with model/); it is neither")
-    return [*steps, *model] if every_step else (model or steps[-1:])
+def check_same_encoder(trained_with: Mapping[str, Any], encodings: Manifest) -> None:
+    """Raise DataError unless the encodings were made by the encoder that the checkpoint was trained with."""
+    made_by = encodings.facts["encoder"]
+    for field in EncoderIdentity.from_dict(dict(trained_with)).differing(EncoderIdentity.from_dict(made_by)):
+        raise DataError(
+            f"generate: the checkpoint was trained with {trained_with['name']} ({field} {trained_with[field]}), but the encodings "
+            f"were made by {made_by['name']} ({field} {made_by[field]}); encode the pictures with the checkpoint's encoder"
+        )

@@ -22,7 +22,7 @@ from semantica.generation.generate import choose_conditions, sample_pictures
 from semantica.generation.model import Model
 from semantica.generation.settings import GenerateConfig, SpeedConfig
 from semantica.report.charts import Curve, curve_svg
-from semantica.report.grids import grid_png
+from semantica.report.pictures import grid_png
 from semantica.training.loop import initial_network
 from semantica.training.recipe import TrainConfig
 

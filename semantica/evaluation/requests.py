@@ -1,25 +1,30 @@
-"""Requests: the samples that an evaluation wants, by name, and the batches that they are drawn in.
+"""What an evaluation asks for: cells, the samples of a cell by name, and the batches that samples are drawn in.
 
-A sample's name says everything that it depends on: model, settings of the drawing, conditioning image, index, w and seed, so that
-features that are kept by name are never those of another drawing. Its noise is keyed by seed, image and index
-(`generation.generate.SampleNoise`), so that over w, and over models, one z is seen again. Protocols that want the same sample want
-the same name: it is drawn once and counted once, whoever draws it.
+A cell gives one figure of each kind. Its kind says which pictures it is made of: samples of conditioning images, or pictures that
+nobody drew, such as the conditioning images themselves. A sample's name says everything that it depends on: model, settings of the
+drawing, conditioning image, index, w and seed, so that features that are kept by name are never those of another drawing. Its noise
+is keyed by seed, image and index (`generation.generate.SampleNoise`), so that over w, and over models, one z is seen again.
+Protocols that want the same sample want the same name: it is drawn once and counted once, whoever draws it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, TypeAlias
+
+from jaxtyping import UInt8
+from torch import Tensor
 
 from semantica.config import to_dict
+from semantica.data.pictures import PictureRef
+from semantica.data.schemas import HELD_OUT
 from semantica.evaluation.sets import EvaluationSet
 from semantica.evaluation.settings import EvaluationConfig
 from semantica.generation.settings import GenerateConfig
 
-Kind = Literal["pictures", "classes", "copy", "grid"]
 _BY_SAMPLE = ("guidance", "num_conditions", "samples_per_condition", "seed")  # of GenerateConfig: a sample's name says its own
 
 
@@ -38,7 +43,7 @@ class Request:
 
     @property
     def noise_name(self) -> str:
-        """What keys its noise, together with the seed; the same as in jobs.generate."""
+        """What keys its noise, together with the seed; the same as in semantica generate."""
         return f"{self.image_id}/{self.index}"
 
     @property
@@ -48,36 +53,103 @@ class Request:
 
 @dataclass(frozen=True)
 class Cell:
-    """A set of samples that gives one figure of each kind. model: a name of a checkpoint; data: of an evaluation set.
+    """A set of pictures that gives one figure of each kind. model: the name of a checkpoint, "" where none drew; data: of a set.
 
-    kind: samples of `num` conditioning images, of one image a class, for a grid; or Copy, which repeats the one image a class.
-    conditions: which set of conditioning images, from 0.
+    kind: a name of the registry of kinds. conditions: which set of conditioning images, from 0.
     """
 
     model: str
     data: str
-    kind: Kind
+    kind: str
     guidance: float = 0.0
     seed: int = 0
     conditions: int = 0
 
+    @property
+    def is_drawn(self) -> bool:
+        """Whether a model draws its pictures."""
+        return kind_of(self).is_drawn
+
+
+Conditions: TypeAlias = Callable[[Cell, EvaluationSet, EvaluationConfig], list[tuple[PictureRef, int]]]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a cell is made of. conditions: its conditioning images, each with the index of a sample, a pure function.
+
+    is_drawn: a model draws a sample of each. Otherwise `names` are the cell's pictures (None: the conditioning images themselves),
+    which are read from the sub-folder `stored_in` of the set's encodings, or made from their names by `make`. title: of pictures
+    that no model drew. of_classes: there is one conditioning image per class. has_figures: else its pictures are shown, or compared
+    with each other.
+    """
+
+    conditions: Conditions
+    is_drawn: bool = True
+    title: str = ""
+    of_classes: bool = False
+    has_figures: bool = True
+    stored_in: str = HELD_OUT
+    make: Callable[[str, int], UInt8[Tensor, "3 h w"]] | None = None
+    names: Callable[[Cell, EvaluationSet, EvaluationConfig], list[str]] | None = None
+
+
+_KINDS: dict[str, Kind] = {}
+
+
+def kind(name: str, **how: Any) -> Callable[[Conditions], Conditions]:
+    """Register the conditioning images of cells of the kind `name`; how: the other fields of `Kind`."""
+
+    def register(conditions: Conditions) -> Conditions:
+        _KINDS[name] = Kind(conditions, **how)
+        return conditions
+
+    return register
+
+
+def kind_of(cell: Cell) -> Kind:
+    """What the cell is made of."""
+    return _KINDS[cell.kind]
+
+
+@kind("pictures")
+def _pictures(cell: Cell, data: EvaluationSet, settings: EvaluationConfig) -> list[tuple[PictureRef, int]]:
+    return data.conditions(settings.num, settings.seed + cell.conditions, settings.samples_per_condition)
+
+
+@kind("classes", of_classes=True)
+def _classes(cell: Cell, data: EvaluationSet, settings: EvaluationConfig) -> list[tuple[PictureRef, int]]:
+    num = settings.own_copies.get(cell.data, settings.num_copies)
+    return data.one_a_class(num, settings.seed + cell.conditions)
+
+
+@kind("copy", is_drawn=False, title="Copy", of_classes=True)
+def _copy(cell: Cell, data: EvaluationSet, settings: EvaluationConfig) -> list[tuple[PictureRef, int]]:
+    return _classes(cell, data, settings)
+
+
+@kind("grid", has_figures=False)
+def _grid(cell: Cell, data: EvaluationSet, settings: EvaluationConfig) -> list[tuple[PictureRef, int]]:
+    shown = data.conditions(min(settings.num_grid_rows, len(data.pictures)), settings.seed + cell.conditions)
+    return [(picture, index) for picture, _ in shown for index in range(settings.num_grid_samples)]
+
 
 def wanted_pictures(cell: Cell, data: EvaluationSet, settings: EvaluationConfig) -> list[tuple[str, int]]:
     """(conditioning image, sample index) of every sample of the cell, a pure function of set and settings."""
-    seed = settings.seed + cell.conditions
-    if cell.kind == "pictures":
-        chosen = data.conditions(settings.num, seed)
-    elif cell.kind == "grid":
-        shown = data.conditions(min(settings.num_grid_rows, len(data.pictures)), seed)
-        chosen = [(picture, index) for picture, _ in shown for index in range(settings.num_grid_samples)]
-    else:
-        chosen = data.one_a_class(settings.own_copies.get(cell.data, settings.num_copies), seed)
-    return [(picture.image_id, index) for picture, index in chosen]
+    return [(picture.image_id, index) for picture, index in kind_of(cell).conditions(cell, data, settings)]
+
+
+def names_of(cell: Cell, requests: Sequence[Request], data: EvaluationSet, settings: EvaluationConfig) -> list[str]:
+    """The names of the cell's pictures: of its samples, or of pictures that nobody drew."""
+    if cell.is_drawn:
+        return [request.name for request in requests]
+    names = kind_of(cell).names
+    return names(cell, data, settings) if names else [name for name, _ in wanted_pictures(cell, data, settings)]
 
 
 def requests_of(cell: Cell, model_hash: str, data: EvaluationSet, settings: EvaluationConfig) -> list[Request]:
-    """The samples of a cell; Copy draws none."""
-    if cell.kind == "copy":
+    """The samples of a cell; none where no model draws."""
+    if not cell.is_drawn:
         return []
     seed = settings.seed + cell.seed
     wanted = wanted_pictures(cell, data, settings)
@@ -106,18 +178,6 @@ class Batch:
         digest = hashlib.sha256("\n".join(request.name for request in self.requests).encode()).hexdigest()[:16]
         return f"w{self.guidance:g}-s{self.seed}-{digest}"
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data that travels to a worker."""
-        wanted = [[r.model, r.drawing, r.image_id, r.index] for r in self.requests]
-        return {"name": self.name, "guidance": self.guidance, "seed": self.seed, "requests": wanted}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Batch:
-        """The batch that `to_dict` gave."""
-        w, seed = values["guidance"], values["seed"]
-        requests = tuple(Request(model, how, image_id, index, w, seed) for model, how, image_id, index in values["requests"])
-        return cls(w, seed, requests)
-
 
 def batches(requests: Iterable[Request], size: int, drawn: Collection[str] = ()) -> Iterator[Batch]:
     """The requests, each once, in batches of one w and seed, without those that are `drawn`.
@@ -133,48 +193,6 @@ def batches(requests: Iterable[Request], size: int, drawn: Collection[str] = ())
             left = [r for r in members[start : start + size] if r.name not in drawn]
             if left:
                 yield Batch(guidance, seed, tuple(left))
-
-
-def cells_of(
-    settings: EvaluationConfig, models: Sequence[str], last: Sequence[str], data: Sequence[str], passed_over: Collection[str] = ()
-) -> list[Cell]:
-    """Every cell that the protocols ask for, each once, in a fixed order. last: of each run the last model; training is of all.
-
-    passed_over: sets of which one-shot is not made.
-    """
-    found: dict[Cell, None] = {}
-    for protocol in settings.protocol:
-        for model in models if protocol == "training" else last:
-            for name in (n for n in data if protocol != "one-shot" or n not in passed_over):
-                found.update(dict.fromkeys(_cells(protocol, Cell(model, name, "pictures"), settings)))
-    return list(found)
-
-
-def without_classes(settings: EvaluationConfig, data: Iterable[EvaluationSet]) -> list[str]:
-    """The names of sets of one label, where one-shot is asked for and other sets have classes (ImageNet beside LSUN's)."""
-    several = {one.name: len(one.labels) > 1 for one in data}
-    return [name for name in several if not several[name]] if "one-shot" in settings.protocol and any(several.values()) else []
-
-
-def _cells(protocol: str, base: Cell, settings: EvaluationConfig) -> Iterator[Cell]:
-    if protocol == "curve":
-        for w in settings.guidance:
-            yield from repeated(replace(base, guidance=w), settings)
-    elif protocol == "training":
-        yield from repeated(replace(base, guidance=settings.training_guidance), settings)
-    elif protocol == "grouping":
-        for w in settings.table_guidance:
-            yield from repeated(replace(base, guidance=w), settings)
-    elif protocol == "details":
-        yield replace(base, guidance=settings.details_guidance)
-        yield replace(base, kind="grid", guidance=settings.details_guidance)
-    elif protocol == "one-shot":
-        yield Cell("", base.data, "copy")
-        for w in settings.table_guidance:
-            yield from repeated(replace(base, kind="classes", guidance=w), settings)
-    else:  # grids: rows of w from one z, and several samples of one image
-        for w in settings.guidance:
-            yield replace(base, kind="grid", guidance=w)
 
 
 def repeated(cell: Cell, settings: EvaluationConfig) -> list[Cell]:

@@ -1,6 +1,6 @@
 """An evaluation set: the held-out pictures of an encodings dataset, each once, with its label and the place where it lies.
 
-Every kind of data becomes encodings first (`distributed.evaluation_sets`), so that the manifest's hash names the set's content,
+Every kind of data becomes encodings first (`look`, `ingest_settings`), so that the manifest's hash names the set's content,
 and pictures were decoded, or quarantined, by the one image boundary. In: such a dataset. Out: which pictures there are, and choices
 of conditioning images that depend on seeds and ids alone. A picture that stands on several pages is one picture.
 """
@@ -8,12 +8,18 @@ of conditioning images that depend on seeds and ids alone. A picture that stands
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from semantica.data.dataset import read_manifest
+from semantica.data.dataset import MANIFEST, Manifest, read_manifest
 from semantica.data.location import Location
 from semantica.data.pictures import PictureRef, list_pictures
+from semantica.episodes.images import ImageConfig
+from semantica.episodes.ingest import IngestConfig
+from semantica.episodes.pages import ReadConfig
+from semantica.episodes.sources.labels import pictures_below
+from semantica.episodes.sources.tree import is_picture, open_tree, what_is_there
 from semantica.errors import DataError
 from semantica.generation.generate import choose_conditions
 
@@ -56,11 +62,12 @@ class EvaluationSet:
                 f"them with --image.image-px {resolution_px} or more and encode again, or give the pictures themselves as --data"
             )
 
-    def conditions(self, num: int, seed: int) -> list[tuple[PictureRef, int]]:
-        """(conditioning image, sample index) of `num` samples: an image each, drawn without repetition; beyond all, again from the
-        first, with the next index.
+    def conditions(self, num: int, seed: int, per_condition: int = 1) -> list[tuple[PictureRef, int]]:
+        """(conditioning image, sample index) of `num` samples, per_condition of each image, which are drawn without repetition.
+
+        When all images have that many, samples go on with the next index, again from the first image.
         """
-        chosen = self._chosen(list(self.pictures.values()), num, seed)
+        chosen = self._chosen(list(self.pictures.values()), -(-num // per_condition), seed)
         return [(chosen[i % len(chosen)], i // len(chosen)) for i in range(num)]
 
     def one_a_class(self, num_copies: int, seed: int) -> list[tuple[PictureRef, int]]:
@@ -85,7 +92,7 @@ class EvaluationSet:
         return [(p, i) for group in by_label.values() for p in self._chosen(group, 1, seed) for i in range(num_copies)]
 
     def reference(self, without: Sequence[str], num: int | None, seed: int) -> list[str]:
-        """The ids of the pictures that samples are compared with, sorted: all but `without`, at most `num` of them.
+        """The ids of the pictures that samples are compared with: all but `without`, at most `num` of them.
 
         Which of them has nothing to do with the choice of conditioning images of the same seed.
         """
@@ -96,7 +103,7 @@ class EvaluationSet:
                 f"evaluate: {self.name} has {len(names)} pictures that are no conditioning images, at least 2 are needed; "
                 "ask for fewer with --num, or compare with all: --reference all"
             )
-        return sorted(names) if num is None else some_of(names, num, f"reference/{seed}")
+        return names if num is None else some_of(names, num, f"reference/{seed}")
 
     def _chosen(self, pictures: Sequence[PictureRef], num: int, seed: int) -> list[PictureRef]:
         return [self.pictures[c.image_id] for c in choose_conditions(pictures, num, seed)]
@@ -127,3 +134,69 @@ def by_image(pictures: Iterable[PictureRef]) -> dict[str, PictureRef]:
     for picture in pictures:
         first.setdefault(picture.image_id, picture)
     return first
+
+
+_ANY_ASPECT = 1e9  # ingest's bounds choose what is worth training on; a user has chosen this set
+_ANY_NUMBER = 2**31
+
+
+@dataclass(frozen=True)
+class DataKind:
+    """What lies at a path: the format that ingest reads it as, or the kind of a finished dataset; and the classes it names."""
+
+    source: str | None
+    kind: str = ""
+    labels: tuple[str, ...] = ()
+
+
+def look(name: str, root: Location) -> DataKind:
+    """What kind of data `root` is. Raises DataError when it is none, or two at once."""
+    if root.is_file():
+        return DataKind("pictures")
+    if not root.is_dir():
+        raise DataError(f"--data {name}: no folder or file {root}; give pictures, class folders, Parquet, or encodings")
+    if (root / MANIFEST).exists():
+        kind = str(json.loads((root / MANIFEST).read_text()).get("kind"))
+        if kind not in ("episodes", "encodings"):
+            raise DataError(f"--data {name}: {root} holds {kind}, expected pictures, episodes or encodings")
+        return DataKind(None, kind)
+    listing = open_tree(root).listing("")
+    folders = [folder for folder in listing.folders if not folder.startswith(".")]
+    flat = any(is_picture(file) for file in listing.files)
+    if flat and folders:
+        raise DataError(
+            f"--data {name}: {root} holds pictures and folders, so it is neither a folder of pictures nor one of class folders; "
+            "give one of them"
+        )
+    if flat or any(file.lower().endswith(".parquet") for file in listing.files):
+        return DataKind("pictures")
+    if not folders:
+        raise DataError(f"--data {name}: no pictures in {root}, found {what_is_there(open_tree(root))}")
+    return DataKind("imagefolder", labels=tuple(folders))
+
+
+def ingest_settings(source: str, picture_px: int) -> IngestConfig:
+    """How evaluation data is read: everything is held out, nothing is left out but what is broken, blank or there twice."""
+    return IngestConfig(
+        source=source,
+        read=ReadConfig(pages_per_part=4),
+        image=ImageConfig(image_px=picture_px, min_side_px=1, max_aspect=_ANY_ASPECT),
+        max_images_per_page=_ANY_NUMBER,
+        drop_near_duplicates=False,
+        census_mb=0,
+        held_out_share=1.0,
+        split_by="image",
+        min_images=1,
+        rows_per_group=1,
+    )
+
+
+def without_pictures(root: Location, labels: Sequence[str]) -> list[str]:
+    """The classes of which `root` holds no picture."""
+    tree = open_tree(root) if labels else None
+    return [label for label in labels if tree is not None and not pictures_below(tree, label)]
+
+
+def quarantined_of(encodings: Manifest) -> dict[str, int]:
+    """Reason -> how many pictures of the encodings' source were refused."""
+    return dict(encodings.facts.get("quarantined", {}))  # encodings made before they said it say nothing

@@ -6,45 +6,64 @@ Defaults are the paper's (method section 5) where it names them; the others are 
 from __future__ import annotations
 
 import re
-from typing import Literal, get_args
+from typing import Literal
 
 from semantica.config import config, free, require
 from semantica.diffusion.settings import GuidanceConfig, SamplerConfig
 from semantica.generation.settings import GenerateConfig, SpeedConfig
 
-ProtocolName = Literal["curve", "one-shot", "grouping", "training", "details", "grids"]
-ExtractorName = Literal["inception", "inception-clean", "dinov2", "encoder"]
-EXTRACTORS: tuple[str, ...] = get_args(ExtractorName)
-PerceptualName = Literal["lpips-alex", "lpips-vgg", "lpips-squeeze", "st-lpips-alex"]
+
+@config
+class OverviewConfig:
+    """Settings of the protocol `overview`, with which a pipeline ends, on samples of semantica generate.
+
+    guidance: the w whose figures stand first. centred: subtract the corpus mean before cosines, where the pair score did.
+    inception, perceptual: use these networks where their weights are on this machine.
+    """
+
+    guidance: float = 0.5
+    centred: bool = False
+    inception: bool = True
+    perceptual: bool = True
+    batch_size: int = 32
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.guidance >= 0, "guidance", "0 or more", self.guidance)
+        require(self.batch_size > 0, "batch_size", "positive", self.batch_size)
 
 
 @config
 class EvaluationConfig:
-    """protocol: one or several. num: conditioning images of a curve, one sample each; more than there are pictures: several each.
+    """protocol: one or several of curve, one-shot, grouping, training, details, grids; or overview alone.
+
+    extractor: of inception, inception-clean, dinov2, encoder. perceptual: of lpips-alex, lpips-vgg, lpips-squeeze, st-lpips-alex.
+    Both: what is named must be here; without names, the usual ones that are here measure, and the report names the others.
+    num: samples of a curve, one per conditioning image; more than there are pictures: several each.
 
     reference: what samples are compared with, all pictures of the set (the paper) or those that are no conditioning images.
     num_seeds, num_condition_sets: over how many sampling seeds, and sets of conditioning images, the standard errors are taken.
     """
 
-    protocol: tuple[ProtocolName, ...] = ("curve",)
+    protocol: tuple[str, ...] = ("curve",)
     num: int = 50_000
+    samples_per_condition: int = 1  # of the `num` samples
     guidance: tuple[float, ...] = (0.0, 0.1, 0.2, 0.5, 1.0, 1.5)
     table_guidance: tuple[float, ...] = (0.0, 0.5)  # of one-shot and grouping, the w of Table 1
     training_guidance: float = 0.0  # of Fig. 2
-    num_copies: int = 50  # samples a class of one-shot, of the sets that num_copies_of does not name
-    num_copies_of: tuple[str, ...] = ()  # NAME=NUMBER: samples a class of one set, such as the paper's sun397=120
+    num_copies: int = 50  # samples per class of one-shot, of sets that num_copies_of does not name
+    num_copies_of: tuple[str, ...] = ()  # NAME=NUMBER: samples per class of one set, such as the paper's sun397=120
     num_seeds: int = 1
     num_condition_sets: int = 1
-    details_guidance: float = 0.5
+    details_guidance: float = 0.5  # of details; in overview the w whose figures stand first
     num_grid_rows: int = 8
     num_grid_samples: int = 4
     reference: Literal["all", "others"] = "all"
-    num_reference: int | None = None  # a random choice of so many; None: all
-    # Named: these, or an error where weights are missing. None: those of the usual ones that are here, the report says what is not.
-    extractor: tuple[ExtractorName, ...] | None = None
-    perceptual: tuple[PerceptualName, ...] | None = None
+    num_reference: int | None = None  # how many pictures of it, chosen at random; None: all
+    extractor: tuple[str, ...] | None = None
+    perceptual: tuple[str, ...] | None = None
     centred: bool = False  # subtract the corpus mean before cosines, where the pair score did
-    num_details: int = 10_000  # at most so many samples and pictures enter kernel distance, manifold and nearest pictures
+    num_details: int = 10_000  # samples and pictures that enter kernel distance, manifold and nearest pictures, at most
     neighbours: int = 5  # k of the manifold: of precision, recall, density and coverage
     num_train: int = 50_000  # training pictures that samples are compared with, where they are given
     weights: str = free("")  # a folder where weights of metrics are looked for first
@@ -59,14 +78,51 @@ class EvaluationConfig:
     use_ema: bool = True
     batch_size: int = 32  # samples drawn at once, in batches that are always filled to it, so that no sample depends on the others
     seed: int = 0
+    baseline_seed: int = 0  # of the choice of training pictures and of noise, which overview puts beside samples
+
+    @classmethod
+    def of_samples(
+        cls, config: OverviewConfig, drawing: GenerateConfig, num: int, extractor: tuple[str, ...], perceptual: tuple[str, ...]
+    ) -> EvaluationConfig:
+        """The protocol `overview` of `num` samples at each w that semantica generate drew so. perceptual: at most one net."""
+        return cls(
+            protocol=("overview",),
+            num=num,
+            samples_per_condition=drawing.samples_per_condition,
+            guidance=drawing.guidance,
+            details_guidance=config.guidance,
+            reference="others",
+            extractor=extractor,
+            perceptual=perceptual,
+            centred=config.centred,
+            sampler=drawing.sampler,
+            beyond=drawing.beyond,
+            similarity=drawing.similarity,
+            speed=drawing.speed,
+            use_ema=drawing.use_ema,
+            batch_size=config.batch_size,
+            seed=drawing.seed,
+            baseline_seed=config.seed,
+        )
+
+    def overview(self) -> OverviewConfig:
+        """The same for given samples, whose drawing is known."""
+        return OverviewConfig(
+            guidance=self.details_guidance,
+            centred=self.centred,
+            inception=self.extractor is None or "inception" in self.extractor,
+            perceptual=self.perceptual is None or len(self.perceptual) > 0,
+            batch_size=self.batch_size,
+            seed=self.baseline_seed,
+        )
 
     @classmethod
     def drawn_as(cls, drawing: GenerateConfig, *, centred: bool) -> EvaluationConfig:
-        """The defaults, with samples that are drawn as jobs.generate draws them."""
+        """The defaults, with samples that are drawn as semantica generate draws them."""
         return cls(sampler=drawing.sampler, beyond=drawing.beyond, speed=drawing.speed, centred=centred)
 
     def __post_init__(self) -> None:
-        self.draws()  # refuses what it shares with jobs.generate
+        self.draws()  # refuses what it shares with semantica generate
         require(len(self.protocol) > 0, "protocol", "one or several", self.protocol)
         require(len(set(self.protocol)) == len(self.protocol), "protocol", "all different", self.protocol)
         for name in ("guidance", "table_guidance"):
@@ -76,7 +132,15 @@ class EvaluationConfig:
         for name in ("training_guidance", "details_guidance"):
             require(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
         require(self.num >= 2, "num", "2 or more: one sample has no covariance", self.num)
-        for name in ("num_copies", "num_seeds", "num_condition_sets", "num_grid_rows", "num_grid_samples", "neighbours"):
+        for name in (
+            "num_copies",
+            "num_seeds",
+            "num_condition_sets",
+            "num_grid_rows",
+            "num_grid_samples",
+            "neighbours",
+            "samples_per_condition",
+        ):
             require(getattr(self, name) >= 1, name, "1 or more", getattr(self, name))
         for text in self.num_copies_of:
             is_number = re.fullmatch(r"[\w.-]+=[1-9]\d*", text) is not None

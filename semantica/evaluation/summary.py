@@ -1,4 +1,4 @@
-"""An outcome -> the report: the protocols' parts, what is known of the sets, and the sentences that a reader sees first."""
+"""An outcome -> the report: the part of each protocol, what is known of the sets, and the sentences that a reader sees first."""
 
 from __future__ import annotations
 
@@ -8,73 +8,88 @@ from importlib.metadata import version
 
 from semantica.config import to_yaml
 from semantica.evaluation.outcome import Outcome
-from semantica.evaluation.protocols import paper_table, parts
-from semantica.evaluation.requests import Cell, without_classes
-from semantica.report.page import Figure, Gallery, Grid, Report, Table, Value
+from semantica.evaluation.protocols import chosen, without_classes
+from semantica.evaluation.requests import Cell, kind_of
+from semantica.report.page import Report, Table, Value
+from semantica.report.paper import PaperRow, PaperTable
 from semantica.tracking import git_commit
 
 MAX_SENTENCES = 12  # that say one figure each; of more, the lowest of each set
-_OF = {"pictures": "", "classes": " (one image a class)", "copy": " (one image a class)"}
 
 
-def build_report(
-    outcome: Outcome, *, details: Sequence[Figure], exhibits: Sequence[Grid | Gallery], notes: Sequence[str], command: str
-) -> Report:
-    """The report of the protocols that were asked for; details: the figures of that one; notes: what was left out."""
-    found = list(parts(outcome))
+def build_report(outcome: Outcome, *, notes: Sequence[str]) -> Report:
+    """The report of the protocols that were asked for. notes: which networks were left out, and why."""
+    protocols = chosen(outcome.settings).values()
+    parts = [one.part(outcome) for one in protocols]
+    page = next((one.page for one in protocols if one.page), "")
+    sources = outcome.sources
     return Report(
-        title="Semantica: evaluation",
-        summary=[*_sentences(outcome), *notes],
-        figures=[*(figure for part in found for figure in part.figures), *details],
-        grids=[e for e in exhibits if isinstance(e, Grid)],
-        galleries=[e for e in exhibits if isinstance(e, Gallery)],
-        curves=[curve for part in found for curve in part.curves],
-        tables=[*(table for part in found for table in part.tables), _sets_table(outcome)],
-        papers=paper_table([row for part in found for row in part.papers]),
-        provenance=[
-            (i.title, f"SHA-256 {i.weights_sha256[:16]}, resize: {i.resize}", "") for i in outcome.networks.identities.values()
-        ],
-        protocol=_protocol(outcome),
-        config_yaml=to_yaml(outcome.settings),
+        title=page or "Semantica: evaluation",
+        summary=[*(line for part in parts for line in part.summary), *(() if page else _sentences(outcome)), *notes],
+        figures=[figure for part in parts for figure in part.figures],
+        grids=[grid for part in parts for grid in part.grids],
+        galleries=[gallery for part in parts for gallery in part.galleries],
+        curves=[curve for part in parts for curve in part.curves],
+        histograms=[histogram for part in parts for histogram in part.histograms],
+        tables=[*(table for part in parts for table in part.tables), *(() if page else (_sets_table(outcome),))],
+        papers=_beside_the_paper([row for part in parts for row in part.papers]),
+        provenance=[*(row for part in parts for row in part.provenance), *(() if page else _weights(outcome))],
+        protocol={**({} if page else _protocol(outcome)), **{k: v for part in parts for k, v in part.stated.items()}},
+        config_yaml=sources.config_yaml or ("" if page else to_yaml(outcome.settings)),
         versions={name: version(name) for name in ("ray", "torch", "transformers", "mlflow", "pyarrow", "pillow")},
         commit=git_commit(),
         date=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        command=command,
+        command=sources.command,
     )
+
+
+def _beside_the_paper(rows: Sequence[PaperRow]) -> list[PaperTable]:
+    """Our figures beside the paper's, where a figure of ours has one; what two protocols measured alike stands there once."""
+    once = {(row.paper, row.protocol.extractor): row for row in reversed(rows)}
+    return [PaperTable(title="Beside the paper", rows=list(once.values())[::-1])] if rows else []
+
+
+def _weights(outcome: Outcome) -> list[tuple[str, str, str]]:
+    identities = outcome.networks.identities.values()
+    return [(i.title, f"SHA-256 {i.weights_sha256[:16]}, resize: {i.resize}", "") for i in identities]
 
 
 def _sentences(outcome: Outcome) -> list[str]:
     """What was measured in a line each, then what a reader must know before comparing anything."""
-    shown = [cell for cell in outcome.results if (cell.seed, cell.conditions) == (0, 0) and cell.kind != "grid"]
-    found = [_in_words(cell, outcome) for cell in shown]
-    if len(found) > MAX_SENTENCES:
-        found = list(_best_of_each(shown, outcome))
+    shown = [cell for cell in outcome.results if (cell.seed, cell.conditions) == (0, 0)]
+    sentences = [_in_words(cell, outcome) for cell in shown]
+    if len(sentences) > MAX_SENTENCES:
+        sentences = list(_best_of_each(shown, outcome))
     counts = [min(f.num_samples, f.num_reference) for f in outcome.results.values()]
     smallest = min(counts, default=0)
     dims = {i.title: i.dim for i in outcome.networks.identities.values() if i.dim > smallest}
     if counts and dims:
         names = ", ".join(f"{title} ({dim})" for title, dim in dims.items())
-        found.append(
+        sentences.append(
             f"Small n: {smallest} pictures are fewer than the dimensions of {names}. A Fréchet distance is then biased upwards, by "
             "about 1/n: compare figures of equal n within this report only."
         )
     for data in outcome.sets.values():
         if data.quarantined:
             reasons = ", ".join(f"{n} {reason.replace('_', ' ')}" for reason, n in sorted(data.quarantined.items()))
-            found.append(f"{data.name}: not used, each with a row in the quarantine: {reasons}.")
-    for name in without_classes(outcome.settings, outcome.sets.values()):
-        found.append(f"{name}: left out of one-shot, because its pictures have one label; the other sets have classes.")
+            sentences.append(f"{data.name}: not used, each with a row in the quarantine: {reasons}.")
+    protocols = chosen(outcome.settings)
+    by_class = ", ".join(name for name, one in protocols.items() if one.needs_classes)
+    for name in without_classes(outcome.settings, list(outcome.sets.values())):
+        sentences.append(f"{name}: left out of {by_class}, because its pictures have one label; the other sets have classes.")
     if outcome.settings.num_condition_sets > 1:
         for data in outcome.sets.values():
-            if outcome.settings.num >= len(data.pictures) and set(outcome.settings.protocol) - {"one-shot"}:
-                found.append(f"{data.name}: the conditioning images are all {len(data.pictures)} pictures, the same in every set.")
-    return found
+            if outcome.settings.num >= len(data.pictures) and not all(one.needs_classes for one in protocols.values()):
+                sentences.append(
+                    f"{data.name}: the conditioning images are all {len(data.pictures)} pictures, the same in every set."
+                )
+    return sentences
 
 
 def _in_words(cell: Cell, outcome: Outcome) -> str:
     figures = outcome.results[cell]
     values = ", ".join(f"{m.title} {outcome.value(cell, m).value:.3g}" for m in outcome.metrics(cell) if m.is_distance)
-    return f"{_named(cell)}{_OF[cell.kind]} on {cell.data}: {values}; n = {figures.num_samples} against {figures.num_reference}."
+    return f"{_named(cell)}{_per_class(cell)} on {cell.data}: {values}; n = {figures.num_samples} against {figures.num_reference}."
 
 
 def _best_of_each(cells: Sequence[Cell], outcome: Outcome) -> Iterator[str]:
@@ -90,12 +105,15 @@ def _best_of_each(cells: Sequence[Cell], outcome: Outcome) -> Iterator[str]:
         for metric in (m for m in outcome.metrics(group[0]) if m.is_distance):
             best = min(group, key=lambda cell: outcome.value(cell, metric).value)
             lowest.append(f"{metric.title} {outcome.value(best, metric).value:.3g} ({_named(best)})")
-        kind = _OF[group[0].kind]
-        yield f"{data}{kind}: the lowest of {len(group)} in the tables below: {', '.join(lowest)}."
+        yield f"{data}{_per_class(group[0])}: the lowest of {len(group)} in the tables below: {', '.join(lowest)}."
 
 
 def _named(cell: Cell) -> str:
-    return "Copy" if cell.kind == "copy" else f"{cell.model} at w = {cell.guidance:g}"
+    return f"{cell.model} at w = {cell.guidance:g}" if cell.is_drawn else kind_of(cell).title
+
+
+def _per_class(cell: Cell) -> str:
+    return " (one image a class)" if kind_of(cell).of_classes else ""
 
 
 def _sets_table(outcome: Outcome) -> Table:

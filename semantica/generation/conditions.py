@@ -37,7 +37,7 @@ class Conditions:
         columns = ["episode_id", "images", "pooled", *(["tokens"] if self._stored else [])]
         self._groups = RowGroups(encodings, columns, stage="generate", made_by="encode")
         if not self._stored and tokens_of is None:
-            raise DataError(f"generate: {encodings} holds no tokens; pass tokens_of, or run jobs.encode with --store-tokens")
+            raise DataError(f"generate: {encodings} holds no tokens; pass tokens_of, or run semantica encode with --store-tokens")
 
     def read(self, wanted: Sequence[PictureRef]) -> Conditioning:
         """The conditioning, one row per picture; a picture that is wanted twice is read, and encoded, once."""

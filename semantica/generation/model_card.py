@@ -31,7 +31,7 @@ def read_report(path: Path) -> dict[str, Any]:
         values = json.loads(path.read_text())
         return {"figures": list(values["figures"]), "tables": list(values["tables"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"--report: {path} must be the report.json of jobs.evaluate ({error})") from None
+        raise DataError(f"--report: {path} must be the report.json of semantica evaluate ({error})") from None
 
 
 def model_card(release: Release, report: Mapping[str, Any] | None = None) -> str:

@@ -1,6 +1,6 @@
 """What a user of a trained model needs: `semantica.load(path)(images, guidance=0.5, num_samples=4)`.
 
-In: a released folder, a checkpoint, the output of jobs.train, or a hub's ORG/NAME; then pictures. Out: samples, the same that
+In: a released folder, a checkpoint, the output of semantica train, or a hub's ORG/NAME; then pictures. Out: samples, the same that
 `generate` draws for the same conditioning and names; and the model, saved or uploaded to a hub.
 """
 
@@ -23,7 +23,7 @@ from semantica.conditioning import Conditioning, SignalValues
 from semantica.config import override, require
 from semantica.denoiser.uvit import UViT
 from semantica.diffusion.settings import GuidanceConfig, SamplerConfig
-from semantica.errors import ConfigError, WeightsError
+from semantica.errors import ConfigError, DataError, WeightsError
 from semantica.generation import hub
 from semantica.generation.conditioning_images import ConditioningImages, Picture, rows_of
 from semantica.generation.generate import SampleCallback, sample_pictures
@@ -32,9 +32,9 @@ from semantica.generation.model_card import model_card
 from semantica.generation.release import Release, encoder_of, read_release, release_of, write_release
 from semantica.generation.settings import GenerateConfig, SpeedConfig
 from semantica.signals import SIMILARITY
-from semantica.training.checkpoint import open_checkpoint
+from semantica.training.checkpoint import checkpoint_folder, open_checkpoint
 
-_MANIFEST, _MODEL = "manifest.json", "model"  # of a checkpoint; of the output of jobs.train
+_MANIFEST = "manifest.json"  # of a checkpoint, which no release has
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Semantica:
         picture_px: int | None = None,
         speed: SpeedConfig = SpeedConfig(),  # noqa: B008 - it is frozen
     ) -> Semantica:
-        """The model at `path`: a released folder, a checkpoint, the output of jobs.train, or a hub's ORG/NAME.
+        """The model at `path`: a released folder, a checkpoint, the output of semantica train, or a hub's ORG/NAME.
 
         device: None is a GPU where there is one. encoder: the folder of the encoder, for a model that was trained with a local one.
         revision: of a hub's model. picture_px: image_px of the ingest of its training pictures, where the release does not know it.
@@ -219,20 +219,23 @@ def opened(path: str | Path, revision: str = "main") -> tuple[Release, UViT, str
     if not folder.is_dir():
         if not hub.is_hub_name(str(path)):
             raise WeightsError(
-                f"load: no folder {path}; give a released model, a checkpoint, the output of jobs.train, or ORG/NAME"
+                f"load: no folder {path}; give a released model, a checkpoint, the output of semantica train, or ORG/NAME"
             )
         folder = hub.fetch(str(path), revision)
-    checkpoint_folder = trained(folder)
-    if not (checkpoint_folder / _MANIFEST).exists():
+    folder = trained(folder)
+    if not (folder / _MANIFEST).exists():
         return read_release(folder)
-    checkpoint = open_checkpoint(checkpoint_folder)
+    checkpoint = open_checkpoint(folder)
     release = release_of(checkpoint)
     return release, checkpoint.network(), model_card(release)
 
 
 def trained(folder: Path) -> Path:
-    """The checkpoint in the output of jobs.train; any other folder as it is."""
-    return folder / _MODEL if (folder / _MODEL / _MANIFEST).exists() else folder
+    """The checkpoint at or below the folder; any other folder as it is."""
+    try:
+        return checkpoint_folder(folder)
+    except DataError:
+        return folder
 
 
 def pil_pictures(pictures: UInt8[Tensor, "b 3 h w"]) -> list[Image.Image]:

@@ -149,7 +149,7 @@ def _record(checkpoint: Checkpoint) -> EncoderRecord:
         weights, revision = str(settings["weights"]), str(settings.get("revision", "main"))
     except (KeyError, TypeError) as error:
         raise WeightsError(
-            f"checkpoint: {checkpoint.folder} does not say which encoder it was trained on ({error}); train it with jobs.train"
+            f"checkpoint: {checkpoint.folder} does not say which encoder it was trained on ({error}); train it with semantica train"
         ) from None
     # A folder's last part became the encoder's name, so that only of a hub's ORG/NAME is the whole text the name.
     is_hub = identity.name == weights and weights.count("/") == 1
@@ -228,7 +228,7 @@ def _read_config(folder: Path) -> tuple[Release, str]:
     path = folder / CONFIG
     if not path.exists():
         raise WeightsError(
-            f"load: {folder} must be a released model (with {CONFIG}), a checkpoint or the output of jobs.train; it is neither"
+            f"load: {folder} must be a released model (with {CONFIG}), a checkpoint or the output of semantica train; it is neither"
         )
     try:
         described = dict(json.loads(path.read_text()))

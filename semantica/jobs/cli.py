@@ -25,7 +25,6 @@ GROUPS = {
         "train": "encodings and pairs -> a trained model",
         "generate": "a trained model -> samples, drawn from held-out pictures",
         "evaluate": "trained models -> the paper's figures and a report",
-        "evaluate-samples": "samples of generate -> figures and a report",
     },
     "Then": {
         "sweep": "train with different settings and report which are best",

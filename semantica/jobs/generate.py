@@ -53,11 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The exit code of the command."""
 
     def call(job: GenerateJob) -> None:
-        from semantica.distributed.generate import generate
-        from semantica.generation.pipeline import trained
+        from semantica.data.location import location
+        from semantica.distributed.sample import generate
+        from semantica.training.checkpoint import checkpoint_folder
 
-        generate(
-            job.generate, checkpoint=trained(job.checkpoint), encodings=job.encodings, out=job.out, runtime=job.runtime,
-        )  # fmt: skip
+        checkpoint, encodings = checkpoint_folder(job.checkpoint), location(job.encodings)
+        generate(job.generate, checkpoint=checkpoint, encodings=encodings, out=job.out, runtime=job.runtime)
 
     return COMMAND.run(call, argv)

@@ -27,7 +27,7 @@ class IngestJob:
 COMMAND = Command(
     name="ingest",
     about="Turn pages with pictures into episodes: decode, clean, resize, split. Pictures that are refused go to quarantine/. "
-    "The preset tiny makes the demo's 64 px pictures; for a crawl use base. Formats: docs/data.md.",
+    "The preset tiny makes the demo's 64 px pictures; for a crawl use base. Formats: docs/reference/data.md.",
     settings=IngestJob,
     sections=lambda p: {"ingest": p.ingest},
     common={

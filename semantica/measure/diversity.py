@@ -1,7 +1,7 @@
 """How much the samples of one condition differ among themselves: a model that draws one picture again and again has diversity 0.
 
 Features of the samples and the condition of each come in; what leaves is a figure per condition, its mean, and the standard error
-over conditions. Compare figures with the same number of samples a condition only where `mean_effective` is meant.
+over conditions. Compare figures with the same number of samples per condition only where `mean_effective` is meant.
 """
 
 from __future__ import annotations

@@ -159,16 +159,6 @@ def frechet_distance(a: FeatureStatistics | Reference, b: FeatureStatistics | Re
     return max(distance, 0.0)
 
 
-def small_n_warning(n: int, dim: int) -> str | None:
-    """What to say beside a Fréchet distance of n pictures with features of `dim` dimensions: None once n is above `dim`."""
-    if n > dim:
-        return None
-    return (
-        f"{n} pictures for features of {dim} dimensions: the covariance is singular and the Fréchet distance is biased upwards "
-        f"(about 1/n); compare it with figures of the same n only, and use more than {dim} pictures"
-    )
-
-
 def _same_dim(a: FeatureStatistics, b: FeatureStatistics) -> None:
     if a.dim != b.dim:
         raise DataError(

@@ -189,13 +189,13 @@ def _thumbnail(data: bytes) -> Image.Image:
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as image:
             if max(image.size) > _MAX_SIDE_PX:
                 raise DataError(
-                    f"pairs: a stored picture is {image.size} px, expected at most {_MAX_SIDE_PX}; run jobs.ingest again"
+                    f"pairs: a stored picture is {image.size} px, expected at most {_MAX_SIDE_PX}; run semantica ingest again"
                 )
             enlarge = max(image.size) < _PICTURE_PX  # repeat pixels, which shows exactly what is stored
             how = Image.Resampling.NEAREST if enlarge else Image.Resampling.LANCZOS
             return image.convert("RGB").resize((_PICTURE_PX, _PICTURE_PX), how)
     except (OSError, SyntaxError) as error:
-        raise DataError(f"pairs: a stored picture cannot be decoded ({error}); run jobs.ingest again") from None
+        raise DataError(f"pairs: a stored picture cannot be decoded ({error}); run semantica ingest again") from None
 
 
 def _fitted(url: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:

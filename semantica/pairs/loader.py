@@ -125,7 +125,7 @@ class PairLoader:
         columns = ["images", "pooled", *(["tokens"] if self.manifest.config["store_tokens"] else [])]
         self._reader = RowGroups(encodings, columns, stage="train", made_by="encode")
         if not self.manifest.config["store_tokens"] and tokens_of is None:
-            raise DataError(f"train: {encodings} holds no tokens; pass tokens_of, or run jobs.encode with --store-tokens")
+            raise DataError(f"train: {encodings} holds no tokens; pass tokens_of, or run semantica encode with --store-tokens")
         for signal in batches.signals:
             SOURCES.check(signal.name)
         self._tokens_of = tokens_of
@@ -370,5 +370,5 @@ def _check_same_encodings(encodings: Manifest, selection: Selection) -> None:
     if made_from != encodings.hash:
         raise DataError(
             "train: the selection was made from other encodings (another encoder, other pictures or other settings) "
-            f"than the ones given: {made_from[:12]} is not {encodings.hash[:12]}; run jobs.pairs on these encodings"
+            f"than the ones given: {made_from[:12]} is not {encodings.hash[:12]}; run semantica pairs on these encodings"
         )

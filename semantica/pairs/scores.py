@@ -262,7 +262,7 @@ def finish_scores(stage: StageOutput, max_damaged_share: float | int) -> Manifes
     if counts["num_damaged_episodes"] > max_damaged_share * counts["num_episodes"]:
         raise DataError(
             f"pairs: {_damage(counts, [r['damaged'] for r in damaged])}, more than max_damaged_share = "
-            f"{max_damaged_share:g} allows; restore them, run jobs.encode again or pass --max-damaged-share"
+            f"{max_damaged_share:g} allows; restore them, run semantica encode again or pass --max-damaged-share"
         )
     return stage.finish(counts, {"damaged": [r["damaged"] for r in damaged]})
 
@@ -271,7 +271,7 @@ def damage_note(scores: Manifest) -> str:
     """One line that says what was lost in damaged shards and what to do; "" when nothing was."""
     damaged = scores.facts["damaged"]
     return (
-        f"{_damage(scores.counts, damaged)}; restore them, delete the manifest of the scores and run jobs.pairs again"
+        f"{_damage(scores.counts, damaged)}; restore them, delete the manifest of the scores and run semantica pairs again"
         if damaged
         else ""
     )

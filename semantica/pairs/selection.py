@@ -151,7 +151,7 @@ def _scored_pairs(path: Location, file: int, first_row: int, table: pa.Table, sc
     num_images = table["num_images"].to_numpy().astype(np.int64)
     if not np.array_equal(np.diff(column.offsets.to_numpy()), num_images * (num_images - 1) // 2):
         raise DataError(
-            f"{path}: {score} does not hold n(n-1)/2 scores for each episode; delete {path.parent} and run jobs.pairs again"
+            f"{path}: {score} does not hold n(n-1)/2 scores for each episode; delete {path.parent} and run semantica pairs again"
         )
     return ScoredPairs(file, first_row, num_images, column.flatten().to_numpy())
 
@@ -190,6 +190,6 @@ def read_selection(folder: Location) -> Selection:
     scores = follow(values.pop("scores"), folder)
     if read_manifest(scores, "scores").hash != manifest.inputs["scores"]:
         raise DataError(
-            f"selection: {folder} was made from other scores than {scores} holds now; delete {folder} and run jobs.pairs again"
+            f"selection: {folder} was made from other scores than {scores} holds now; delete {folder} and run semantica pairs again"
         )
     return Selection(manifest, BandConfig(**values), scores, tuple(RowGroup(*g) for g in manifest.facts["row_groups"]))

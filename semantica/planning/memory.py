@@ -102,7 +102,7 @@ def _batch(denoiser: DenoiserConfig, rows: int) -> tuple[Batch, StepNoise]:
 
 @dataclass(frozen=True)
 class Change:
-    """Fields of the recipe that make it fit, as flags of jobs.train, and what a worker then needs."""
+    """Fields of the recipe that make it fit, as flags of semantica train, and what a worker then needs."""
 
     flags: str
     memory: TrainingMemory

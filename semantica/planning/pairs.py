@@ -1,11 +1,12 @@
 """How many pairs a band will leave, from the scores of a sample of the pages, and how sure that is.
 
-In: a finished scores dataset of some pages (`jobs.pairs` on a sample), a band, and how many pictures the whole corpus has. Out: the
-number expected of the whole, with a standard error: pairs, and target pictures, which are what an epoch draws.
+In: a finished scores dataset of some pages (`semantica pairs` on a sample), a band, and how many pictures the whole corpus has.
+Out: the number expected of the whole, with a standard error: pairs, and target pictures, which are what an epoch draws.
 
 A ratio estimate (Cochran 1977, chapter 6): pairs a picture of the sample, times the pictures of the whole. Its error is that of
-drawing pages at random. Pages that stand in one file of a crawl are alike, so the error is computed over files too, and the larger
-one is told. A few huge pages may hold most pairs; then no sample without them knows, and no error computed from it either.
+drawing pages at random. Pages that stand in one file of a crawl are alike, so the error is computed over files too, and the
+larger one is told. A few huge pages may hold most pairs; then no sample without them knows, and no error computed from it
+either.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def page_counts(scores: Location, band: BandConfig) -> PageCounts:
     for number, entry in enumerate(read_manifest(scores, "scores").shards()):
         rows += _rows(scores, entry, number, band)
     if not rows:
-        raise DataError(f"scores: {scores} holds no page; run jobs.pairs on a larger sample")
+        raise DataError(f"scores: {scores} holds no page; run semantica pairs on a larger sample")
     return PageCounts(*np.array(rows, np.int64).T)
 
 

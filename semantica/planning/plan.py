@@ -1,7 +1,8 @@
-"""The plan of an experiment, for `jobs.plan`: arithmetic, hours, storage, bandwidth and cost of every stage, in the flow's order.
+"""The plan of an experiment, for `semantica plan`: arithmetic, hours, storage, bandwidth and cost of every stage, in the flow's
+order.
 
-In: the settings of every stage, the corpus and the machines (`machines.PlanConfig`), and if there is one a sample of the data that
-was ingested and scored. Out: a `Plan`, which is plain data. Nothing is started, fetched or written.
+In: the settings of every stage, the corpus and the machines (`machines.PlanConfig`), and if there is one a sample of the data
+that was ingested and scored. Out: a `Plan`, which is plain data. Nothing is started, fetched or written.
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ def extrapolated(num_images: int, episodes: Manifest, ingest: IngestConfig, pair
     sides = [Split(counts.get(f"num_{side}_images", 0), counts.get(f"num_{side}_episodes", 0)) for side in ("train", HELD_OUT)]
     num = sides[0].num_images + sides[1].num_images
     if not sides[0].num_pages:
-        raise ConfigError("episodes: the sample has no page to train on; run jobs.ingest on a larger one")
+        raise ConfigError("episodes: the sample has no page to train on; run semantica ingest on a larger one")
     size = sides[0].num_images / sides[0].num_pages
     pairs = size * (size - 1) / 2 if pairs_a_page is None else pairs_a_page
     files = sum(f.num_bytes for prefix in ("", HELD_OUT) for f in episodes.shards(prefix))

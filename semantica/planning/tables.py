@@ -1,4 +1,4 @@
-"""A plan as tables for a person: titles, heads and rows of text, which `jobs.plan` prints."""
+"""A plan as tables for a person: titles, heads and rows of text, which `semantica plan` prints."""
 
 from __future__ import annotations
 

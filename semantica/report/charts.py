@@ -1,7 +1,8 @@
 """Curves and histograms of the report as inline SVG: no pixels, no fonts to fetch, legible on a light and on a dark page.
 
 Axes and text take the page's own text colour (`currentColor`); lines have fixed colours of middle lightness and differ in dash and
-marker too, so that colour is never the only clue. The same numbers give the same bytes.
+marker too, so that colour is never the only clue. The same numbers give the same bytes. Two curves of the paper have functions of
+their own: `trade_off` (Fig. 3) and `frechet_by_step` (Fig. 2).
 """
 
 from __future__ import annotations
@@ -16,14 +17,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import matplotlib
-import numpy as np
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from semantica.errors import DataError
-from semantica.report.labels import label_offsets, sampled
-from semantica.report.protocol import Protocol
-from semantica.report.written import Number
+from semantica.report.written import Number, Protocol
 
 _INK = "#010203"  # stands for currentColor until the SVG is written
 _COLOURS = ("#3f86c9", "#d67d1e", "#2f9e77", "#b065c0", "#cf4f58", "#8a8a2b")
@@ -133,39 +131,10 @@ def curve_svg(curve: Curve) -> str:
             axes.margins(0.12, 0.14)
         if len(curve.series) > 1:
             axes.legend(loc="best")
-        _write_labels(canvas, axes, curve)
+        for name, labels in curve.point_labels.items():
+            for x, y, label in zip(*curve.series[name], labels, strict=True):
+                axes.annotate(_short(label, 24), (x, y), xytext=(5, 4), textcoords="offset points", fontsize=_LABEL)
         return _svg(canvas, f"{curve.title}: {curve.y_label} against {curve.x_label} for {', '.join(curve.series)}")
-
-
-def _write_labels(canvas: Canvas, axes: Any, curve: Curve) -> None:
-    """Writes the point labels beside their points, where they hide nothing."""
-    canvas.draw_without_rendering()  # lays the chart out, so that data have places
-    scale = 72 / canvas.dpi
-    points, labels, obstacles = [], [], []
-    for name, (xs, ys) in curve.series.items():
-        places = np.column_stack([np.asarray(xs, dtype=float), np.asarray(ys, dtype=float)])
-        at = axes.transData.transform(places) * scale
-        obstacles += [at, sampled(at[:-1], at[1:])]
-        for column, errors in enumerate((curve.x_error.get(name), curve.y_error.get(name))):
-            reach = np.zeros_like(places)
-            reach[:, column] = _bars(errors) or 0
-            obstacles.append(sampled(*(axes.transData.transform(places + sign * reach) * scale for sign in (-1, 1))))
-        if name in curve.point_labels:
-            points.append(at)
-            labels += [_short(label, 24) for label in curve.point_labels[name]]
-    if not labels:
-        return
-    box = axes.get_window_extent()
-    legend = axes.get_legend()
-    if legend is not None:
-        frame = legend.get_window_extent()
-        grid = np.meshgrid(np.arange(frame.x0, frame.x1, 4), np.arange(frame.y0, frame.y1, 4))
-        obstacles.append(np.column_stack([side.ravel() for side in grid]) * scale)
-    area = (box.x0 * scale, box.y0 * scale, box.x1 * scale, box.y1 * scale)
-    at = np.concatenate(points)
-    for (x, y), text, offset in zip(at, labels, label_offsets(at, labels, np.concatenate(obstacles), area, _LABEL), strict=True):
-        spot = axes.transData.inverted().transform((x / scale, y / scale))
-        axes.annotate(text, spot, xytext=offset, textcoords="offset points", fontsize=_LABEL, ha="center", va="center")
 
 
 def histogram_svg(histogram: Histogram) -> str:
@@ -225,3 +194,74 @@ def _svg(canvas: Canvas, alt: str) -> str:
     text = re.sub(r'(<svg[^>]*?) height="[\d.]+pt"', r"\1", text, count=1)
     label = alt.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
     return text.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1).strip()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TradeOffPoint:
+    """One w: quality and diversity of its samples, with their standard errors where they are known."""
+
+    guidance: Number
+    frechet: Number
+    perceptual: Number
+    frechet_error: Number | None = None
+    perceptual_error: Number | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepPoint:
+    """One checkpoint of a run: its step, its Fréchet distance and the standard error where it is known."""
+
+    step: int
+    frechet: Number
+    error: Number | None = None
+
+
+def trade_off(
+    series: Mapping[str, Sequence[TradeOffPoint]],
+    *,
+    frechet_name: str,
+    perceptual_name: str,
+    error_of: str = "",
+    protocol: str | Protocol = "",
+    title: str = "Quality against diversity",
+) -> Curve:
+    """Fig. 3: Fréchet distance to the right, perceptual distance to the condition upwards, one point per w, with error bars."""
+    ordered = {name: sorted(points, key=lambda point: point.guidance) for name, points in series.items()}
+    return Curve(
+        title=title,
+        x_label=frechet_name,
+        y_label=perceptual_name,
+        series={name: ([p.frechet for p in points], [p.perceptual for p in points]) for name, points in ordered.items()},
+        point_labels={name: [f"w = {p.guidance:g}" for p in points] for name, points in ordered.items()},
+        x_error=_known({name: [p.frechet_error for p in points] for name, points in ordered.items()}),
+        y_error=_known({name: [p.perceptual_error for p in points] for name, points in ordered.items()}),
+        error_of=error_of,
+        protocol=protocol,
+        caption="As Fig. 3 of the paper: left is nearer to real pictures, up is further from the conditioning image.",
+    )
+
+
+def frechet_by_step(
+    series: Mapping[str, Sequence[StepPoint]],
+    *,
+    frechet_name: str,
+    error_of: str = "",
+    protocol: str | Protocol = "",
+    title: str = "Fréchet distance against training steps",
+) -> Curve:
+    """Fig. 2: the Fréchet distance of several runs while they train."""
+    ordered = {name: sorted(points, key=lambda point: point.step) for name, points in series.items()}
+    return Curve(
+        title=title,
+        x_label="training steps",
+        y_label=frechet_name,
+        series={name: ([p.step for p in points], [p.frechet for p in points]) for name, points in ordered.items()},
+        y_error=_known({name: [p.error for p in points] for name, points in ordered.items()}),
+        error_of=error_of,
+        protocol=protocol,
+        caption="As Fig. 2 of the paper: lower is nearer to real pictures.",
+    )
+
+
+def _known(errors: Mapping[str, Sequence[Number | None]]) -> dict[str, Sequence[Number | None]]:
+    return {name: values for name, values in errors.items() if any(value is not None for value in values)}

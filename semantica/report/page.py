@@ -17,10 +17,20 @@ from markupsafe import Markup
 
 from semantica.errors import DataError
 from semantica.report.charts import Curve, Histogram, curve_svg, histogram_svg
-from semantica.report.gallery import Example, Gallery, Grid, fitted, png_shown
 from semantica.report.paper import PAPER, PaperRow, PaperTable
-from semantica.report.protocol import Protocol, protocol_sentence
-from semantica.report.written import NONE, Number, Value, is_number, megabytes, number, plain, uncertain
+from semantica.report.pictures import Example, Gallery, Grid, encoded, png_shown
+from semantica.report.written import (
+    NONE,
+    Number,
+    Protocol,
+    Value,
+    is_number,
+    megabytes,
+    number,
+    plain,
+    protocol_sentence,
+    uncertain,
+)
 
 __all__ = [
     "PAPER",
@@ -41,7 +51,6 @@ __all__ = [
     "to_json",
 ]
 
-MAX_PICTURE_BYTES = 6_000_000  # of the page, all grids and galleries together
 MAX_OPEN_FIGURES = 40  # of more, which stand in tables and charts as well, the list is folded away at the end
 _LISTED_POINTS = 60  # a chart with at most this many points lists its numbers below itself
 _RESERVED = (
@@ -98,7 +107,7 @@ class Table:
     def __post_init__(self) -> None:
         bad = [len(row) for row in (*self.rows, *self.errors) if len(row) != len(self.columns)]
         if bad:
-            raise DataError(f"table {self.title!r}: expected {len(self.columns)} cells a row, got {bad[0]}")
+            raise DataError(f"table {self.title!r}: expected {len(self.columns)} cells per row, got {bad[0]}")
         if self.errors and len(self.errors) != len(self.rows):
             raise DataError(f"table {self.title!r}: expected {len(self.rows)} rows of errors or none, got {len(self.errors)}")
 
@@ -134,7 +143,7 @@ class Report:
 
 
 def render(report: Report) -> str:
-    """The report as one self-contained HTML page; every text is escaped, its pictures take at most MAX_PICTURE_BYTES."""
+    """The report as one self-contained HTML page; every text is escaped."""
     environment = jinja2.Environment(
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -147,7 +156,6 @@ def render(report: Report) -> str:
     )
     environment.tests.update(link=_is_link, small=_is_small)
     exhibits: list[Grid | Gallery] = [*report.grids, *report.galleries]
-    share = MAX_PICTURE_BYTES // max(1, len(exhibits))
     protocols: list[str | Protocol] = [figure.protocol for figure in report.figures]
     protocols += [exhibit.protocol for exhibit in exhibits]
     protocols += [curve.protocol for curve in report.curves] + [table.protocol for table in report.tables]
@@ -160,9 +168,9 @@ def render(report: Report) -> str:
         # Our own drawing, escaped there.
         curves=[(curve, Markup(curve_svg(curve)), _points(curve)) for curve in report.curves],
         histograms=[(histogram, Markup(histogram_svg(histogram))) for histogram in report.histograms],
-        grids=[(grid, fitted(grid.pictures(), share)) for grid in report.grids if grid.rows],
-        sheets=[(grid, png_shown(grid.png, share)) for grid in report.grids if not grid.rows],
-        galleries=[(gallery, fitted(gallery.pictures(), share)) for gallery in report.galleries],
+        grids=[(grid, encoded(grid.pictures())) for grid in report.grids if grid.rows],
+        sheets=[(grid, png_shown(grid.png)) for grid in report.grids if not grid.rows],
+        galleries=[(gallery, encoded(gallery.pictures())) for gallery in report.galleries],
         tables=[(table, _columns(table)) for table in report.tables],
         small=any(map(_is_small, protocols)),
         dash=NONE,
@@ -243,11 +251,11 @@ def _points(curve: Curve) -> list[tuple[str, str, str, str]]:
     """(series, point label, x, y) of every point as text, or nothing when there are too many to read."""
     if sum(len(xs) for xs, _ in curve.series.values()) > _LISTED_POINTS:
         return []
-    found = []
+    points = []
     for name, (xs, ys) in curve.series.items():
         nothing = [None] * len(xs)
         labels = curve.point_labels.get(name, [""] * len(xs))
         x_errors, y_errors = curve.x_error.get(name, nothing), curve.y_error.get(name, nothing)
         for label, x, x_error, y, y_error in zip(labels, xs, x_errors, ys, y_errors, strict=True):
-            found.append((name, label, uncertain(x, x_error), uncertain(y, y_error)))
-    return found
+            points.append((name, label, uncertain(x, x_error), uncertain(y, y_error)))
+    return points

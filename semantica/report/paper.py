@@ -12,8 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from semantica.errors import DataError
-from semantica.report.protocol import Protocol
-from semantica.report.written import Number, Value, number, plain
+from semantica.report.written import Number, Protocol, Value, number, plain
 
 IMAGENET, BEDROOM, CHURCH, SUN397 = "ImageNet validation", "LSUN Bedroom", "LSUN Church", "SUN397"  # the names of `Protocol.data`
 SOURCE = "arXiv 2405.14857"
@@ -49,7 +48,7 @@ class PaperFigure:
     def differences(self, ours: Protocol) -> list[str]:
         """In what `ours` departs from what the paper states; empty when the two figures may be compared."""
         stated = self.protocol
-        found = [] if ours.data == stated.data else ["other data" if ours.data else "data not stated"]
+        differences = [] if ours.data == stated.data else ["other data" if ours.data else "data not stated"]
         counts = (
             ("{} px", ours.resolution_px, stated.resolution_px, "resolution"),
             ("n = {}", ours.num_samples, stated.num_samples, "n"),
@@ -58,12 +57,12 @@ class PaperFigure:
         )
         for text, got, expected, what in counts:
             if expected is not None and got != expected:
-                found.append(f"{what} not stated" if got is None else text.format(number(got)))
+                differences.append(f"{what} not stated" if got is None else text.format(number(got)))
         if ours.extractor not in self.extractors:
-            found.append(ours.extractor or "extractor not stated")
+            differences.append(ours.extractor or "extractor not stated")
         if stated.ema is not None and ours.ema is not stated.ema:
-            found.append("weights not stated" if ours.ema is None else "raw weights")
-        return found
+            differences.append("weights not stated" if ours.ema is None else "raw weights")
+        return differences
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +96,12 @@ class PaperRow:
         """Whether the two figures may be compared, and if not, why; empty where we have none."""
         if self.value is None:
             return ""
-        found = self.figure.differences(self.protocol)
-        return f"not comparable: {', '.join(found)}" if found else "comparable: the paper's protocol as far as it is stated"
+        differences = self.figure.differences(self.protocol)
+        return (
+            f"not comparable: {', '.join(differences)}"
+            if differences
+            else "comparable: the paper's protocol as far as it is stated"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +156,7 @@ def _drawn(data: str, guidance: Number | None, num_samples: int = 50_000, more: 
 
 
 def _paper() -> dict[str, PaperFigure]:
-    found: dict[str, PaperFigure] = {}
+    figures: dict[str, PaperFigure] = {}
     short = {"imagenet": IMAGENET, "bedroom": BEDROOM, "church": CHURCH, "sun397": SUN397}
     table = (
         ("label_grouped", "label-grouped", 0, (4.8, 46.2, 27.1, 29.7)),
@@ -163,9 +166,9 @@ def _paper() -> dict[str, PaperFigure]:
     )
     for key, model, w, values in table:
         for (name, data), value in zip(short.items(), values, strict=True):
-            found[f"fid.{key}.{name}.w{w:g}"] = _fid(model, "Table 1, left", value, _drawn(data, w))
+            figures[f"fid.{key}.{name}.w{w:g}"] = _fid(model, "Table 1, left", value, _drawn(data, w))
     for w, value in ((0, 0.72), (0.5, 0.68)):
-        found[f"lpips.semantica.imagenet.w{w:g}"] = PaperFigure(
+        figures[f"lpips.semantica.imagenet.w{w:g}"] = PaperFigure(
             metric="LPIPS",
             model="Semantica",
             where="Fig. 3 and § 5.8",
@@ -186,11 +189,11 @@ def _paper() -> dict[str, PaperFigure]:
         for (name, (data, n)), value in zip(one_shot.items(), pair, strict=True):
             w_key = "" if shot_w is None else f".w{shot_w:g}"
             protocol = _drawn(data, shot_w, n, "one conditioning image a class")
-            found[f"one_shot.{key}.{name}{w_key}"] = _fid(model, "Table 1, right", value, protocol)
+            figures[f"one_shot.{key}.{name}{w_key}"] = _fid(model, "Table 1, right", value, protocol)
     for key, over, value, error in (("seeds", "5 sampling seeds", 9.4, 0.02), ("conditions", "5 conditioning sets", 9.5, 0.06)):
         protocol = _drawn(IMAGENET, 0.5, 50_000, f"one conditioning image a class, over {over}; w as in Table 1, where it is 9.3")
-        found[f"standard_error.{key}"] = _fid(f"Semantica, one shot, {over}", "Appendix B", value, protocol, error)
-    return found
+        figures[f"standard_error.{key}"] = _fid(f"Semantica, one shot, {over}", "Appendix B", value, protocol, error)
+    return figures
 
 
 PAPER: Mapping[str, PaperFigure] = MappingProxyType(_paper())

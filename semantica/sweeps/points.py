@@ -34,7 +34,7 @@ from semantica.generation.model import Model
 from semantica.measure.frechet import FeatureStatistics, Reference, frechet_distance
 from semantica.measure.networks.extractors import FeatureExtractor, encoder_features, load_features, resolve
 from semantica.measure.reference import cached_reference, read_reference, reference_key
-from semantica.report.grids import grid_png
+from semantica.report.pictures import grid_png
 from semantica.sweeps.results import Figure, figure_path, keep_figure, read_figure
 from semantica.sweeps.settings import MeasureConfig
 from semantica.training.recipe import TrainConfig

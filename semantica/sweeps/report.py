@@ -1,6 +1,7 @@
 """The report of a sweep: sweep.html with the three panels of Fig. 2, a table of the trials, and the winner's configuration.
 
-In: the files of the trials. Out: sweep.html for people, sweep.json for programs, and best.yaml, which `jobs.train --config` takes.
+In: the files of the trials. Out: sweep.html for people, sweep.json for programs, and best.yaml, which `semantica train --config`
+takes.
 """
 
 from __future__ import annotations
@@ -17,11 +18,9 @@ from semantica.config import to_yaml
 from semantica.data.dataset import read_manifest
 from semantica.data.durable import write_atomically
 from semantica.data.location import location
-from semantica.report.charts import Curve
+from semantica.report.charts import Curve, StepPoint, frechet_by_step
 from semantica.report.page import Figure, Grid, Report, Table, render, to_json
-from semantica.report.paper_charts import StepPoint, frechet_by_step
-from semantica.report.protocol import Protocol
-from semantica.report.written import Value
+from semantica.report.written import Protocol, Value
 from semantica.sweeps.points import HeldOut
 from semantica.sweeps.ranking import rank_correlations, share_of_grid, winner
 from semantica.sweeps.results import Result, figure_path, read_results, selection_folder, trial_folder
@@ -68,8 +67,8 @@ def write_report(out: Path, config: SweepConfig, swept: Swept, encodings: Mappin
 
 
 def best_yaml(chosen: Swept, encodings: str, selection: Path, best: Result) -> str:
-    """The winner's training as `python -m jobs.train --config FILE --out OUT` takes it."""
-    head = f"# {best.name}: Frechet distance {best.final:.4g}.  python -m jobs.train --config best.yaml --out OUT\n"
+    """The winner's training as `semantica train --config FILE --out OUT` takes it."""
+    head = f"# {best.name}: Frechet distance {best.final:.4g}.  semantica train --config best.yaml --out OUT\n"
     places = json.dumps({"encodings": encodings})[1:-1], json.dumps({"selection": str(selection)})[1:-1]
     lines = [line.replace('"', "", 2) for line in places]  # the key without quotes, the path in those of JSON, which YAML reads
     body = "".join(f"  {line}\n" for line in to_yaml(chosen.train).splitlines())

@@ -7,7 +7,6 @@ from typing import Literal
 from semantica.config import config, free, require
 from semantica.diffusion.settings import SamplerConfig
 from semantica.errors import ConfigError
-from semantica.evaluation.settings import EXTRACTORS
 from semantica.generation.settings import GenerateConfig
 from semantica.sweeps.space import SpaceConfig
 
@@ -33,7 +32,11 @@ class MeasureConfig:
         for name, least in (("num_points", 1), ("num", 2), ("num_reference", 2), ("num_shown", 1)):
             require(getattr(self, name) >= least, name, f"{least} or more", getattr(self, name))
         require(self.guidance >= 0, "guidance", "0 or more", self.guidance)
-        require(self.extractor in EXTRACTORS, "extractor", f"one of {', '.join(EXTRACTORS)}", self.extractor)
+        if self.extractor != "encoder":
+            from semantica.measure.networks.extractors import feature_names  # late: it loads torch, which --help does not need
+
+            known = feature_names()
+            require(self.extractor in known, "extractor", f"one of {', '.join(known)}", self.extractor)
 
     def steps(self, num_steps: int) -> tuple[int, ...]:
         """The steps of a training after which it is measured, the last one included. Raises ConfigError for too few steps."""

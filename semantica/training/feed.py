@@ -17,8 +17,10 @@ from typing import Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor
 
+from semantica.config import require
 from semantica.data.location import Location
 from semantica.data.pictures import TokensOf
+from semantica.denoiser.configs import DenoiserConfig
 from semantica.pairs.loader import Batch, Batches, LoaderWorker, PairLoader
 from semantica.training.recipe import TrainConfig
 from semantica.training.step import StepNoise, step_noise
@@ -49,6 +51,8 @@ def training_loader(
     tokens_of: TokensOf | None = None,
 ) -> PairLoader:
     """The loader of one worker's share. Raises DataError when encodings, selection and recipe do not belong together."""
+    channels = config.denoiser.channels
+    require(channels == 3, "channels", "3 to train on pictures", channels, of=DenoiserConfig)
     batches = Batches(
         seed=config.seed,
         batch_size=config.batch_size,

@@ -79,7 +79,7 @@ class KeepConfig:
     """What stays while training. A checkpoint stays when any of the rules wants it. All numbers are choices [C]."""
 
     last: int = 2  # the newest ones; a second one is what is left when the newest is damaged
-    best: int = 0  # those with the best metric: `jobs.train` gives the mean loss of the reports since the save before
+    best: int = 0  # those with the best metric: `semantica train` gives the mean loss of the reports since the save before
     best_is: Literal["lowest", "highest"] = "lowest"  # a loss or a Fréchet distance: lowest
     every_steps: int = 0  # those of a step that this divides, for good; 0: none
 
@@ -168,8 +168,8 @@ class TrainConfig:
     peak_tflops: float | None = free(None)  # of one device, for MFU; None: measured on CUDA when training starts, no MFU on a CPU
     checkpoint_every: int = free(5_000)  # steps
     keep: KeepConfig = free(KeepConfig())  # while training; the last one stays
-    # A checkpoint, an output of jobs.train or a release, whose weights training begins with, at step 0; "": random ones. Which of a
-    # checkpoint's weights; a release has EMA weights only. Both are free: the hash of the weights is among the inputs.
+    # A checkpoint, an output of semantica train or a release, whose weights training begins with, at step 0; "": random ones.
+    # Which of a checkpoint's weights; a release has EMA weights only. Both are free: the hash of the weights is among the inputs.
     init_from: str = free("")
     init_weights: Literal["ema", "raw"] = free("ema")
 

@@ -21,15 +21,15 @@ from semantica.data.durable import appearing, new_attempt
 from semantica.data.location import file_sha256
 from semantica.denoiser.configs import DenoiserConfig
 from semantica.denoiser.uvit import UViT
-from semantica.errors import ConfigError
+from semantica.errors import DataError, FieldError, WeightsError
 from semantica.identity import differences
-from semantica.training.checkpoint import CONFIG, MANIFEST, Keeper
+from semantica.training.checkpoint import CONFIG, MANIFEST, Keeper, checkpoint_folder
 from semantica.training.checkpoint.format import checked_files, read_pieces
 from semantica.training.ema import Ema
 from semantica.training.parallel import local, place
 from semantica.training.recipe import KeepConfig, TrainConfig
 
-MODEL, CHECKPOINTS = "model", "checkpoints"  # in the output of jobs.train
+MODEL, CHECKPOINTS = "model", "checkpoints"  # in the output of semantica train
 _RELEASED = "model.safetensors"  # of a release
 _MANY = 2**40  # workers, of whom the first has one row of each tensor: enough to learn all shapes
 _SHOWN = 4
@@ -58,7 +58,7 @@ class InitialWeights:
             local(ema.values[name]).copy_(pieces[name].tensor)
 
     def check_fit(self, denoiser: DenoiserConfig) -> None:
-        """Raise ConfigError listing what differs when these are not the weights of such a denoiser."""
+        """Raise FieldError listing what differs when these are not the weights of such a denoiser."""
         with torch.device("meta"):
             expected = {name: tuple(p.shape) for name, p in UViT(denoiser).named_parameters()}
         found = {name: _shape(piece.rows, piece.tensor) for name, piece in read_pieces(self.files, 0, _MANY).items()}
@@ -68,9 +68,9 @@ class InitialWeights:
         shown = [f"{name} is {found.get(name, 'missing')}, expected {expected.get(name, 'none')}" for name in odd[:_SHOWN]]
         more = f" and {len(odd) - _SHOWN} more" if len(odd) > _SHOWN else ""
         settings = "; ".join(map(str, differences(self.model["denoiser"], denoiser)[:_SHOWN]))
-        raise ConfigError(
-            f"init_from: {self.folder} holds the weights of another denoiser ({'; '.join(shown)}{more}); "
-            f"choose the denoiser of these weights, or other weights (settings that differ: {settings or 'none'})"
+        raise _refused(
+            f"must hold the weights of this denoiser, but tensors of {self.folder} differ ({'; '.join(shown)}{more}); choose "
+            f"the denoiser of these weights, or other weights (settings that differ: {settings or 'none'})"
         )
 
     def notes(self, config: TrainConfig, encoder: Mapping[str, Any]) -> list[str]:
@@ -84,7 +84,7 @@ class InitialWeights:
 
 
 def initial_weights(config: TrainConfig, *, verify: bool = True) -> InitialWeights | None:
-    """The weights of `config.init_from`; None when it names none. Raises ConfigError or WeightsError naming what is wrong.
+    """The weights of `config.init_from`; None when it names none. Raises FieldError or WeightsError naming what is wrong.
 
     verify: compare files with their hashes, which reads all of them; one process does it for all.
     """
@@ -95,12 +95,12 @@ def initial_weights(config: TrainConfig, *, verify: bool = True) -> InitialWeigh
     if checkpoint is not None:
         return _of_checkpoint(checkpoint, config.init_weights, verify=verify)
     if not (folder / CONFIG).exists():
-        raise ConfigError(f"init_from: {folder} must be a checkpoint, the output of jobs.train or a release; it is none of these")
+        raise _refused(f"must be a checkpoint, the output of semantica train or a release, got {folder}; name one of these")
     return _of_release(folder, config.init_weights, verify=verify)
 
 
 def steps_done(output: Path) -> int:
-    """The steps of the newest checkpoint in the output of jobs.train, finished or not; 0 when there is none."""
+    """The steps of the newest checkpoint in the output of semantica train, finished or not; 0 when there is none."""
     return max([*_checkpoints(output).steps(), _step_of(output / MODEL)])
 
 
@@ -128,16 +128,18 @@ def cooldown_note(output: Path, config: TrainConfig) -> str:
     if not other:
         return ""
     return (
-        f"steps {other[0] + 1} to {other[-1] + 1} had the learning rates of a training of {planned} steps, cool-down included: the "
-        f"weights will not be those of a training that had {new} steps from the start; for these, train into another --out"
+        f"steps {other[0] + 1} to {other[-1] + 1} had the learning rates of a training of {planned} steps, cool-down included: "
+        f"the weights will not be those of a training that had {new} steps from the start; for these, train into another --out"
     )
 
 
 def _checkpoint_in(folder: Path) -> Path | None:
-    """The checkpoint that a folder is, or that the output of a training holds."""
-    newest = [_checkpoints(folder).folder_of(step) for step in _checkpoints(folder).steps()[-1:]]
-    places = (folder / MODEL, folder, *newest)
-    return next((place for place in places if (place / MANIFEST).exists() and (place / CONFIG).exists()), None)
+    """The checkpoint that a folder is or holds; None for a release and for anything else."""
+    try:
+        place = checkpoint_folder(folder)
+    except DataError:
+        return None
+    return place if (place / MANIFEST).exists() else None
 
 
 def _checkpoints(output: Path) -> Keeper:
@@ -165,13 +167,17 @@ def _of_checkpoint(folder: Path, weights: str, *, verify: bool) -> InitialWeight
 def _of_release(folder: Path, weights: str, *, verify: bool) -> InitialWeights:
     described, path = _described(folder), folder / _RELEASED
     if described.get("library") != "semantica" or not path.exists():
-        raise ConfigError(f"init_from: {folder} must be a checkpoint, the output of jobs.train or a release; it is none of these")
+        raise _refused(f"must be a checkpoint, the output of semantica train or a release, got {folder}; name one of these")
     if weights != "ema":
-        raise ConfigError(f"init_weights: the release {folder} holds EMA weights only, got {weights!r}; leave it out")
+        raise FieldError(TrainConfig, "init_weights", f"must be 'ema', since {folder} is a release, got {weights!r}; leave it out")
     sha256 = str(described["weights_sha256"])
     if verify and file_sha256(path) != sha256:
-        raise ConfigError(f"init_from: {path} is damaged (its SHA-256 is not that of {CONFIG}); download or save the model again")
+        raise WeightsError(f"release: {path} is damaged (its SHA-256 is not that of {CONFIG}); download or save the model again")
     return InitialWeights(folder, (path,), sha256, _model(described, described["encoder"]["identity"]))
+
+
+def _refused(problem: str) -> FieldError:
+    return FieldError(TrainConfig, "init_from", problem)
 
 
 def _model(settings: Mapping[str, Any], encoder: Mapping[str, Any]) -> dict[str, Any]:
@@ -186,7 +192,7 @@ def _described(folder: Path) -> dict[str, Any]:
     try:
         described: dict[str, Any] = json.loads((folder / CONFIG).read_text())
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{folder / CONFIG} is not readable ({error}); use another checkpoint") from None
+        raise WeightsError(f"checkpoint: {folder / CONFIG} is not readable ({error}); use another") from None
     return described
 
 

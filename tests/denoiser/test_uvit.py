@@ -212,8 +212,8 @@ def test_film_needs_no_tokens():
     ("changes", "message"),
     [
         ({"resolution_px": 20}, "resolution_px must be a multiple of 8"),
-        ({"head_dim": 24}, r"stages\[1\].channels must be a multiple of head_dim 24, got 32"),
-        ({"norm_groups": 3}, r"stages\[0\].channels must be a multiple of norm_groups 3, got 16"),
+        ({"head_dim": 24}, r"stages\.1\.channels must be a multiple of head_dim 24, got 32"),
+        ({"norm_groups": 3}, r"stages\.0\.channels must be a multiple of norm_groups 3, got 16"),
         ({"stages": ()}, "stages must be at least one stage"),
         ({"stages": SMALL.stages[:1]}, "conditioning must be film without a transformer stage"),
         ({"noise_embedding_dim": 7}, "noise_embedding_dim must be even"),

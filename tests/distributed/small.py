@@ -11,12 +11,12 @@ from PIL import Image, ImageDraw
 
 from semantica.config import override
 from semantica.distributed.encode import encode
-from semantica.distributed.evaluate_samples import evaluate_samples
-from semantica.distributed.generate import generate
+from semantica.distributed.evaluate import GivenSamples, evaluate_samples
 from semantica.distributed.ingest import ingest
 from semantica.distributed.pairs import pairs
+from semantica.distributed.sample import generate
 from semantica.distributed.train import MODEL, train
-from semantica.metrics.summary import Sources
+from semantica.evaluation.outcome import Sources
 from semantica.presets import PipelineConfig, tiny
 from semantica.runtime import Runtime
 
@@ -111,9 +111,7 @@ def run_stages(config: PipelineConfig, root: Path, out: Path, runtime: Runtime) 
     generate(config.generate, checkpoint=model, encodings=out / "encodings", out=out / "samples", runtime=runtime)
     evaluate_samples(
         config.evaluate,
-        samples=out / "samples",
-        checkpoint=model,
-        encodings=out / "encodings",
+        GivenSamples(out / "samples", model, out / "encodings"),
         out=out / "evaluation",
         runtime=runtime,
         sources=Sources(episodes=out / "episodes", selection=out / "selection"),

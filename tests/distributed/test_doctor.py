@@ -1,4 +1,4 @@
-"""The part of jobs.doctor that knows Ray, on a real head with tokens on; and the whole command."""
+"""The part of semantica doctor that knows Ray, on a real head with tokens on; and the whole command."""
 
 from __future__ import annotations
 

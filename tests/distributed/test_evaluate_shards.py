@@ -13,14 +13,16 @@ import pyarrow.parquet as pq
 import pytest
 from evaluation_case import SETTINGS, Trained, make_trained
 
-from semantica.config import to_dict
 from semantica.data.dataset import StageOutput
-from semantica.distributed.draw import _DrawBatch, _lies
-from semantica.distributed.measure import Work, _MeasureShard, _shards, picture_work, sample_work
+from semantica.distributed.measure import MeasureShard
+from semantica.distributed.sample import DrawShard, shards_of
 from semantica.evaluation.features import Features
+from semantica.evaluation.measuring import Work, missing_work, sample_work, stored_work
 from semantica.evaluation.models import open_models
 from semantica.evaluation.networks import find_networks
-from semantica.evaluation.requests import batches, cells_of, requests_of
+from semantica.evaluation.protocols import cells_of
+from semantica.evaluation.requests import requests_of
+from semantica.evaluation.samples import SampleFolder
 from semantica.evaluation.sets import open_set
 
 
@@ -48,14 +50,13 @@ def draw_in(case: dict[str, Any], out: Path, order: list[int] | None = None, num
     stage = draw_stage(case, out)
     stage.open()
     drawn = {name for _, stats in stage.receipts() for name in stats["names"]}
-    todo = list(batches(case["requests"], SETTINGS.batch_size, drawn))
-    arguments = (to_dict(SETTINGS.draws()), str(case["model"].checkpoint.folder), str(case["data"].encodings), stage)
-    actors = [_DrawBatch(*arguments) for _ in range(num_actors)]
+    todo = shards_of(case["requests"], case["data"], SETTINGS.batch_size, drawn)
+    arguments = (SETTINGS.draws(), case["model"].checkpoint.folder, case["data"].encodings, stage)
+    actors = [DrawShard(*arguments) for _ in range(num_actors)]
     for place, index in enumerate(order or range(len(todo))):
         if place == stop:
             return
-        lie = [_lies(case["data"], request) for request in todo[index].requests]
-        actors[place % num_actors]({"batch": todo[index].to_dict(), "lie": lie})
+        actors[place % num_actors](todo[index])
     stage.finish({}, {})
 
 
@@ -73,7 +74,7 @@ def test_samples_are_the_same_from_one_two_and_three_actors_and_after_a_stop(cas
     whole = samples(tmp_path / "one")
     assert whole.keys() == {request.name for request in case["requests"]}
     assert len(set(whole.values())) == len(whole)
-    num = len(list(batches(case["requests"], SETTINGS.batch_size)))
+    num = len(shards_of(case["requests"], case["data"], SETTINGS.batch_size, ()))
     for actors in (2, 3):
         draw_in(case, tmp_path / f"{actors}", order=list(np.random.default_rng(actors).permutation(num)), num_actors=actors)
         assert samples(tmp_path / f"{actors}") == whole
@@ -87,25 +88,25 @@ def test_samples_are_the_same_from_one_two_and_three_actors_and_after_a_stop(cas
 def test_features_do_not_depend_on_who_measured_what_and_twice_is_once(case: dict[str, Any], tmp_path: Path) -> None:
     draw_in(case, tmp_path / "drawn")
     data, networks = case["data"], case["networks"]
-    wanted = {request.name: request.image_id for request in case["requests"]}
-    work = [*picture_work(data.encodings, data.pictures), *sample_work(tmp_path / "drawn", data, wanted)]
+    wanted, by = {request.name for request in case["requests"]}, ("encoder",)
+    work = stored_work(data.encodings, data.pictures, by)
+    work += sample_work(SampleFolder(tmp_path / "drawn"), data, case["requests"], by)
     assert sorted(name for one in work for name in one.names) == sorted([*wanted, *data.pictures])
 
     def measured(out: Path, order: list[Work], again: int = 0) -> Features:
         stage = StageOutput(out, "features", {"resolution_px": 16})
         stage.open()
-        actor = _MeasureShard(networks, 16, 4, stage)
+        actor = MeasureShard(networks, 16, 4, stage)
         for one in [*order, *order[:again]]:
-            for shard in _shards(one, networks, {}):
-                actor(shard)
+            actor(one)
         held = {column: set(stats["names"]) for _, stats in stage.receipts() for column in stats["columns"]}
         everything = {name for _, stats in stage.receipts() for name in stats["names"]}
         assert held.keys() == set(networks.columns.values())
-        assert [shard for one in work for shard in _shards(one, networks, dict.fromkeys(held, everything))] == []
+        assert list(missing_work(work, networks.columns, dict.fromkeys(held, everything))) == []
         stage.finish({}, {})
-        return Features(out, networks.columns)
+        return Features.open(out, networks.columns)
 
-    names = [*wanted, *data.pictures]
+    names = [*sorted(wanted), *data.pictures]
     first = measured(tmp_path / "first", work).matrix("encoder", names)
     assert first.shape == (len(names), 16)
     assert np.array_equal(measured(tmp_path / "second", work[::-1], again=3).matrix("encoder", names), first)
@@ -115,5 +116,5 @@ def test_the_encoder_may_be_measured_with_from_a_folder_of_another_name(case: di
     networks = case["networks"]
     moved = shutil.copytree(networks.encoder["weights"], tmp_path / "moved")
     again = replace(networks, encoder={**networks.encoder, "weights": str(moved)})
-    extractor = _MeasureShard(again, 16, 4, StageOutput(tmp_path / "features", "features", {}))._network("encoder")
+    extractor = MeasureShard(again, 16, 4, StageOutput(tmp_path / "features", "features", {})).network("encoder")
     assert extractor.identity.weights_sha256 == networks.encoder_identity["weights_sha256"]

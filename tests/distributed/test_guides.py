@@ -163,7 +163,7 @@ def test_every_command_of_the_guide_to_jobs_does_what_it_says(checkout: Path, st
     asked = {"pipeline": to_dict(config), "runtime": to_dict(RUNTIME) | {"tracking": {"uri": "off"}}}
     (checkout / "my.yaml").write_text(yaml.safe_dump(asked))
     submitted, stopped, whole, failed, stage, python = follow(
-        "submit-a-job.md", Shell(checkout), started, "http://127.0.0.1:8265/api/version"
+        "guides/submit-a-job.md", Shell(checkout), started, "http://127.0.0.1:8265/api/version"
     )
     assert "first" in submitted
     assert "stopped" in stopped.lower()
@@ -181,7 +181,7 @@ def test_every_command_of_the_guide_to_comparing_runs_does_what_it_says(
     run_stages(config, checkout / "my-pictures", checkout / "runs" / "mine", Runtime(tracking=TrackingConfig(uri="off")))
     shutil.rmtree(checkout / "runs" / "mine" / "checkpoint")
     (checkout / "my.yaml").write_text(yaml.safe_dump({"train": to_dict(config.train), "runtime": to_dict(RUNTIME)}))
-    _, table, listed = follow("compare-runs.md", Shell(checkout), started, "http://127.0.0.1:5000/health")
+    _, table, listed = follow("guides/compare-runs.md", Shell(checkout), started, "http://127.0.0.1:5000/health")
     assert "0.004" in table
     assert "0.002" in table
     assert listed.count("train") == 2
@@ -198,7 +198,7 @@ def test_every_command_of_the_guide_to_sweeps_does_what_it_says(
     given = {"sweep": sweep, "band": config.band, "train": config.train, "runtime": RUNTIME}
     (checkout / "my.yaml").write_text(yaml.safe_dump({name: to_dict(section) for name, section in given.items()}))
 
-    swept, _, searched, resumed = follow("sweeps.md", Shell(checkout), started, "http://127.0.0.1:5000/health")
+    swept, _, searched, resumed = follow("guides/sweeps.md", Shell(checkout), started, "http://127.0.0.1:5000/health")
     assert "2 trials" in swept
     assert "3 trials" in searched
     assert "already done" in resumed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from small import SmallRun
 from semantica.config import config_hash, override, to_dict
 from semantica.data.dataset import MANIFEST, read_manifest
 from semantica.distributed.train import MODEL, train
-from semantica.jobs import evaluate_samples
+from semantica.jobs import evaluate
 from semantica.training.checkpoint import open_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -65,7 +66,7 @@ def test_an_unknown_preset_is_refused_with_the_nearest_name(tmp_path: Path) -> N
 def test_an_unfinished_stage_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "episodes").mkdir()
     done = job("jobs.encode", "--episodes", tmp_path / "episodes", "--out", tmp_path / "out")
-    assert_one_line(done, "has no manifest.json", "run jobs.ingest again")
+    assert_one_line(done, "has no manifest.json", "run semantica ingest again")
 
 
 def test_an_unknown_field_in_yaml_is_named(tmp_path: Path) -> None:
@@ -151,12 +152,17 @@ def test_a_killed_training_job_goes_on_and_ends_with_the_same_weights(small_run:
 
 
 @pytest.mark.ray
-def test_samples_that_are_there_are_measured_by_a_job_of_its_own(small_run: SmallRun, tmp_path: Path) -> None:
-    words = ["--samples", small_run.out / "samples", "--checkpoint", small_run.out / "checkpoint" / MODEL]
-    words += ["--encodings", small_run.out / "encodings", "--out", tmp_path / "evaluation"]
-    words += ["--no-inception", "--no-perceptual", "--tracking.uri", "off"]
-    assert evaluate_samples.main(list(map(str, words))) == 0
-    assert (
-        read_manifest(tmp_path / "evaluation", "evaluation").facts
-        == read_manifest(small_run.out / "evaluation", "evaluation").facts
-    )
+def test_samples_that_are_there_are_measured_instead_of_drawn(small_run: SmallRun, tmp_path: Path) -> None:
+    words = ["--samples", small_run.out / "samples", "--checkpoint", f"model={small_run.out}"]
+    words += ["--data", f"held-out={small_run.out / 'encodings'}", "--out", tmp_path / "evaluation"]
+    words += ["--extractor", "encoder", "--perceptual", "--tracking.uri", "off"]
+    assert evaluate.main(list(map(str, words))) == 0
+    before, after = (json.loads((out / "evaluation" / "report.json").read_text()) for out in (small_run.out, tmp_path))
+    assert {f["name"]: f["value"] for f in after["figures"]}.items() <= {f["name"]: f["value"] for f in before["figures"]}.items()
+    assert "own_similarity" in after
+
+
+def test_the_command_of_samples_says_which_command_does_it_now() -> None:
+    done = job("jobs.evaluate_samples", "--samples", "x")
+    assert done.returncode == 1
+    assert "semantica evaluate --samples SAMPLES" in done.stderr

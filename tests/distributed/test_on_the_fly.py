@@ -11,8 +11,8 @@ from small import SmallRun
 from semantica.config import override
 from semantica.data.dataset import read_manifest, read_shard
 from semantica.distributed.encode import encode
-from semantica.distributed.generate import generate
 from semantica.distributed.pairs import pairs
+from semantica.distributed.sample import generate
 from semantica.distributed.train import MODEL, train
 from semantica.training.checkpoint import open_checkpoint
 

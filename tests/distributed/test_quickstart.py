@@ -18,7 +18,7 @@ from semantica.tracking import TrackingConfig
 
 def test_a_corpus_that_is_large_enough_changes_nothing() -> None:
     assert fitted(tiny(), 300, 30, 2) == (tiny(), 2)
-    assert fitted(tiny(), 300, 30, 3) == (tiny(), 3)  # which jobs.train refuses: 3 workers do not divide its 4 lanes
+    assert fitted(tiny(), 300, 30, 3) == (tiny(), 3)  # which semantica train refuses: 3 workers do not divide its 4 lanes
 
 
 @pytest.mark.parametrize(

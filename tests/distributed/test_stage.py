@@ -10,10 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pyarrow as pa
 import pytest
 
-from semantica.data.dataset import FileEntry, Manifest, StageOutput, read_manifest
+from semantica.config import config, free
+from semantica.data.dataset import MANIFEST, FileEntry, Manifest, StageOutput, read_manifest
 from semantica.distributed.stage import Pass, Stage, StageSession, run_stage, through_ray
 from semantica.errors import ConfigError, DataError
 from semantica.pairs.scores import UnreadableShardError
@@ -109,3 +111,57 @@ def test_a_few_thousand_pictures_are_scored_without_ray_or_torch_and_the_scores_
     done = subprocess.run([sys.executable, "-c", CHILD, *words], stdout=subprocess.PIPE, text=True, timeout=120, check=True)
     assert json.loads(done.stdout) == [0, False, False]
     assert read_manifest(tmp_path / "run" / "scores", "scores").hash == read_manifest(expected, "scores").hash
+
+
+@config
+class Settings:
+    side: int = 1
+    threads: int = free(1)
+
+
+def numbers(tmp_path: Path, settings: Settings, *, fresh: bool = False, refusal: str = "") -> Manifest:
+    """A stage without Ray that writes two shards; with a refusal, its work cannot begin."""
+    out = StageOutput(tmp_path / "out", "numbers", settings)
+
+    def write(to: StageOutput) -> Callable[[str], None]:
+        return lambda name: to.write_shard(name, {"": pa.table({"side": [settings.side]})}, {})
+
+    def passes(session: StageSession) -> Iterator[Pass[str, None]]:
+        todo = [name for name in ("a", "b") if not session.out.has_shard(name)]
+        yield Pass(worker=write, arguments=(session.out,), shards=todo, here=True)
+
+    def ready(session: StageSession) -> None:
+        if refusal:
+            raise DataError(refusal)
+
+    stage = Stage(name="numbers", out=out, passes=passes, finish=lambda session: session.out.finish({}, {}), ready=ready)
+    tracking = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db", system_metrics_s=0.0)
+    return run_stage(stage, Runtime(fresh=fresh, tracking=tracking))
+
+
+def test_an_output_is_replaced_only_when_the_new_work_is_ready_and_in_a_run_of_its_own(tmp_path: Path) -> None:
+    first = numbers(tmp_path, Settings())
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    with pytest.raises(DataError, match="no weights"):
+        numbers(tmp_path, Settings(side=2), fresh=True, refusal="no weights")
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
+    with pytest.raises(DataError, match=r"\(side: was 1, now 2\); set the old values again"):
+        numbers(tmp_path, Settings(side=2))
+    assert numbers(tmp_path, Settings(threads=9), refusal="not asked when all is done") == first
+    assert numbers(tmp_path, Settings(side=2), fresh=True).config == {"side": 2, "threads": 1}
+    assert sorted(run.data.params["side"] for run in runs(tmp_path)) == ["1", "2"]
+
+
+def test_a_stage_resumes_with_another_free_setting_in_the_same_run_which_keeps_both_values(tmp_path: Path) -> None:
+    numbers(tmp_path, Settings())
+    (tmp_path / "out" / MANIFEST).unlink()
+    written = (tmp_path / "out" / "a.parquet").stat().st_mtime_ns
+    assert numbers(tmp_path, Settings(threads=9)).config == {"side": 1, "threads": 9}
+    assert (tmp_path / "out" / "a.parquet").stat().st_mtime_ns == written
+    (run,) = runs(tmp_path)
+    assert (run.data.params["threads"], run.data.tags["threads"]) == ("1", "9")
+
+
+def runs(tmp_path: Path) -> list[mlflow.entities.Run]:
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    return list(client.search_runs([client.get_experiment_by_name("semantica").experiment_id]))

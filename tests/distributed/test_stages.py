@@ -17,11 +17,13 @@ from small import NUM_PAGES, NUM_PICTURES, SmallRun, run_stages
 from semantica.config import override
 from semantica.data.dataset import MANIFEST, read_manifest, read_shard
 from semantica.distributed.encode import encode
-from semantica.distributed.generate import check_same_encoder, generate
 from semantica.distributed.ingest import ingest
 from semantica.distributed.pairs import pairs
+from semantica.distributed.sample import generate
 from semantica.distributed.train import MODEL, train
 from semantica.errors import ConfigError, DataError, WeightsError
+from semantica.evaluation.models import check_same_encoder
+from semantica.pairs.selection import EmptyBandError
 from semantica.training.checkpoint import Provenance, open_checkpoint
 from semantica.training.feed import training_loader
 from semantica.training.loop import Hooks, fit
@@ -159,6 +161,23 @@ def test_changing_the_band_reads_scores_alone(small_run: SmallRun, tmp_path: Pat
     assert before == {p: p.stat().st_mtime_ns for p in scores.rglob("*")}
     assert not list((tmp_path / "narrow").rglob("*.parquet"))
     assert 0 < manifest.counts["num_pairs_kept"] < read_manifest(small_run.out / "selection", "selection").counts["num_pairs_kept"]
+
+
+def test_an_output_stays_when_the_work_that_is_to_replace_it_cannot_begin(small_run: SmallRun, tmp_path: Path) -> None:
+    for name in ("encodings", "scores", "selection"):
+        shutil.copytree(small_run.out / name, tmp_path / name)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    fresh = override(small_run.runtime, {"fresh": True})
+    absent = override(small_run.config.encode, {"encoder.weights": str(tmp_path / "none")})
+    with pytest.raises(WeightsError, match="none"):
+        encode(absent, episodes=small_run.out / "episodes", out=tmp_path / "encodings", runtime=fresh)
+    empty = override(small_run.config.band, {"low": 0.99999, "high": 1.0})
+    with pytest.raises(EmptyBandError, match="widen the band"):
+        pairs(empty, encodings=tmp_path / "encodings", out=tmp_path / "selection", scores=tmp_path / "scores", runtime=fresh)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    wide = override(small_run.config.band, {"low": 0.0})
+    pairs(wide, encodings=tmp_path / "encodings", out=tmp_path / "selection", scores=tmp_path / "scores", runtime=fresh)
+    assert read_manifest(tmp_path / "selection", "selection").config["low"] == 0.0
 
 
 def test_kept_and_refused_pairs_are_pictures_in_mlflow_and_beside_the_selection(small_run: SmallRun, tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def swept(small_run: SmallRun, tmp_path_factory: pytest.TempPathFactory) -> Swep
     killed: list[str] = []
     killer = threading.Thread(target=kill_at_first_point, args=(out, killed), daemon=True)
     killer.start()
-    sweep(plan, out=out, runtime=runtime, max_concurrent=1, command="python -m tune.sweep")
+    sweep(plan, out=out, runtime=runtime, max_concurrent=1, command="semantica sweep")
     killer.join(timeout=1)
     return Swept(out, plan, runtime, read_results(out), killed, before, groups)
 

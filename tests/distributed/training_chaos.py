@@ -1,9 +1,9 @@
 """One training while something is killed. A script: `test_training_faults.py` runs it.
 
 python training_chaos.py '{"job": {...}, "record": FOLDER, "step_s": s, "kill": [what, ...], "at": [step, ...]}'. With "kill" it
-runs on a cluster of its own, and the last line it prints is JSON; without, it is the command `jobs.train` on its own Ray. What is
-killed: "worker" by SIGKILL, "stop" by SIGSTOP, "node" or "nodes" (two at once), which others replace, "drain" (a node that is
-told before), "shrink" (a node, which is replaced later). Workers write down what they train on: RECORD/PID.jsonl, and
+runs on a cluster of its own, and the last line it prints is JSON; without, it is the command `semantica train` on its own Ray.
+What is killed: "worker" by SIGKILL, "stop" by SIGSTOP, "node" or "nodes" (two at once), which others replace, "drain" (a node
+that is told before), "shrink" (a node, which is replaced later). Workers write down what they train on: RECORD/PID.jsonl, and
 RECORD/at-RANK for where they are.
 """
 

@@ -48,7 +48,7 @@ def test_no_tpu_is_no_failure_and_a_tpu_without_torch_xla_is(monkeypatch):
     if devices.installed("torch-xla") is None:
         finding = tpus(["/dev/accel0"])
         assert finding.status == "FAIL"
-        assert "docs/tpu.md" in finding.remedy
+        assert "docs/reference/tpu.md" in finding.remedy
 
 
 def test_what_is_asked_of_a_tpu_is_answered_by_its_own_process_or_in_time(monkeypatch):

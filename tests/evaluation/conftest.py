@@ -8,15 +8,15 @@ DIM = 4
 
 @pytest.fixture
 def a_set(tmp_path):
-    """a_set(sizes by label, ...): an EvaluationSet of noise pictures of 24 px, and where it lies."""
+    """a_set(sizes by label, ...): an EvaluationSet of noise pictures of 24 px, and where it lies; train: training pictures."""
 
-    def made(sizes, *, name="set", labels=None, seed=0):
-        return make_set(tmp_path / name, sizes, labels=labels, seed=seed, name=name)
+    def made(sizes, *, name="set", labels=None, seed=0, train=0, facts=None):
+        return make_set(tmp_path / name, sizes, labels=labels, seed=seed, name=name, train=train, facts=facts)
 
     return made
 
 
-def make_set(folder, sizes, *, name="set", labels=None, seed=0):
+def make_set(folder, sizes, *, name="set", labels=None, seed=0, train=0, facts=None):
     import pyarrow as pa
 
     from semantica.data.dataset import StageOutput
@@ -27,14 +27,14 @@ def make_set(folder, sizes, *, name="set", labels=None, seed=0):
     generator = np.random.default_rng(seed)
     stage = StageOutput(folder, "encodings", {"store_tokens": False, "seed": seed}, {"episodes": "1" * 64})
     assert stage.open() is None
-    rows, count = [], 0
-    for label, size in sizes.items():
+    rows, train_rows, count = [], [], 0
+    for label, size in [*sizes.items(), *([("train", train)] if train else [])]:
         images = []
         for _ in range(size):
             pixels = generator.integers(0, 256, (24, 24, 3), np.uint8)
             images.append({"image_id": f"{count:032x}", "url": f"{count}", "bytes": png_bytes(pixels), "width": 24, "height": 24})
             count += 1
-        rows.append(
+        (train_rows if label == "train" else rows).append(
             {
                 "episode_id": f"episode of {label}",
                 "page_url": label,
@@ -44,7 +44,7 @@ def make_set(folder, sizes, *, name="set", labels=None, seed=0):
             }
         )
     schema = encodings_schema(DIM, None, None)
-    empty, table = schema.empty_table(), pa.Table.from_pylist(rows, schema=schema)
-    stage.write_shard("part-00000", {"": empty, "held_out": table}, {}, 1)
-    stage.finish({"num_held_out_images": count}, {"encoder": {}, "pictures": []})
+    trained, held_out = (pa.Table.from_pylist(some, schema=schema) for some in (train_rows, rows))
+    stage.write_shard("part-00000", {"": trained, "held_out": held_out}, {}, 1)
+    stage.finish({"num_held_out_images": count - train}, {"encoder": {}, "pictures": [], **(facts or {})})
     return open_set(name, folder, all_labels=labels or ())

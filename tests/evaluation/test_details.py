@@ -8,11 +8,11 @@ import pytest
 
 from semantica.data.dataset import StageOutput
 from semantica.data.schemas import FEATURES
-from semantica.evaluation.details import TrainPictures, details
 from semantica.evaluation.features import Features
 from semantica.evaluation.figures import Measurer
 from semantica.evaluation.networks import Networks
-from semantica.evaluation.outcome import Outcome
+from semantica.evaluation.outcome import Outcome, TrainPictures
+from semantica.evaluation.protocols.details import details
 from semantica.evaluation.requests import Cell, repeated, requests_of
 from semantica.evaluation.settings import EvaluationConfig
 from semantica.measure.diversity import diversity
@@ -46,12 +46,13 @@ def make_details(a_set, tmp_path, settings):
     rows = [{"name": name, "features": vector} for name, vector in vectors.items()]
     stage.write_shard("all", {"column": pa.Table.from_pylist(rows, schema=FEATURES)}, {})
     stage.finish({}, {})
-    features = Features(tmp_path / "features", {"encoder": "column"})
+    features = Features.open(tmp_path / "features", {"encoder": "column"})
     identity = {"encoder": ExtractorIdentity("encoder", "numbers", "FD (encoder)", "0" * 64, "none", 20)}
     measurer = Measurer(settings, {"set": features}, {"set": data}, None, tmp_path / "references", identity)
-    results = {cell: measurer.measure(cell, requests) for cell in repeated(CELL, settings)}
+    results = {cell: measurer.measure(cell, requests, ["encoder"]) for cell in repeated(CELL, settings)}
     outcome = Outcome(settings, (), {"set": data}, Networks({}, (), {}, {}, identity), 24, results)
-    found = {f.name: f for f in details(CELL, requests, grid, measurer, outcome, TrainPictures(features, train))}
+    outcome = replace(outcome, measurer=measurer, train=TrainPictures(features, train))
+    found = {f.name: f for f in details(CELL, requests, grid, outcome)}
     drawn = np.stack([vectors[r.name] for r in requests])
     real = np.stack([vectors[name] for name in measurer.reference(data, [r.image_id for r in requests])])
     return found, drawn, real, np.stack([vectors[r.name] for r in grid]), np.stack([vectors[name] for name in train])

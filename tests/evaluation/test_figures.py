@@ -34,7 +34,7 @@ def write(folder, shards):
             tables[column] = pa.Table.from_pylist(rows, schema=kind)
         stage.write_shard(f"shard-{index}", tables, {})
     stage.finish({}, {})
-    return Features(folder, {"encoder": "encoder-1", "lpips-alex": "lpips-1"})
+    return Features.open(folder, {"encoder": "encoder-1", "lpips-alex": "lpips-1"})
 
 
 def settings(**values):
@@ -66,7 +66,8 @@ CELL = Cell("m", "set", "pictures", 0.5)
 
 def measure(measured, features, cell=CELL, **values):
     measurer = Measurer(settings(**values), {"set": features}, {"set": measured.data})
-    return measurer.measure(cell, [] if cell.kind == "copy" else measured.requests)
+    networks = (*measurer.settings.extractor, *measurer.settings.perceptual)
+    return measurer.measure(cell, measured.requests if cell.is_drawn else [], networks)
 
 
 def test_the_figures_of_a_cell_are_those_of_its_features(measured):

@@ -3,10 +3,10 @@
 from semantica.evaluation.figures import CellFigures
 from semantica.evaluation.networks import Networks
 from semantica.evaluation.outcome import Outcome
-from semantica.evaluation.protocols import _table
 from semantica.evaluation.requests import Cell
 from semantica.evaluation.settings import EvaluationConfig
 from semantica.evaluation.summary import MAX_SENTENCES, _sentences
+from semantica.evaluation.tables import table_of
 from semantica.measure.networks.extractors import ExtractorIdentity
 
 SIZES = {"cats": 6, "dogs": 6, "pond": 6}
@@ -22,7 +22,7 @@ def outcome(data, names, cells):
 
 def table(a_set, *names):
     cells = [Cell("m", "set", "pictures", w) for w in (0.0, 0.5)]
-    return _table("curve", "set", cells, outcome(a_set(SIZES), names, cells))
+    return table_of("Over w, set", cells, outcome(a_set(SIZES), names, cells))
 
 
 def test_a_table_of_several_networks_states_each_with_its_resize(a_set):

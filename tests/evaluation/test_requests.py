@@ -1,6 +1,5 @@
 """Which samples a protocol asks for: how many, under which names and seeds, and in which batches."""
 
-import json
 from dataclasses import replace
 
 import pytest
@@ -9,7 +8,8 @@ from hypothesis import strategies as st
 
 from semantica.diffusion.settings import SamplerConfig
 from semantica.errors import ConfigError
-from semantica.evaluation.requests import Batch, Cell, Request, batches, cells_of, repeated, requests_of
+from semantica.evaluation.protocols import cells_of
+from semantica.evaluation.requests import Cell, Request, batches, repeated, requests_of
 from semantica.evaluation.settings import EvaluationConfig
 from semantica.keyed_random import slot_seed
 
@@ -69,7 +69,7 @@ def test_seeds_change_the_noise_and_condition_sets_the_pictures(a_set):
 
 def test_the_noise_of_a_sample_is_that_of_jobs_generate_and_the_same_over_w_and_models():
     request = Request("abc", "def", "picture", 2, 0.5, 3)
-    assert request.noise_name == "picture/2"  # as jobs.generate names it
+    assert request.noise_name == "picture/2"  # as semantica generate names it
     same = [replace(request, guidance=1.5).noise_name, replace(request, model="other").noise_name]
     assert same == [request.noise_name] * 2
     assert slot_seed("sample", 3, request.noise_name) != slot_seed("sample", 4, request.noise_name)
@@ -114,10 +114,20 @@ def test_any_number_of_workers_draws_the_same_batches(workers, size, done):
     assert untouched <= {b.name for b in left}
 
 
-def test_a_batch_survives_the_way_to_a_worker():
-    batch = Batch(0.5, 3, (Request("m", "d", "a", 0, 0.5, 3), Request("m", "d", "b", 1, 0.5, 3)))
-    assert Batch.from_dict(json.loads(json.dumps(batch.to_dict()))) == batch
-    assert batch.name == Batch.from_dict(batch.to_dict()).name
+def test_samples_of_one_condition_are_further_samples_after_every_condition_has_one(a_set):
+    asked = requests_of(Cell("m", "set", "pictures"), "abc", a_set(SIZES), settings(num=8, samples_per_condition=2))
+    assert [r.index for r in asked] == [0] * 4 + [1] * 4
+    assert [r.image_id for r in asked[:4]] == [r.image_id for r in asked[4:]]
+
+
+def test_an_unknown_protocol_is_refused_with_those_that_are_known():
+    with pytest.raises(ConfigError, match=r"protocol must be of curve, details, grids, .*, got 'curves'"):
+        cells_of(settings(protocol=("curves",)), ["m"], ["m"], ["set"])
+
+
+def test_a_protocol_that_fills_a_page_is_asked_for_alone():
+    with pytest.raises(ConfigError, match=r"protocol must be overview alone, which fills a page, got"):
+        cells_of(settings(protocol=("curve", "overview")), ["m"], ["m"], ["set"])
 
 
 def test_training_asks_for_every_checkpoint_and_the_others_for_the_last_of_each_run():

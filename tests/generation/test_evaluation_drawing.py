@@ -1,13 +1,14 @@
-"""Batches of an evaluation: a sample has the same pixels whatever is drawn beside it, from the noise of jobs.generate."""
+"""Batches of an evaluation: a sample has the same pixels whatever is drawn beside it, from the noise of semantica generate."""
 
 import pytest
 import torch
 
 from semantica.conditioning import Conditioning
+from semantica.data.pictures import PictureRef
 from semantica.data.schemas import SAMPLES
 from semantica.diffusion.settings import SamplerConfig
-from semantica.evaluation.drawing import draw, sample_rows
-from semantica.evaluation.requests import Batch, Request
+from semantica.evaluation.drawing import Sample, SampleShard, draw, sample_rows
+from semantica.evaluation.requests import Request
 from semantica.generation.generate import sample_pictures
 from semantica.generation.model import Model
 from semantica.generation.settings import GenerateConfig
@@ -31,7 +32,9 @@ def cond(numbers, model):
 
 
 def batch(numbers, guidance=0.5, seed=3):
-    return Batch(guidance, seed, tuple(Request("m", "d", f"picture{n}", n % 2, guidance, seed) for n in numbers))
+    requests = [Request("m", "d", f"picture{n}", n % 2, guidance, seed) for n in numbers]
+    samples = [Sample(r.name, PictureRef(r.image_id, f"episode {r.image_id}", 0, 0), r.index) for r in requests]
+    return SampleShard("shard", guidance, seed, tuple(samples))
 
 
 @pytest.mark.parametrize("guidance", [0.0, 0.5])
@@ -45,7 +48,7 @@ def test_a_sample_is_the_same_to_the_last_bit_alone_and_among_others(model, guid
 
 def test_a_sample_is_that_of_generate_with_the_same_seed(model):
     numbers = range(6)
-    names = [f"picture{n}/{n % 2}" for n in numbers]  # as jobs.generate names them
+    names = [f"picture{n}/{n % 2}" for n in numbers]  # as semantica generate names them
     config = GenerateConfig(sampler=SETTINGS.sampler, batch_size=6, seed=3)
     expected = sample_pictures(model, cond(numbers, model), names, 0.5, config, max_rows=12)
     assert torch.equal(draw(model, cond(numbers, model), batch(numbers), SETTINGS), expected)
@@ -55,8 +58,8 @@ def test_a_sample_is_that_of_generate_with_the_same_seed(model):
 
 def test_rows_carry_the_name_and_what_it_says(model):
     drawn = batch([0, 3])
-    table = sample_rows(drawn, {"picture0": "e", "picture3": "f"}, draw(model, cond([0, 3], model), drawn, SETTINGS))
+    table = sample_rows(drawn, draw(model, cond([0, 3], model), drawn, SETTINGS))
     assert table.schema == SAMPLES
     assert table["sample_id"].to_pylist() == ["m-d/picture0/0/0.5/3", "m-d/picture3/1/0.5/3"]
-    assert table["episode_id"].to_pylist() == ["e", "f"]
+    assert table["episode_id"].to_pylist() == ["episode picture0", "episode picture3"]
     assert table["sample_index"].to_pylist() == [0, 1]

@@ -13,12 +13,12 @@ from semantica.encoders.encoder import EncoderIdentity
 from semantica.errors import ConfigError, DataError, WeightsError
 from semantica.evaluation.figures import CellFigures
 from semantica.evaluation.models import EvaluatedModel, check_one_resolution, check_similarity, last_of_runs, open_models
-from semantica.evaluation.networks import Networks, chosen, find_networks
-from semantica.evaluation.outcome import Outcome
-from semantica.evaluation.requests import cells_of, without_classes
+from semantica.evaluation.networks import Networks, chosen_networks, find_networks
+from semantica.evaluation.outcome import Outcome, Sources
+from semantica.evaluation.protocols import cells_of, without_classes
 from semantica.evaluation.sets import EvaluationSet
 from semantica.evaluation.settings import EvaluationConfig
-from semantica.evaluation.summary import build_report
+from semantica.evaluation.summary import _sentences, build_report
 from semantica.measure.networks.extractors import ExtractorIdentity
 from semantica.measure.similarity import own_and_other
 from semantica.report.page import render, to_json
@@ -44,7 +44,11 @@ def a_set(name, tmp_path, num=12):
     return EvaluationSet(name, tmp_path, "3" * 64, pictures, quarantined={"undecodable": 2})
 
 
-def report(checkpoint, tmp_path, runs, sets=("imagenet",), similarity=None, **values):
+def report(*args, **values):
+    return build_report(outcome(*args, **values), notes=())
+
+
+def outcome(checkpoint, tmp_path, runs, sets=("imagenet",), similarity=None, **values):
     settings = EvaluationConfig(
         **({"num": 6, "extractor": ("inception",), "perceptual": ("lpips-alex",), "num_seeds": 3, "num_condition_sets": 2} | values)
     )
@@ -54,15 +58,16 @@ def report(checkpoint, tmp_path, runs, sets=("imagenet",), similarity=None, **va
         for step in steps
     ]
     data = {name: a_set(name, tmp_path) for name in sets}
-    cells = cells_of(settings, [m.name for m in models], last_of_runs(models), list(data), without_classes(settings, data.values()))
+    cells = cells_of(
+        settings, [m.name for m in models], last_of_runs(models), list(data), without_classes(settings, list(data.values()))
+    )
     generator = np.random.default_rng(0)
     results = {}
     for cell in (c for c in cells if c.kind != "grid"):
         perceptual = {} if cell.kind == "copy" else {"lpips-alex": generator.uniform(0.6, 0.8)}
         results[cell] = CellFigures(6, 6, 12, {"inception": generator.uniform(10, 30)}, perceptual, similarity)
-    return build_report(
-        Outcome(settings, models, data, NETWORKS, 16, results), details=(), exhibits=(), notes=(), command="the command"
-    )
+    sources = Sources(command="the command")
+    return Outcome(settings, models, data, NETWORKS, 16, results, sources=sources)
 
 
 def test_a_curve_is_a_point_a_w_with_both_standard_errors(checkpoint, tmp_path):
@@ -141,8 +146,9 @@ def test_a_cosine_does_not_stand_beside_the_papers_lpips(checkpoint, tmp_path):
 
 
 def test_pictures_alone_are_not_said_to_be_few(checkpoint, tmp_path):
-    made = report(checkpoint, tmp_path, {"semantica": [12]}, protocol=("grids",))
-    assert not any("Small n" in line for line in made.summary)
+    nothing = outcome(checkpoint, tmp_path, {"semantica": [12]}, protocol=("grids",))
+    assert nothing.results == {}
+    assert not any("Small n" in line for line in _sentences(nothing))
 
 
 def test_the_standard_errors_of_one_shot_stand_beside_appendix_b(checkpoint, tmp_path):
@@ -199,10 +205,10 @@ def test_a_network_without_weights_is_an_error_that_names_the_file(tmp_path, mon
     identity = EncoderIdentity("e", "0" * 64, 14, (0.5,) * 3, (0.5,) * 3, "float32", 5, 8, 8).to_dict()
     with pytest.raises(WeightsError, match=r"alexnet-owt-7be5be79\.pth"):
         find_networks(settings, {}, identity)
-    usual, notes = chosen(EvaluationConfig())  # nobody named a network: what is here, and a sentence for each that is not
+    usual, notes = chosen_networks(EvaluationConfig())  # nobody named a network: what is here, and a sentence for each that is not
     assert (usual.extractor, usual.perceptual) == (("encoder",), ())
     assert [note.split()[0] for note in notes] == ["inception", "lpips-alex", "st-lpips-alex"]
-    assert chosen(settings) == (settings, [])  # what is named is never left out
+    assert chosen_networks(settings) == (settings, [])  # what is named is never left out
     found = find_networks(replace(settings, perceptual=()), {}, identity)
     assert list(found.columns) == ["encoder"]
     other = find_networks(replace(settings, perceptual=()), {}, identity | {"weights_sha256": "1" * 64})

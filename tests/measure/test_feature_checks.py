@@ -1,11 +1,8 @@
-import re
-
 import numpy as np
 import pytest
 
 from semantica.errors import DataError
 from semantica.measure.diversity import diversity
-from semantica.measure.frechet import small_n_warning
 from semantica.measure.kernel import kernel_distance
 from semantica.measure.manifold import manifold
 from semantica.measure.nearest import nearest_training
@@ -70,10 +67,3 @@ def test_parameters_out_of_range_are_named():
         kernel_distance(GOOD, GOOD, subset_size=1, num_subsets=0)
     with pytest.raises(DataError, match="quantile above 0 and below 1, got 1"):
         nearest_training(GOOD, GOOD, GOOD, quantile=1.0)
-
-
-def test_no_more_pictures_than_dimensions_is_a_warning_that_names_the_bias():
-    text = small_n_warning(2048, 2048)
-    assert text is not None
-    assert re.search("2048 pictures for features of 2048 dimensions.*biased upwards.*more than 2048 pictures", text)
-    assert small_n_warning(2049, 2048) is None

@@ -143,7 +143,7 @@ def test_the_job_prints_tables_and_warnings_and_every_figure_as_json(capsys):
     assert told["data"]["token_bytes"] == 257 * 768 * 2
     assert math.isclose(told["hours"], sum(stage["hours"] for stage in told["stages"]))
     assert main(["--episodes", "/nowhere"]) == 2
-    assert "run jobs.ingest first" in capsys.readouterr().err
+    assert "run semantica ingest first" in capsys.readouterr().err
 
 
 def test_numbers_for_a_person():

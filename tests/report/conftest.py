@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from semantica.report.grids import sheet_png
+from semantica.report.charts import StepPoint, TradeOffPoint, frechet_by_step, trade_off
 from semantica.report.page import (
     Curve,
     Example,
@@ -15,7 +15,7 @@ from semantica.report.page import (
     Report,
     Table,
 )
-from semantica.report.paper_charts import StepPoint, TradeOffPoint, frechet_by_step, guidance_grid, samples_grid, trade_off
+from semantica.report.pictures import guidance_grid, samples_grid, sheet_png
 
 WEIGHTS = (0, 0.1, 0.2, 0.5, 1)
 PROTOCOL = Protocol(
@@ -142,5 +142,5 @@ def _paper_report(text: str) -> Report:
         versions={"torch": "2.9"},
         commit="abc1234",
         date="2025-11-21",
-        command=f"python -m jobs.evaluate {text}",
+        command=f"semantica evaluate {text}",
     )

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from semantica.errors import DataError
-from semantica.report.grids import grid_png, sheet_png
+from semantica.report.pictures import grid_png, sheet_png
 
 RED, BLUE = (np.full((32, 32, 3), colour, np.uint8) for colour in ((200, 0, 0), (0, 0, 200)))
 

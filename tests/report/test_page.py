@@ -8,8 +8,8 @@ from selectolax.lexbor import LexborHTMLParser
 
 from semantica.errors import DataError
 from semantica.report.charts import Curve, Histogram, curve_svg, histogram_svg
-from semantica.report.grids import sheet_png
 from semantica.report.page import Figure, Grid, Report, Table, render, to_json
+from semantica.report.pictures import sheet_png
 
 EVIL = '<script>alert("x")</script> & <b>'
 
@@ -43,7 +43,7 @@ def full_report(text="plain"):
         versions={"torch": "2.9"},
         commit="abc1234",
         date="2025-11-21",
-        command=f"python -m jobs.evaluate {text}",
+        command=f"semantica evaluate {text}",
     )
 
 
@@ -144,7 +144,7 @@ def test_figure_names_that_would_hide_another_key_are_refused():
 
 
 def test_ragged_tables_curves_and_histograms_are_refused():
-    with pytest.raises(DataError, match="expected 2 cells a row, got 1"):
+    with pytest.raises(DataError, match="expected 2 cells per row, got 1"):
         Table(title="t", columns=["a", "b"], rows=[[1]])
     with pytest.raises(DataError, match="as many ys as xs"):
         Curve(title="c", x_label="", y_label="", series={"a": ([1], [1, 2])})

@@ -1,17 +1,11 @@
-"""Charts: error bars in both directions, labels that hide nothing, colours that are seen on both pages and never alone."""
+"""Charts: error bars in both directions, colours that are seen on both pages and never alone."""
 
-import itertools
 import re
 
-import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from semantica.errors import DataError
-from semantica.report.charts import Curve, curve_svg
-from semantica.report.labels import label_offsets, sampled
-from semantica.report.paper_charts import StepPoint, TradeOffPoint, frechet_by_step, trade_off
+from semantica.report.charts import Curve, StepPoint, TradeOffPoint, curve_svg, frechet_by_step, trade_off
 
 PAPERS = {"light": "#ffffff", "dark": "#15171a"}
 
@@ -97,32 +91,3 @@ def test_a_long_name_leaves_the_chart_its_room():
     svg = curve_svg(Curve(title=name, x_label=name, y_label=name, series={name: ([1, 2], [1, 2]), "b": ([1], [1])}))
     assert name in svg  # in the words
     assert all(len(text) <= 40 for text in re.findall(r">([^<>\n]+)</text>", svg))
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    st.lists(st.tuples(st.floats(10, 290), st.floats(10, 190)), min_size=1, max_size=8, unique=True),
-)
-def test_labels_stay_in_the_chart_and_do_not_cover_their_own_points(places):
-    spots = np.array(places)
-    offsets = np.array(label_offsets(spots, ["w = 0.5"] * len(places), spots, (0.0, 0.0, 300.0, 200.0), 9.0))
-    centres = spots + offsets
-    half = np.array([0.58 * 9 * 7 / 2, 1.15 * 9 / 2])
-    assert (centres - half >= -1e-9).all()
-    assert (centres + half <= [300 + 1e-9, 200 + 1e-9]).all()
-    assert all((np.abs(c - s) >= half - 1e-9).any() for c, s in zip(centres, spots, strict=True))
-
-
-def test_labels_of_a_curve_as_close_as_the_papers_do_not_cover_each_other():
-    places = np.array([(20, 20), (60, 60), (80, 80), (90, 90), (100, 100)], dtype=float)
-    offsets = label_offsets(places, ["w = 0.1"] * 5, sampled(places[:-1], places[1:]), (0.0, 0.0, 300.0, 200.0), 9.0)
-    centres = places + np.array(offsets)
-    for a, b in itertools.combinations(centres, 2):
-        assert abs(a[0] - b[0]) >= 0.58 * 9 * 7 - 1e-9 or abs(a[1] - b[1]) >= 1.15 * 9 - 1e-9
-
-
-def test_lines_are_sampled_so_closely_that_no_label_fits_between():
-    spots = sampled(np.array([[0.0, 0.0], [np.nan, 0.0]]), np.array([[30.0, 40.0], [1.0, 1.0]]))
-    assert np.hypot(*np.diff(spots, axis=0).T).max() < 4
-    assert np.isfinite(spots).all()
-    np.testing.assert_allclose(spots[[0, -1]], [[0, 0], [30, 40]])

@@ -9,10 +9,8 @@ from PIL import Image
 from selectolax.lexbor import LexborHTMLParser
 
 from semantica.errors import DataError
-from semantica.report.gallery import Example, Gallery, Grid, fitted, png_shown
-from semantica.report.grids import sheet_png
 from semantica.report.page import Report, render
-from semantica.report.paper_charts import guidance_grid, samples_grid
+from semantica.report.pictures import Example, Gallery, Grid, encoded, guidance_grid, png_shown, samples_grid, sheet_png
 
 RANDOM = np.random.default_rng(0)
 
@@ -27,7 +25,7 @@ def decoded(uri):
 
 def test_small_pictures_are_kept_to_the_pixel_and_large_ones_are_reduced_in_shape():
     small, wide = noise(32), noise(512, 128)
-    shown = fitted([small, wide], 10**6)
+    shown = encoded([small, wide])
     np.testing.assert_array_equal(decoded(shown.pictures[0].uri), small)
     assert shown.pictures[0].exact
     assert decoded(shown.pictures[1].uri).shape == (64, 256, 3)
@@ -35,33 +33,19 @@ def test_small_pictures_are_kept_to_the_pixel_and_large_ones_are_reduced_in_shap
     assert not shown.pictures[1].exact
 
 
-def test_many_small_pictures_are_reduced_too_before_they_are_refused():
-    pictures = [noise(64) for _ in range(10)]
-    size = sum(len(picture.uri) for picture in fitted(pictures, 10**6).pictures)
-    shown = fitted(pictures, size // 3)
-    assert sum(len(picture.uri) for picture in shown.pictures) <= size // 3
-    assert not any(picture.exact for picture in shown.pictures)
-    assert "all as WebP of quality" in shown.note
-    with pytest.raises(DataError, match="show fewer examples"):
-        fitted(pictures, 1000)
-
-
-def test_a_smooth_picture_looks_the_same_after_webp():
+def test_a_smooth_picture_looks_the_same_after_jpeg():
     y, x = np.mgrid[0:256, 0:256]
     smooth = np.stack([x, y, (x + y) // 2], axis=-1).astype(np.uint8)
-    error = decoded(fitted([smooth], 10**6).pictures[0].uri).astype(float) - smooth
+    error = decoded(encoded([smooth]).pictures[0].uri).astype(float) - smooth
     assert np.sqrt((error**2).mean()) < 3
 
 
-def test_a_whole_grid_is_lossless_where_it_fits_and_smaller_where_it_does_not():
+def test_a_whole_grid_is_lossless_and_nothing_but_a_png_is_taken():
     png = sheet_png([noise(128) for _ in range(8)])
-    whole = png_shown(png, 10**7)
+    whole = png_shown(png)
     np.testing.assert_array_equal(decoded(whole.uri), np.asarray(Image.open(io.BytesIO(png)).convert("RGB")))
-    less = png_shown(png, len(png) // 2)
-    assert len(less.uri) < len(png)
-    assert (less.width, less.height) == (whole.width, whole.height)
-    with pytest.raises(DataError, match="show fewer rows"):
-        png_shown(png, 1000)
+    with pytest.raises(DataError, match="expected a grid as PNG"):
+        png_shown(b"GIF89a")
 
 
 def test_a_grid_of_the_paper_shows_condition_left_samples_right_a_column_a_w():

@@ -9,7 +9,7 @@ from selectolax.lexbor import LexborHTMLParser
 from semantica.errors import DataError
 from semantica.report.page import Report, render, to_json
 from semantica.report.paper import BEDROOM, CHURCH, IMAGENET, ORDERINGS, PAPER, SUN397, PaperRow, PaperTable
-from semantica.report.protocol import Protocol
+from semantica.report.written import Protocol
 
 AS_THE_PAPER = Protocol(
     data=IMAGENET, resolution_px=256, num_samples=50_000, num_reference=50_000, extractor="inception", guidance=0.5, ema=True

@@ -144,5 +144,5 @@ def test_the_inputs_are_checked_before_anything_starts(data, make, tmp_path):
     with pytest.raises(ConfigError, match=r"cluster.num_workers must divide train.num_lanes = 4, got 3"):
         check(config, swept_on(encodings), {"a": encodings}, {"a": scores}, ClusterConfig(num_workers=3))
     other = make.encodings(tmp_path / "other", salt=1)
-    with pytest.raises(DataError, match=r"scores holds the scores of other encodings than .*other; run jobs.pairs on these"):
+    with pytest.raises(DataError, match=r"scores holds the scores of other encodings than .*other; run semantica pairs on these"):
         check(config, swept_on(encodings), {"a": other}, {"a": scores}, ClusterConfig())

@@ -87,5 +87,5 @@ def test_more_points_than_steps_and_other_wrong_settings_are_refused():
         MeasureConfig(num_points=8).steps(7)
     with pytest.raises(ValueError, match=r"grace_points must be in 1..measure.num_points = 8, got 9"):
         from_dict(SweepConfig, {"grace_points": 9})
-    with pytest.raises(ValueError, match=r"extractor must be one of inception, .*, got 'vgg'"):
+    with pytest.raises(ValueError, match=r"extractor must be one of dinov2, inception, .*, got 'vgg'"):
         from_dict(SweepConfig, {"measure": {"extractor": "vgg"}})

@@ -8,9 +8,9 @@ from selectolax.lexbor import LexborHTMLParser
 
 from semantica.config import _over_defaults, from_args, read_yaml, to_dict
 from semantica.presets import preset
-from semantica.report.grids import grid_png
 from semantica.report.page import render, to_json
-from semantica.report.protocol import Protocol
+from semantica.report.pictures import grid_png
+from semantica.report.written import Protocol
 from semantica.sweeps.points import HeldOut
 from semantica.sweeps.report import PANELS, best_yaml, lines_of, panel_curve, sweep_report
 from semantica.sweeps.results import figure_path, trial_folder
@@ -80,7 +80,7 @@ def test_the_page_shows_three_panels_a_row_a_trial_and_the_winners_file(grid, tm
     tiny = preset("tiny")
     swept = Swept(train=tiny.train, band=tiny.band)
     best = min(grid, key=lambda result: result.final)
-    report = sweep_report(tmp_path, trials, best, SweepConfig(), swept, "train: {}", "python -m tune.sweep")
+    report = sweep_report(tmp_path, trials, best, SweepConfig(), swept, "train: {}", "semantica sweep")
     page = render(report)
     tree = LexborHTMLParser(page)
     titles = [node.text() for node in tree.css(".charts h3")]

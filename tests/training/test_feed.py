@@ -55,7 +55,7 @@ def test_an_error_is_raised_at_its_own_step_with_its_own_message_and_nothing_is_
 
     def make(step):
         if step == 3:
-            raise DataError("train: shard 7 is damaged; run jobs.encode again")
+            raise DataError("train: shard 7 is damaged; run semantica encode again")
         return step
 
     with made_ahead(make, range(9), ahead) as results:

@@ -97,7 +97,7 @@ def test_weights_of_another_denoiser_are_refused_with_what_differs(tiny, earlier
     with pytest.raises(ConfigError) as caught:
         initial.check_fit(other)
     message = str(caught.value)
-    assert message.startswith(f"init_from: {earlier / 'model'} holds the weights of another denoiser (")
+    assert message.startswith(f"init_from must hold the weights of this denoiser, but tensors of {earlier / 'model'} differ (")
     assert "is (16, " in message
     assert "expected (24, " in message
     assert "(settings that differ: stages.1.channels: was 16, now 24)" in message
@@ -123,18 +123,18 @@ def test_another_prediction_and_another_encoder_are_said(tiny, earlier):
 
 
 def test_what_is_no_model_and_what_is_damaged_is_refused(tiny, earlier, tmp_path):
-    with pytest.raises(ConfigError, match=r"must be a checkpoint, the output of jobs\.train or a release; it is none"):
+    with pytest.raises(ConfigError, match=r"^init_from must be a checkpoint, the output of jobs\.train or a release, got"):
         initial_weights(tiny.config(init_from=str(tmp_path)))
     (tmp_path / "config.json").write_text('{"model_type": "dinov2"}')
-    with pytest.raises(ConfigError, match="it is none of these"):
+    with pytest.raises(ConfigError, match="name one of these"):
         initial_weights(tiny.config(init_from=str(tmp_path)))
     folder = release(tmp_path / "release", open_checkpoint(earlier / "model"))
-    with pytest.raises(ConfigError, match="holds EMA weights only, got 'raw'"):
+    with pytest.raises(ConfigError, match="is a release, got 'raw'"):
         initial_weights(tiny.config(init_from=str(folder), init_weights="raw"))
     data = bytearray((folder / "model.safetensors").read_bytes())
     data[-1] ^= 1
     (folder / "model.safetensors").write_bytes(data)
-    with pytest.raises(ConfigError, match="is damaged"):
+    with pytest.raises(WeightsError, match="is damaged"):
         initial_weights(tiny.config(init_from=str(folder)))
     shutil.copytree(earlier / "model", tmp_path / "copy")
     data = bytearray((tmp_path / "copy" / "ema.safetensors").read_bytes())

@@ -1,6 +1,6 @@
 """The formats of crawl that ingest reads: files come in, parts and then pages go out. One module per format.
 
-A format is added by one module here whose class stands below `@source("its name")`; docs/add-a-source.md shows how.
+A format is added by one module here whose class stands below `@source("its name")`; docs/guides/add-a-source.md shows how.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ DINOv2's own code shrinks it with a scale of (16 + 0.1) / 37, transformers with 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from semantica.assets import cache_folder
 from semantica.errors import AbsentWeights, WeightsError
+from semantica.measure.networks.extractors import extractor
 from semantica.measure.networks.resize import resize_as_pillow
 from semantica.measure.networks.weights import WeightFile, checked_file
 
@@ -83,7 +85,8 @@ def checked_folder(folder: Path) -> Path:
 
 
 def load_dinov2(folder: Path, device: torch.device | str = "cpu") -> Dinov2Features:
-    """The network in evaluation mode, in float32, with its table of positions for 224 px; whose weights it is, is not checked here.
+    """The network in evaluation mode, in float32, with its table of positions for 224 px; which weights
+    the folder holds is checked by `checked_folder`.
 
     Raises WeightsError when the folder does not hold a whole DINOv2.
     """
@@ -131,3 +134,8 @@ def prepare(images: UInt8[Tensor, "b 3 h w"]) -> Float32[Tensor, "b 3 224 224"]:
 
 def _side(size: Any) -> int:
     return size if isinstance(size, int) else int(size[0])
+
+
+@extractor("dinov2", key="fd-dinov2", figure="FD-DINOv2", resize=RESIZE, dim=FEATURE_DIM, weights=WEIGHTS, find=find_dinov2)
+def _load(folder: Path, device: torch.device | str) -> tuple[Callable[[Tensor], Tensor], nn.Module]:
+    return prepare, load_dinov2(checked_folder(folder), device)

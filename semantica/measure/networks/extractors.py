@@ -1,33 +1,35 @@
-"""The networks that an evaluation asks for by name: where their weights are, what they are called in a report, pictures -> numbers.
+"""The registry of the networks that measure pictures: each has a name, and its file says how it is found, loaded and called.
 
-In: a name of FEATURE_NAMES or PERCEPTUAL_NAMES. `resolve` says where its weights are on this machine, or raises: what is asked for
-and absent is an error, and nothing is ever measured by another network instead. `resolve_available` is the explicit other way: what
-there is, and for the report which were left out and why. Out: networks whose answer for a picture does not depend on its batch.
+`@extractor("inception", ...)` stands above a loader of features, `@perceptual("lpips-alex", ...)` above one of a distance, both
+in a file of this package. `resolve` says where the weights of a name are on this machine, or raises: a network that is absent is
+never replaced by another. `resolve_available` is the explicit other way: which of several are here, and for the report why
+others are not. The answer of a loaded network for a picture does not depend on its batch.
 """
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
 from semantica.encoders.encoder import Encoder, EncoderIdentity
 from semantica.errors import AbsentWeights, ConfigError, DataError
-from semantica.measure.networks import dinov2, inception, perceptual
-from semantica.measure.networks.inception_network import FEATURE_DIM as INCEPTION_DIM
-from semantica.measure.networks.perceptual import LPIPS_NETS
 from semantica.measure.networks.weights import WeightFile, find_file
 
-FEATURE_NAMES = ("inception", "inception-clean", "dinov2", "encoder")
-PERCEPTUAL_NAMES = ("lpips-alex", "lpips-vgg", "lpips-squeeze", "st-lpips-alex")
+ENCODER = "encoder"  # the checkpoint's own, whose weights come with its configuration
+ENCODER_KEY = "fd-encoder"
 
-_LPIPS_RESIZE = "none: pictures at their own size"
+Find: TypeAlias = Callable[..., Path]  # (local_folder=, allow_network=) -> where the weights are
+FeatureLoader: TypeAlias = Callable[[Path, torch.device | str], tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]]
+DistanceLoader: TypeAlias = Callable[[Path], torch.nn.Module]
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class ExtractorIdentity:
 
 
 @dataclass(frozen=True)
-class Found:
+class NetworkWeights:
     """A network whose weights are on this machine: `path` is their file, for DINOv2 their folder."""
 
     name: str
@@ -64,54 +66,131 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Skipped:
+class AbsentNetwork:
     """A network that was left out on purpose, because its weights are not here: which file to put where."""
 
     name: str
     reason: str
 
 
+@dataclass(frozen=True)
+class _Registered:
+    """One network: what its figure is called in report.json, its identity, and how it is found and loaded."""
+
+    key: str
+    identity: ExtractorIdentity
+    find: Find
+    load: Callable[..., Any]
+
+    @property
+    def has_features(self) -> bool:
+        return self.identity.dim > 0
+
+
+_REGISTRY: dict[str, _Registered] = {}
+
+
+def extractor(
+    name: str, *, key: str, figure: str, resize: str, dim: int, weights: WeightFile, find: Find | None = None
+) -> Callable[[FeatureLoader], FeatureLoader]:
+    """Register a loader (path, device) -> (prepare, network) under `name`.
+
+    key: its distance in report.json ("fid"); figure: the same for people; weights: the file that says which network it is; find:
+    where its weights are, by default the file itself.
+    """
+    identity = ExtractorIdentity(name, weights.what, figure, weights.sha256, resize, dim)
+
+    def register(load: FeatureLoader) -> FeatureLoader:
+        _add(_Registered(key, identity, find or _finder(weights), load))
+        return load
+
+    return register
+
+
+def perceptual(name: str, *, figure: str, weights: WeightFile) -> Callable[[DistanceLoader], DistanceLoader]:
+    """Register a loader (path) -> module of two pictures in [-1, 1] under `name`."""
+    identity = ExtractorIdentity(name, weights.what, figure, weights.sha256, "none: pictures at their own size", 0)
+
+    def register(load: DistanceLoader) -> DistanceLoader:
+        _add(_Registered(name, identity, _finder(weights), load))
+        return load
+
+    return register
+
+
+def _add(network: _Registered) -> None:
+    known = _REGISTRY.get(network.identity.name)
+    if known is not None and known.identity != network.identity:
+        raise ConfigError(f"extractor: two networks are called {network.identity.name!r}; rename one")
+    _REGISTRY[network.identity.name] = network
+
+
+def _finder(weights: WeightFile) -> Find:
+    def find(*, local_folder: str = "", allow_network: bool = False) -> Path:
+        return find_file(weights, local_folder=local_folder, allow_network=allow_network)
+
+    return find
+
+
+def _registered(name: str) -> _Registered:
+    if name == ENCODER:
+        raise ConfigError('extractor: "encoder" is the encoder of the encodings, whose weights come with their configuration')
+    known = _all()
+    if name not in known:
+        raise ConfigError(f"extractor: expected one of {', '.join((*known, ENCODER))}, got {name!r}; correct the name")
+    return known[name]
+
+
+def _all() -> dict[str, _Registered]:
+    """Every network, after each file of this package has registered its own."""
+    package = importlib.import_module("semantica.measure.networks")
+    for module in pkgutil.iter_modules(package.__path__, "semantica.measure.networks."):
+        importlib.import_module(module.name)
+    return _REGISTRY
+
+
+def feature_names() -> tuple[str, ...]:
+    """The names that --extractor takes."""
+    return (*(name for name, network in sorted(_all().items()) if network.has_features), ENCODER)
+
+
+def perceptual_names() -> tuple[str, ...]:
+    """The names that --perceptual takes."""
+    return tuple(name for name, network in sorted(_all().items()) if not network.has_features)
+
+
+def key_of(name: str) -> str:
+    """What the figure of a network is called in report.json."""
+    return ENCODER_KEY if name == ENCODER else _registered(name).key
+
+
 def identity_of(name: str) -> ExtractorIdentity:
     """The identity of each network but "encoder", without its weights: their hash is known. Raises ConfigError for other names."""
-    _check_name(name)
-    if name == "inception":
-        figure, resize = "FID", inception.RESIZE
-        return ExtractorIdentity(name, inception.EXTRACTOR, figure, inception.WEIGHTS.sha256, resize, INCEPTION_DIM)
-    if name == "inception-clean":
-        figure, resize = "FID (clean resize)", inception.CLEAN_RESIZE
-        return ExtractorIdentity(name, inception.EXTRACTOR, figure, inception.WEIGHTS.sha256, resize, INCEPTION_DIM)
-    if name == "dinov2":
-        return ExtractorIdentity(name, dinov2.TITLE, "FD-DINOv2", dinov2.WEIGHTS.sha256, dinov2.RESIZE, dinov2.FEATURE_DIM)
-    file = _perceptual_file(name)
-    return ExtractorIdentity(name, file.what, "ST-LPIPS" if name == "st-lpips-alex" else "LPIPS", file.sha256, _LPIPS_RESIZE, 0)
+    return _registered(name).identity
 
 
-def resolve(name: str, *, local_folder: str = "", allow_network: bool = False) -> Found:
+def resolve(name: str, *, local_folder: str = "", allow_network: bool = False) -> NetworkWeights:
     """Where the weights of `name` are, their hash checked: local_folder, then the caches, then the network where it is allowed.
 
     Raises ConfigError for an unknown name, WeightsError for other weights under the name, and AbsentWeights that says which file
     (name, SHA-256, size) to put where.
     """
-    identity = identity_of(name)
-    if name == "dinov2":
-        path = dinov2.find_dinov2(local_folder=local_folder, allow_network=allow_network)
-    else:
-        file = inception.WEIGHTS if name in FEATURE_NAMES else _perceptual_file(name)
-        path = find_file(file, local_folder=local_folder, allow_network=allow_network)
-    return Found(name, str(path), identity)
+    network = _registered(name)
+    path = network.find(local_folder=local_folder, allow_network=allow_network)
+    return NetworkWeights(name, str(path), network.identity)
 
 
 def resolve_available(
     names: Sequence[str], *, local_folder: str = "", allow_network: bool = False
-) -> tuple[tuple[Found, ...], tuple[Skipped, ...]]:
+) -> tuple[tuple[NetworkWeights, ...], tuple[AbsentNetwork, ...]]:
     """Those of `names` whose weights are here, and those that are left out. Only absence is forgiven: see `resolve`."""
-    found, skipped = list[Found](), list[Skipped]()
+    here, absent = list[NetworkWeights](), list[AbsentNetwork]()
     for name in names:
         try:
-            found.append(resolve(name, local_folder=local_folder, allow_network=allow_network))
+            here.append(resolve(name, local_folder=local_folder, allow_network=allow_network))
         except AbsentWeights as error:
-            skipped.append(Skipped(name, str(error)))
-    return tuple(found), tuple(skipped)
+            absent.append(AbsentNetwork(name, str(error)))
+    return tuple(here), tuple(absent)
 
 
 class FeatureExtractor:
@@ -156,21 +235,19 @@ class PerceptualNet:
         for start in range(0, len(a), self.batch_size):
             pair = [images[start : start + self.batch_size].to(self.device) for images in (a, b)]
             with _whole_float32():
-                values = perceptual.perceptual_distance(self._network, *(_filled(images, self.batch_size) for images in pair))
+                values = perceptual_distance(self._network, *(_filled(images, self.batch_size) for images in pair))
             parts.append(values[: len(pair[0])].cpu())
         return torch.cat(parts)
 
 
-def load_features(found: Found, device: torch.device | str = "cpu", batch_size: int = 32) -> FeatureExtractor:
+def load_features(weights: NetworkWeights, device: torch.device | str = "cpu", batch_size: int = 32) -> FeatureExtractor:
     """The extractor, from weights whose hash is checked again. Raises WeightsError when they are others."""
-    path = Path(found.path)
-    if found.name in ("inception", "inception-clean"):
-        prepare = inception.prepare if found.name == "inception" else inception.prepare_clean
-        return FeatureExtractor(found.identity, prepare, inception.load_inception(path, device), device, batch_size)
-    if found.name == "dinov2":
-        folder = dinov2.checked_folder(path)
-        return FeatureExtractor(found.identity, dinov2.prepare, dinov2.load_dinov2(folder, device), device, batch_size)
-    raise ConfigError(f"extractor: expected one of {', '.join(FEATURE_NAMES[:-1])}, got {found.name!r}; it has no features")
+    network = _registered(weights.name)
+    if not network.has_features:
+        known = ", ".join(feature_names()[:-1])
+        raise ConfigError(f"extractor: expected one of {known}, got {weights.name!r}; it has no features")
+    prepare, run = network.load(Path(weights.path), device)
+    return FeatureExtractor(weights.identity, prepare, run, device, batch_size)
 
 
 def encoder_features(encoder: Encoder, batch_size: int = 32) -> FeatureExtractor:
@@ -186,18 +263,28 @@ def encoder_identity(own: EncoderIdentity) -> ExtractorIdentity:
     return ExtractorIdentity("encoder", own.name, "FD (encoder)", own.weights_sha256, resize, own.pooled_dim)
 
 
-def load_perceptual(found: Found, device: torch.device | str = "cpu", batch_size: int = 32) -> PerceptualNet:
+def load_perceptual(weights: NetworkWeights, device: torch.device | str = "cpu", batch_size: int = 32) -> PerceptualNet:
     """The perceptual net, from weights whose hash is checked again. Raises WeightsError when they are others."""
-    path = Path(found.path)
-    if found.name not in PERCEPTUAL_NAMES:
-        raise ConfigError(
-            f"perceptual net: expected one of {', '.join(PERCEPTUAL_NAMES)}, got {found.name!r}; it gives no distance"
+    network = _registered(weights.name)
+    if network.has_features:
+        known = ", ".join(perceptual_names())
+        raise ConfigError(f"perceptual net: expected one of {known}, got {weights.name!r}; it gives no distance")
+    return PerceptualNet(weights.identity, network.load(Path(weights.path)), device, batch_size)
+
+
+def perceptual_distance(model: torch.nn.Module, a: UInt8[Tensor, "b 3 h w"], b: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
+    """Distance of each pair of RGB pictures (0-255), at their own size: 0 for equal ones, about 0.5 for unrelated ones.
+
+    Raises DataError when they are smaller than what the net's pools leave a pixel of.
+    """
+    if min(a.shape[2:]) < model.min_px:  # type: ignore[operator]
+        raise DataError(
+            f"perceptual distance: pictures must be at least {model.min_px} px a side for this net, got {a.shape[3]}x{a.shape[2]}; "
+            "leave it out or draw larger pictures"
         )
-    if found.name == "st-lpips-alex":
-        network: torch.nn.Module = perceptual.load_shift_tolerant_lpips(path)
-    else:
-        network = perceptual.load_lpips(path, found.name.removeprefix("lpips-"))
-    return PerceptualNet(found.identity, network, device, batch_size)
+    with torch.inference_mode():
+        distance: Tensor = model(a.float() / 127.5 - 1, b.float() / 127.5 - 1)
+    return distance
 
 
 class _Pooled:
@@ -206,18 +293,6 @@ class _Pooled:
 
     def __call__(self, fitted: Tensor) -> Tensor:
         return self.encoder.encode_fitted(fitted).pooled
-
-
-def _check_name(name: str) -> None:
-    if name == "encoder":
-        raise ConfigError('extractor: "encoder" is the encoder of the encodings, whose weights come with their configuration')
-    if name not in FEATURE_NAMES + PERCEPTUAL_NAMES:
-        known = ", ".join(FEATURE_NAMES + PERCEPTUAL_NAMES)
-        raise ConfigError(f"extractor: expected one of {known}, got {name!r}; correct the name")
-
-
-def _perceptual_file(name: str) -> WeightFile:
-    return perceptual.ST_LPIPS_WEIGHTS if name == "st-lpips-alex" else LPIPS_NETS[name.removeprefix("lpips-")].trunk
 
 
 def _filled(images: Tensor, batch_size: int) -> Tensor:

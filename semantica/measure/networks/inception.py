@@ -8,6 +8,7 @@ before it is opened, and only its tensors are used, in a plain network (`incepti
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 
 from semantica.assets import FID_INCEPTION
 from semantica.errors import WeightsError
-from semantica.measure.networks.inception_network import NormedConv, inception_network, with_weights
+from semantica.measure.networks.extractors import extractor
+from semantica.measure.networks.inception_network import FEATURE_DIM, NormedConv, inception_network, with_weights
 from semantica.measure.networks.resize import resize_as_clean_fid, resize_as_tensorflow1
 from semantica.measure.networks.weights import WeightFile, checked_file
 
@@ -69,3 +71,13 @@ def prepare(images: UInt8[Tensor, "b 3 h w"]) -> Float32[Tensor, "b 3 299 299"]:
 def prepare_clean(images: UInt8[Tensor, "b 3 h w"]) -> Float32[Tensor, "b 3 299 299"]:
     """What the network reads, resized as clean-fid does."""
     return (resize_as_clean_fid(images, INPUT_PX) - 128) / 128
+
+
+@extractor("inception", key="fid", figure="FID", resize=RESIZE, dim=FEATURE_DIM, weights=WEIGHTS)
+def _as_torch_fidelity(path: Path, device: torch.device | str) -> tuple[Callable[[Tensor], Tensor], nn.Module]:
+    return prepare, load_inception(path, device)
+
+
+@extractor("inception-clean", key="fid-clean", figure="FID (clean resize)", resize=CLEAN_RESIZE, dim=FEATURE_DIM, weights=WEIGHTS)
+def _as_clean_fid(path: Path, device: torch.device | str) -> tuple[Callable[[Tensor], Tensor], nn.Module]:
+    return prepare_clean, load_inception(path, device)

