@@ -1,9 +1,10 @@
-# make demo   real pictures through every stage to a report (about 6 minutes on 2 cores after the install)
-# make test   the tests
+# make install  the environment in .venv (about 2 minutes and 7 GB); then: source .venv/bin/activate
+# make demo   the environment, then real pictures through every stage to a report (about 7 minutes on 2 cores after the install)
+# make test   the tests; make test-long  the long ones, before a release: workers, nodes and drivers killed in every stage, sweeps,
+#             every command of the guides and of the README in a fresh clone
 # make check  format, lint, import contracts, types
 # make test-tpu  the tests of the TPU path, on XLA's CPU client, in an environment of its own (.venv-tpu)
 # make fuzz   10,000 damaged pictures through the decoder
-# make test-chaos  the long tests on Ray: workers, nodes and drivers killed in every stage, sweeps, every command of the guides
 # make bench  the time of each stage and of a Fréchet distance into benchmarks/results/; make bench-data  the data plane against its peers
 # make bench-training  the loader against its peers, and checkpoints; make bench-orderings  the paper's orderings, after make demo (hours; goes on when stopped)
 # make bench-sweep  do early figures of a sweep rank the final ones, and what does stopping early save (after make demo)
@@ -16,7 +17,9 @@ INSTALLED := $(VENV)/.installed
 VENV_TPU ?= .venv-tpu
 TPU_INSTALLED := $(VENV_TPU)/.installed
 
-.PHONY: demo demo-html test test-tpu test-chaos fuzz check format bench bench-data bench-denoiser bench-training bench-orderings bench-sweep clean
+.PHONY: install demo demo-html test test-long test-tpu fuzz check format bench bench-data bench-denoiser bench-training bench-orderings bench-sweep clean
+
+install: $(INSTALLED)
 
 demo: $(INSTALLED)
 	@$(BIN)/semantica quickstart
@@ -34,8 +37,8 @@ test-tpu: $(TPU_INSTALLED)
 fuzz: $(INSTALLED)
 	$(BIN)/python -m pytest -s -m slow tests/episodes/test_fuzz.py
 
-test-chaos: $(INSTALLED)
-	$(BIN)/python -m pytest -m "ray and slow"
+test-long: $(INSTALLED)
+	$(BIN)/python -m pytest -m slow
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .

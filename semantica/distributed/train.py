@@ -139,11 +139,11 @@ def _check(config: TrainConfig, encodings: Location, selection: Location, source
 
 
 def check_fits(config: TrainConfig, encodings: Manifest, cluster: ClusterConfig) -> None:
-    """Raise ConfigError or DataError when the denoiser does not fit the encoder, or the workers do not divide the lanes."""
+    """Raise ConfigError when the denoiser does not fit the encoder, or the workers do not divide the lanes."""
     identity = encodings.facts["encoder"]
     for name in ("token_dim", "num_tokens", "pooled_dim"):
         if getattr(config.denoiser, name) != identity[name]:
-            raise DataError(
+            raise ConfigError(
                 f"train.denoiser.{name} is {getattr(config.denoiser, name)}, but the encodings were made by {identity['name']} "
                 f"at {identity['image_px']} px, which has {identity[name]}; choose a preset for this encoder or set the field"
             )

@@ -20,9 +20,9 @@ from semantica.pairs.selection import RowGroup
 
 
 class KeyedGenerator:
-    """`keyed(*key)`: one generator, set back to the start of the stream of a key. For one thread, which forgets the one before.
+    """`keyed(*key)`: one generator, set to the start of the stream of a key. A call ends the stream of the call before.
 
-    Eight times as fast as a new one, which asks the operating system for entropy that it does not use.
+    Eight times as fast as a new generator, which asks the operating system for entropy that it does not use. Not thread-safe.
     """
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ def generator(*key: object) -> np.random.Generator:
 
 
 def deal_lanes(groups: Sequence[RowGroup], num_lanes: int) -> tuple[tuple[RowGroup, ...], ...]:
-    """`num_lanes` lanes with about the same number of draws: the largest group first, each to the emptiest lane."""
+    """`num_lanes` lanes with about equal numbers of draws: groups in order of size, each to the lane with the fewest draws."""
     lanes: list[list[RowGroup]] = [[] for _ in range(num_lanes)]
     load = [0] * num_lanes
     for group in sorted((g for g in groups if g.num_draws), key=lambda g: (-g.num_draws, g.file, g.group)):
@@ -74,7 +74,7 @@ class LaneStream:
     def __init__(self, groups: Sequence[RowGroup], key: tuple[object, ...], window_groups: int) -> None:
         self.groups, self.key, self.window_groups = tuple(groups), key, window_groups
         self.num_draws = sum(g.num_draws for g in groups)
-        # Two windows: a batch may straddle the end of one. Per stream, so it goes when the stream goes.
+        # Two windows, since a batch may straddle two. The caches belong to the stream and are freed with it.
         self._window = lru_cache(maxsize=2)(self._permuted_window)
         self._order = lru_cache(maxsize=2)(self._epoch_order)
 
@@ -137,9 +137,9 @@ class PairStream:
         return self._lanes[lane].draw(step * (self.batch_size // self.num_lanes) + slot // self.num_lanes)
 
     def partners(self, draw: Draw, candidates: np.ndarray, max_images: int = 1) -> list[int]:
-        """1 to max_images, uniformly, of the conditioning images (indices) allowed for this draw's target, keyed by the draw alone.
+        """The conditioning images (indices) of this draw's target: 1 to max_images of the candidates, keyed by the draw alone.
 
-        All there are when there are fewer. The first is the same for every max_images.
+        How many is uniform, and at most all candidates. The first one is the same for every max_images.
         """
         chance = self._chance(*self._key, draw.epoch, draw.group.file, draw.group.group, draw.index)
         first = int(chance.integers(len(candidates)))

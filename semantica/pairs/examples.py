@@ -1,8 +1,8 @@
-"""Scores + encodings -> what a band keeps and refuses, as pictures: a threshold is looked at, not read.
+"""Scores + encodings -> pictures of the pairs that a band keeps and refuses, so that people can judge its ends by eye.
 
-In: every pair once, from the pass that `selection.select` makes anyway; a reservoir keeps a few of each class by the smallest hash,
-so that the choice depends on the scores and the band alone. Out: PNGs: a labelled sheet of pairs for each class (too far, kept, too
-near) and the histogram of scores with the band. Only the row groups of the pairs shown are opened, and of those only the pictures.
+In: every pair once, from the pass of `selection.select`. A reservoir keeps the few pairs of each class with the smallest hashes, so
+the choice depends on the scores and the band alone. Out: PNGs, one labelled sheet of pairs per class (too far, kept, too near) and
+the histogram of scores with the band. Only the row groups of the pairs shown are opened, and only their columns of pictures.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """Encodings -> scores: the cosine of every pair of pictures of an episode, plain and with the corpus mean subtracted.
 
-In: the pooled embeddings of a shard, a block of row groups at a time. Out: its scores, in the same row groups, so that one index
-finds both. Scores are stored once and never depend on a band: a band, and the choice between plain and mean-centred, is a view
-that reads one small column (4 bytes a pair). An episode's scores are a function of its own pictures alone, computed in float64
-and rounded once to float32. All pairs are scored: n pictures have n(n-1)/2, and ingest has cut huge pages to
-`max_images_per_page` (512 unless told) by a keyed sample; a larger page is scored all the same, by rows of its matrix, in memory
-for the triangle. A shard that is truncated or not the manifest's is quarantined whole: its row groups hold no pair.
+In: the pooled embeddings of a shard, one block of row groups at a time. Out: its scores in the same row groups, so that one index
+finds both. Scores are stored once and never depend on a band. A band, and the choice between plain and mean-centred, is a view
+that reads one small column (4 bytes per pair). The scores of an episode depend on its own pictures alone; they are computed in
+float64 and rounded once to float32. All n(n-1)/2 pairs of n pictures are scored. Ingest cuts huge pages to `max_images_per_page`
+(512 by default) by a keyed sample; a larger page is scored by rows of its matrix. A shard that is truncated or not the manifest's
+is quarantined as a whole: its row groups hold no pair.
 """
 
 from __future__ import annotations

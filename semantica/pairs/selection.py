@@ -1,9 +1,9 @@
 """Scores -> selection: which pairs may be drawn, as a view (column, low, high) with counts and the histogram of scores.
 
-In: one small column of the scores. Out: a folder with a manifest and no data: the counts, the histogram, and how many draws
-each row group of the encodings offers, which is all the loader needs to find its place. Changing the band re-reads that column
-and nothing else; no picture is opened or copied. A *draw* is one target image with at least one partner in the band; its partner
-is drawn by the loader.
+In: one small column of the scores. Out: a folder with a manifest and no data: the counts, the histogram, and the number of draws
+per row group of the encodings, from which the loader finds the place of any step. Another band reads that column again and
+nothing else; no picture is opened or copied. A *draw* is one target image with at least one partner in the band; the loader draws
+the partner.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class ScoredPairs:
-    """The pairs of consecutive episodes: the file and row of the first, each one's number of pictures, and all their scores."""
+    """The pairs of consecutive episodes: file and row of the first episode, pictures per episode, and the scores of all pairs."""
 
     file: int
     first_row: int
@@ -76,15 +76,15 @@ class ScoredPairs:
 
     @cached_property
     def first_image(self) -> Int[np.ndarray, " e"]:
-        """Where each episode's pictures begin, when those of all episodes are counted through."""
+        """The index of each episode's first picture, counted over all episodes."""
         first: np.ndarray = np.cumsum(self.num_images) - self.num_images
         return first
 
     @cached_property
     def ends(self) -> tuple[Int[np.ndarray, " m"], Int[np.ndarray, " m"]]:
-        """The two pictures of each pair, counted through all episodes.
+        """The two pictures of each pair, by their indices over all episodes.
 
-        A triangle is stored row by row: picture t of n begins n - 1 - t pairs, with t + 1, t + 2, ...
+        A triangle is stored row by row: picture t of n is the first of n - 1 - t pairs, with t + 1, t + 2, ...
         """
         total = int(self.num_images.sum())
         image = np.arange(total)
@@ -177,7 +177,7 @@ def _where(histogram: Int[np.ndarray, " b"]) -> str:
 
 
 def shares(counts: Mapping[str, int]) -> dict[str, float]:
-    """What the band leaves, each 0-1: pairs_yield, episodes_yield, and targets_share, the pictures that are a target."""
+    """The shares that the band keeps, each 0-1: of pairs, of episodes, and of pictures as targets."""
     parts = {"pairs_yield": "pairs_kept", "episodes_yield": "episodes_kept", "targets_share": "targets"}
     wholes = {"pairs_yield": "pairs", "episodes_yield": "episodes", "targets_share": "images"}
     return {name: counts[f"num_{part}"] / max(1, counts[f"num_{wholes[name]}"]) for name, part in parts.items()}

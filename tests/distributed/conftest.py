@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 from small import SmallRun, draw_pages, random_encoder, run_stages, small_config
-
 from warm_workers import warm_workers
 
 from semantica.distributed.session import ray_session

@@ -128,7 +128,7 @@ def test_a_second_signal_ends_a_training_at_once(case: Case, tmp_path: Path) -> 
     sent = time.monotonic()
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 130, said
-    assert "interrupted; the same command goes on where it stopped" in said
+    assert "interrupted; the same command resumes where it stopped" in said
     assert time.monotonic() - sent < 10
 
 

@@ -248,7 +248,7 @@ def test_the_package_imports_nothing_until_load_is_asked_for():
 
 
 def test_the_job_says_in_one_line_what_it_cannot_read(runs, tmp_path, capsys):
-    assert main(["--checkpoint", str(runs.plain.folder), "--out", str(tmp_path / "out")]) == 2
+    assert main(["--checkpoint", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
     assert "has no manifest.json, so it is no finished checkpoint" in capsys.readouterr().err
     arguments = ["--checkpoint", str(runs.plain.checkpoint), "--out", str(tmp_path / "out"), "--report", str(tmp_path / "none")]
     assert main(arguments) == 2

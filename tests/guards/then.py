@@ -28,6 +28,7 @@ from guard_cases import (
     weights_of,
 )
 from semantica.datasets import read_manifest
+from semantica.training.loader import training_loader
 from semantica.training.writing import write_checkpoint
 
 from semantica.conditioning import Conditioning
@@ -48,7 +49,6 @@ from semantica.presets import PipelineConfig, tiny, tiny_html
 from semantica.runtime import ClusterConfig, Runtime
 from semantica.tracking import TrackingConfig
 from semantica.training.checkpoint import Provenance, TrainState, open_checkpoint
-from semantica.training.loader import training_loader
 from semantica.training.loop import Hooks, fit
 from semantica.training.recipe import TrainConfig
 from semantica.training.watch import StepReport

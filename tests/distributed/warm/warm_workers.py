@@ -54,7 +54,8 @@ with socket.socket(socket.AF_UNIX) as server:
 @contextmanager
 def warm_workers(folder: Path) -> Iterator[None]:
     """Every Ray that this process or one of its children starts in the block forks its workers from one server."""
-    address, client, before = folder / "server", folder / "python", {name: os.environ.get(name) for name in (CLIENT, "PYTHONPATH")}
+    address, client = folder / "server", folder / "python"
+    before = {name: os.environ.get(name) for name in (CLIENT, "PYTHONPATH")}
     client.write_text(_CLIENT.format(python=sys.executable, address=str(address), job=JOB))
     client.chmod(0o755)
     here = str(Path(__file__).parent)

@@ -1,4 +1,4 @@
-"""Stored bytes to the pixels of a batch: those that Pillow converts, reduced by their mean, from -1 to 1."""
+"""Pixels of stored pictures: area-averaged, exact, and scaled to what training sees."""
 
 import io
 
