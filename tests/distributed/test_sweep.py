@@ -199,10 +199,6 @@ def test_a_finished_sweep_is_done_and_its_plan_is_found_by_name(swept: Swept) ->
     sweep(begun(swept.out), out=swept.out, runtime=swept.runtime)
     assert contents(swept.out) == before
     changed = from_dict(SweepPlan, to_dict(swept.plan) | {"band": {"low": 0.1, "high": 0.9, "score": "cosine"}})
-<<<<<<< HEAD
-    with pytest.raises(DataError, match=r"^sweep: .* was made with another configuration \(band.low: was -1.0, now 0.1; "):
-=======
     with pytest.raises(DataError, match=r"^sweep: .* was made with another configuration \(band.low: was -1.0, now 0.1;"):
->>>>>>> main
         sweep(changed, out=swept.out, runtime=swept.runtime)
     assert os.getpid() not in [json.loads(path.read_text())["pid"] for path in swept.out.rglob(".*.lease-*")]
