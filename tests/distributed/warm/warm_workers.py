@@ -34,7 +34,7 @@ MODULES = (
     "semantica.distributed.evaluate", "semantica.distributed.measure", "semantica.episodes.ingest",
 )  # fmt: skip
 
-# Without the site's packages it starts in 20 ms. An agent of a node, which is no worker, becomes the Python that it would have been.
+# Without the site's packages it starts in 20 ms. An agent of a node, which is no worker, becomes the Python that it would be.
 _CLIENT = """\
 #!{python} -ISE
 import array, ctypes, json, os, signal, socket, sys
