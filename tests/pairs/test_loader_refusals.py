@@ -35,7 +35,7 @@ def test_a_damaged_shard_is_refused_by_its_own_path(run, tmp_path, folder, job):
     with pytest.raises(DataError) as caught:
         own.batch(0)
     assert f"{tmp_path / 'run' / folder / 'shard-0000'}" in str(caught.value)
-    assert re.search(rf"expected \d+ bytes, got \d+\); delete .*{folder} and run jobs\.{job} again", str(caught.value))
+    assert re.search(rf"expected \d+ bytes, got \d+\); delete .*{folder} and run semantica {job} again", str(caught.value))
 
 
 @pytest.mark.parametrize(("folder", "column"), [("encodings", "tokens"), ("encodings", "images"), ("scores", "cosine")])
