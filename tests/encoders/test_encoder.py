@@ -115,9 +115,9 @@ def test_pictures_that_are_not_square_are_refused(folder):
 
 
 def test_a_size_that_leaves_a_rest_of_pixels_is_refused(checkpoints):
-    with pytest.raises(ConfigError, match=r"image_px must be a multiple of the 16 px patch of .*, got 56"):
+    with pytest.raises(ConfigError, match=r"^image_px must be a multiple of the 16 px patch of .*, got 56"):
         load(checkpoints["siglip"], 56)
-    with pytest.raises(ConfigError, match=r"image_px must be a multiple of the 14 px patch of .*, got 64"):
+    with pytest.raises(ConfigError, match=r"^image_px must be a multiple of the 14 px patch of .*, got 64"):
         load(checkpoints["dinov2"], 64)
 
 
