@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from semantica.encoders.family import Family, patches_a_side
+from semantica.encoders.family import Family, patches_per_side
 
 
 def _plain_class() -> Any:
@@ -39,7 +39,7 @@ def _run_with_registers(model: nn.Module, pixel_values: Tensor) -> tuple[Tensor,
 
 
 def _num_tokens(config: Any, image_px: int) -> int:
-    return 1 + patches_a_side(config, image_px) ** 2
+    return 1 + patches_per_side(config, image_px) ** 2
 
 
 DINOV2 = Family("dinov2", "DINOv2", frozenset({"dinov2"}), _plain_class, _run, _num_tokens, "bicubic")

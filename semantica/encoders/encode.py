@@ -87,7 +87,7 @@ def encode_batch(pictures: Sequence[UInt8[Tensor, "3 _ _"]], encoder: Encoder, b
 def encode_stream(episodes: Iterable[pa.Table], encoder: Encoder, settings: EncodeConfig) -> Iterator[EncodedEpisodes]:
     """The encodings of each EPISODES table of a stream, in order; only the last batch of the whole stream is not full."""
     groups = (_Group(table, encoder.identity, settings) for table in episodes)
-    with closing(_ahead(_batches(groups, settings.batch_size), _BATCHES_AHEAD)) as batches:
+    with closing(_read_ahead(_batches(groups, settings.batch_size), _BATCHES_AHEAD)) as batches:
         for batch in batches:
             if batch.pictures:
                 encoded = encode_batch(batch.pictures, encoder, settings.batch_size)
@@ -101,7 +101,7 @@ def encode_stream(episodes: Iterable[pa.Table], encoder: Encoder, settings: Enco
             batch.pictures.clear()  # not in memory while the next batch is waited for
             batch.places.clear()
             while batch.finished:
-                yield batch.finished.pop(0).encoded()
+                yield batch.finished.pop(0).encodings()
 
 
 def encoded_schema(identity: EncoderIdentity, settings: EncodeConfig) -> pa.Schema:
@@ -143,7 +143,7 @@ def _batches(groups: Iterable[_Group], batch_size: int) -> Iterator[_Batch]:
     yield batch
 
 
-def _ahead(batches: Iterator[_Batch], depth: int) -> Generator[_Batch]:
+def _read_ahead(batches: Iterator[_Batch], depth: int) -> Generator[_Batch]:
     """The same batches, up to `depth` of them made ahead in a thread."""
 
     def draw() -> _Batch | None:
@@ -179,7 +179,7 @@ class _Group:
         for value in self.flat.field("bytes"):
             yield value.as_py()
 
-    def encoded(self) -> EncodedEpisodes:
+    def encodings(self) -> EncodedEpisodes:
         """The rows with their columns, without what did not decode."""
         sizes = np.diff(self.images.offsets.to_numpy())
         page = np.repeat(np.arange(len(sizes)), sizes)  # of each flat picture

@@ -54,7 +54,7 @@ class EncoderIdentity:
         """Plain values for a manifest."""
         return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
 
-    def differing(self, other: EncoderIdentity) -> list[str]:
+    def differing_fields(self, other: EncoderIdentity) -> list[str]:
         """The fields in which the two encode differently. Not the name: the owner of a folder of weights chooses it."""
         found, expected = other.to_dict(), self.to_dict()
         return [name for name in expected if name != "name" and found[name] != expected[name]]
@@ -164,7 +164,7 @@ def load_encoder(settings: EncoderConfig, device: str = "cpu", *, expected: Enco
         resample=seen.resample,
     )
     if expected is not None:
-        for field in expected.differing(identity):
+        for field in expected.differing_fields(identity):
             raise OtherEncoderError(settings.weights, expected, identity, field)
     return Encoder(model, identity, torch.device(device), compiled=settings.compile)
 

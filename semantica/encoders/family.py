@@ -26,7 +26,7 @@ class Family:
     default_resample: str  # of the family's processor, when its file names none
 
 
-def patches_a_side(config: Any, image_px: int) -> int:
+def patches_per_side(config: Any, image_px: int) -> int:
     """Whole patches along one side of a picture of image_px (a rest of pixels is not looked at)."""
     side = config.patch_size
     return image_px // int(side if isinstance(side, int) else side[0])

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from semantica.encoders.family import Family, patches_a_side
+from semantica.encoders.family import Family, patches_per_side
 
 
 def _fixed_class() -> Any:
@@ -41,7 +41,7 @@ def _published_size(config: Any) -> tuple[int, int]:
 
 def _run_naflex(model: nn.Module, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
     config: Any = model.config
-    side = patches_a_side(config, pixel_values.shape[-1])
+    side = patches_per_side(config, pixel_values.shape[-1])
     patches = to_patches(pixel_values, side)
     shapes = torch.full((len(patches), 2), side, dtype=torch.long, device=patches.device)
     mask = torch.ones(patches.shape[:2], dtype=torch.int32, device=patches.device)
@@ -57,7 +57,7 @@ def to_patches(pixel_values: Tensor, side: int) -> Tensor:
 
 
 def _num_tokens(config: Any, image_px: int) -> int:
-    return patches_a_side(config, image_px) ** 2
+    return patches_per_side(config, image_px) ** 2
 
 
 SIGLIP = Family("siglip", "SigLIP", frozenset({"siglip", "siglip_vision_model"}), _fixed_class, _run, _num_tokens, "bicubic")

@@ -64,7 +64,7 @@ def shards_of(episodes: Manifest, prefixes: tuple[str, ...]) -> list[EpisodesSha
     return [EpisodesShard(name, entries) for name, entries in found.items()]
 
 
-def encoded_so_far(stage: StageOutput) -> dict[str, Counter[str]]:
+def finished_shards(stage: StageOutput) -> dict[str, Counter[str]]:
     """name -> counts of the shards that need no further look."""
     return {name: counts_of(stats) for name, stats in stage.receipts() if not stats["damaged"]}
 

@@ -112,7 +112,7 @@ class Decoder:
                 except Refused as refused:
                     if refused.reason not in {Reason.DECODER_DIED, Reason.DECODER_MEMORY}:
                         raise
-            return self._ask(self._started(), data)
+            return self._ask(self._get_child(), data)
 
     @property
     def pid(self) -> int | None:
@@ -143,7 +143,7 @@ class Decoder:
                 self._stop()
         return image
 
-    def _started(self) -> _Child:
+    def _get_child(self) -> _Child:
         if self._child is None:
             self._child = _Child(self._command)
             self.num_started += 1

@@ -116,10 +116,10 @@ class QuarantineRow:
 
 def quarantine_table(rows: Sequence[QuarantineRow]) -> pa.Table:
     """QUARANTINE rows, long texts cut to MAX_TEXT characters."""
-    return pa.Table.from_pylist([{name: shown(text) for name, text in asdict(row).items()} for row in rows], schema=QUARANTINE)
+    return pa.Table.from_pylist([{name: short_text(text) for name, text in asdict(row).items()} for row in rows], schema=QUARANTINE)
 
 
-def shown(text: str) -> str:
+def short_text(text: str) -> str:
     """The text as Arrow can store it (UTF-8), cut to MAX_TEXT characters.
 
     Names of files need not be UTF-8; Python keeps their odd bytes as lone surrogates, shown here as \\xNN.

@@ -20,7 +20,7 @@ from semantica.denoiser.sizes import PeakBytes, example_conditioning
 from semantica.denoiser.uvit import UViT
 from semantica.diffusion.settings import ScheduleConfig
 from semantica.pairs.loader import Batch
-from semantica.planning.model import on_paper
+from semantica.planning.model import shape_only
 from semantica.training.compute import prepare
 from semantica.training.parallel import StateBytes, state_bytes
 from semantica.training.recipe import ComputeConfig, Recompute, TrainConfig
@@ -60,7 +60,7 @@ def training_memory(train: TrainConfig, world: int) -> TrainingMemory:
     # In one part, gradients come as activations go. From the second part on they are there throughout; sharded ones are let go
     # block by block.
     together = parts == 1 and not (train.compute.is_sharded and world > 1)
-    working = _pass_bytes(train.denoiser, on_paper(train.compute), rows, together)
+    working = _pass_bytes(train.denoiser, shape_only(train.compute), rows, together)
     if together:
         working -= state.weights  # as many as gradients, which are in the state
     return TrainingMemory(state, (1 + train.prefetch) * slots * example_bytes(train.denoiser), working, rows)
@@ -81,7 +81,7 @@ def _pass_bytes(denoiser: DenoiserConfig, compute: ComputeConfig, rows: int, wit
         network = prepare(UViT(denoiser).train(), compute)
         if not with_gradients:
             for parameter in network.parameters():
-                parameter.register_post_accumulate_grad_hook(_let_go)  # type: ignore[no-untyped-call]
+                parameter.register_post_accumulate_grad_hook(_free_gradient)  # type: ignore[no-untyped-call]
         schedule = ScheduleConfig(resolution_px=denoiser.resolution_px)
         recipe = TrainConfig(denoiser=denoiser, schedule=schedule, batch_size=rows, num_lanes=1, compute=compute)
         batch, noise = _batch(denoiser, rows)
@@ -90,7 +90,7 @@ def _pass_bytes(denoiser: DenoiserConfig, compute: ComputeConfig, rows: int, wit
     return int(counter.peak)
 
 
-def _let_go(parameter: torch.Tensor) -> None:
+def _free_gradient(parameter: torch.Tensor) -> None:
     parameter.grad = None
 
 
@@ -108,15 +108,15 @@ class Change:
     memory: TrainingMemory
 
 
-def smaller(train: TrainConfig, world: int, device_bytes: float | int) -> Change | None:
+def smallest_change(train: TrainConfig, world: int, device_bytes: float | int) -> Change | None:
     """The mildest change with which a worker's memory fits into so many bytes; None when no change of these does.
 
     In this order: fewer rows at once, which costs no arithmetic; blocks that are computed again; weights that are shared out.
     """
     slots = -(-train.batch_size // world)
-    kinds: list[tuple[str, Recompute]] = [(train.compute.parallel, r) for r in _more(train.compute.recompute)]
+    kinds: list[tuple[str, Recompute]] = [(train.compute.parallel, r) for r in _at_least(train.compute.recompute)]
     if world > 1 and not train.compute.is_sharded:
-        kinds += [("fsdp", r) for r in _more(train.compute.recompute)]
+        kinds += [("fsdp", r) for r in _at_least(train.compute.recompute)]
     for parallel, recompute in kinds:
         compute = replace(train.compute, recompute=recompute)
         if parallel != compute.parallel:
@@ -131,12 +131,12 @@ def smaller(train: TrainConfig, world: int, device_bytes: float | int) -> Change
 
 def _at_most(train: TrainConfig, compute: ComputeConfig, world: int, rows: int) -> int:
     """No less than a worker needs with so many rows at once: what two rows need more than one, every further row does."""
-    one, two = (_pass_bytes(train.denoiser, on_paper(compute), number, False) for number in (1, 2))
+    one, two = (_pass_bytes(train.denoiser, shape_only(compute), number, False) for number in (1, 2))
     batches = (1 + train.prefetch) * -(-train.batch_size // world) * example_bytes(train.denoiser)
     return state_bytes(train.denoiser, compute, world).total + batches + one + (rows - 1) * (two - one)
 
 
-def _more(recompute: Recompute) -> tuple[Recompute, ...]:
+def _at_least(recompute: Recompute) -> tuple[Recompute, ...]:
     """This much and more."""
     order: tuple[Recompute, ...] = ("none", "transformer", "all")
     return order[order.index(recompute) :]

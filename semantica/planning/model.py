@@ -51,7 +51,7 @@ def denoiser_costs(denoiser: DenoiserConfig, compute: ComputeConfig) -> Denoiser
     """The costs of a denoiser that is trained with this arithmetic."""
     training = training_flops(denoiser)
     with torch.device("meta"):
-        network = prepare(UViT(denoiser), on_paper(compute))
+        network = prepare(UViT(denoiser), shape_only(compute))
         z, logsnr, cond = _inputs(denoiser)
         recomputed = 0
         if compute.recompute != "none":
@@ -67,7 +67,7 @@ def denoiser_costs(denoiser: DenoiserConfig, compute: ComputeConfig) -> Denoiser
     return DenoiserCosts(num_parameters(denoiser), training, recomputed, conditioning, int(counter.get_total_flops()))
 
 
-def on_paper(compute: ComputeConfig) -> ComputeConfig:
+def shape_only(compute: ComputeConfig) -> ComputeConfig:
     """The same arithmetic for tensors without data, which are neither laid out nor compiled."""
     return replace(compute, channels_last=False, compile=False, parallel="ddp", shard_workers=None)
 

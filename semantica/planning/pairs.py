@@ -29,7 +29,7 @@ MIN_PAGES = 30  # with fewer, the error that is told is too small (Cochran 1977,
 
 
 @dataclass(frozen=True)
-class Expected:
+class Estimate:
     """A number that is expected, and its standard error."""
 
     number: float | int
@@ -38,11 +38,11 @@ class Expected:
 
 @dataclass(frozen=True)
 class ExpectedPairs:
-    """Of the whole corpus: pairs and targets in the band. pairs_a_page: scored ones, in the band or not."""
+    """Of the whole corpus: pairs and targets in the band. pairs_per_page: scored ones, in the band or not."""
 
-    pairs: Expected
-    targets: Expected
-    pairs_a_page: float | int
+    pairs: Estimate
+    targets: Estimate
+    pairs_per_page: float | int
     num_pages: int
     num_images: int
 
@@ -85,22 +85,22 @@ def _rows(scores: Location, entry: FileEntry, number: int, band: BandConfig) -> 
 def expected_pairs(sample: PageCounts, num_images: float | int) -> ExpectedPairs:
     """What a corpus of num_images training pictures is expected to have, of which the sample is a part."""
     return ExpectedPairs(
-        pairs=_expected(sample.pairs, sample, num_images),
-        targets=_expected(sample.targets, sample, num_images),
-        pairs_a_page=float(sample.scored.mean()),
+        pairs=_estimate(sample.pairs, sample, num_images),
+        targets=_estimate(sample.targets, sample, num_images),
+        pairs_per_page=float(sample.scored.mean()),
         num_pages=len(sample.images),
         num_images=int(sample.images.sum()),
     )
 
 
-def _expected(counts: Int[np.ndarray, " p"], sample: PageCounts, num_images: float | int) -> Expected:
+def _estimate(counts: Int[np.ndarray, " p"], sample: PageCounts, num_images: float | int) -> Estimate:
     seen = int(sample.images.sum())
     ratio = counts.sum() / seen
     left = math.sqrt(max(0.0, 1 - seen / num_images))  # of a finite corpus the sample's own part is known
     rest = counts - ratio * sample.images
     by_file = np.bincount(sample.file, weights=rest)[np.unique(sample.file)]
     errors = [_spread(rest)] + ([_spread(by_file)] if len(by_file) >= _MIN_FILES else [])
-    return Expected(float(ratio * num_images), float(left * max(errors) * num_images / seen))
+    return Estimate(float(ratio * num_images), float(left * max(errors) * num_images / seen))
 
 
 def _spread(rest: Float[np.ndarray, " n"] | Sequence[float]) -> float:

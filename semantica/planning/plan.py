@@ -16,7 +16,7 @@ import torch
 from semantica.data.dataset import Manifest
 from semantica.denoiser.sizes import sampling_bytes
 from semantica.planning.machines import PlanConfig
-from semantica.planning.memory import TrainingMemory, smaller, training_memory
+from semantica.planning.memory import TrainingMemory, smallest_change, training_memory
 from semantica.planning.model import DenoiserCosts, VitShape, denoiser_costs, encoder_shape
 from semantica.planning.pairs import MIN_PAGES, ExpectedPairs, PageCounts, expected_pairs
 from semantica.planning.sizes import hours, size
@@ -26,8 +26,8 @@ from semantica.planning.storage import (
     DatasetBytes,
     checkpoint_bytes,
     dataset_bytes,
-    estimated,
-    extrapolated,
+    estimate_corpus,
+    extrapolate_corpus,
 )
 from semantica.presets import PipelineConfig
 
@@ -171,11 +171,11 @@ def make_plan(
 
 
 def _corpus(settings: PipelineConfig, config: PlanConfig, episodes: Manifest | None, sample: PageCounts | None) -> Corpus:
-    pairs_a_page = None if sample is None else float(sample.scored.mean())
+    pairs_per_page = None if sample is None else float(sample.scored.mean())
     if episodes is not None:
-        return extrapolated(config.num_images, episodes, settings.ingest, pairs_a_page)
-    made = estimated(config.num_images, config.images_per_page, settings.ingest)
-    return made if pairs_a_page is None else replace(made, pairs_a_page=pairs_a_page)
+        return extrapolate_corpus(config.num_images, episodes, settings.ingest, pairs_per_page)
+    made = estimate_corpus(config.num_images, config.images_per_page, settings.ingest)
+    return made if pairs_per_page is None else replace(made, pairs_per_page=pairs_per_page)
 
 
 def _data_stages(corpus: Corpus, data: DatasetBytes, encoder_flops: float | int, config: PlanConfig) -> list[StagePlan]:
@@ -279,7 +279,7 @@ def _device(settings: PipelineConfig, plan: Plan) -> Iterator[str]:
     config, memory = plan.config, plan.memory
     room = config.device_gb * 1e9
     if not memory.fits(room):
-        change = smaller(settings.train, config.num_devices, room)
+        change = smallest_change(settings.train, config.num_devices, room)
         remedy = (
             f"with {change.flags} it is {size(change.memory.total)}"
             if change

@@ -44,18 +44,18 @@ class Split:
     num_images: float | int
     num_pages: float | int
 
-    def grown(self, factor: float | int) -> Split:
+    def scale(self, factor: float | int) -> Split:
         """So many times as many of both."""
         return Split(self.num_images * factor, self.num_pages * factor)
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """What is planned for. picture_bytes: a picture's share of the files of episodes. pairs_a_page: of a training page."""
+    """What is planned for. picture_bytes: a picture's share of the files of episodes. pairs_per_page: of a training page."""
 
     train: Split
     held_out: Split
-    pairs_a_page: float | int
+    pairs_per_page: float | int
     picture_bytes: float | int
     measured: bool = False
 
@@ -65,7 +65,7 @@ class Corpus:
         return self.train.num_images + self.held_out.num_images
 
 
-def estimated(num_images: int, images_per_page: float | int, ingest: IngestConfig) -> Corpus:
+def estimate_corpus(num_images: int, images_per_page: float | int, ingest: IngestConfig) -> Corpus:
     """A corpus of pages of one size, with pictures of the bytes that real ones had at 256 px."""
     share, pages = ingest.held_out_share, num_images / images_per_page
     by_page = ingest.split_by == "page"
@@ -76,10 +76,10 @@ def estimated(num_images: int, images_per_page: float | int, ingest: IngestConfi
     return Corpus(train, held_out, max(0.0, shown * (shown - 1) / 2), picture)
 
 
-def extrapolated(num_images: int, episodes: Manifest, ingest: IngestConfig, pairs_a_page: float | None = None) -> Corpus:
+def extrapolate_corpus(num_images: int, episodes: Manifest, ingest: IngestConfig, pairs_per_page: float | None = None) -> Corpus:
     """A corpus like the sample that a finished ingest left: bytes of a picture and pictures of a page are the sample's.
 
-    pairs_a_page: of the sample's scores; None: as if all pages had the same size. Raises ConfigError when the sample is of another
+    pairs_per_page: of the sample's scores; None: as if all pages had the same size. Raises ConfigError when the sample is of another
     size of pictures, or empty.
     """
     made, image_px = episodes.config["image"]["image_px"], ingest.image.image_px
@@ -94,9 +94,9 @@ def extrapolated(num_images: int, episodes: Manifest, ingest: IngestConfig, pair
     if not sides[0].num_pages:
         raise ConfigError("episodes: the sample has no page to train on; run semantica ingest on a larger one")
     size = sides[0].num_images / sides[0].num_pages
-    pairs = size * (size - 1) / 2 if pairs_a_page is None else pairs_a_page
+    pairs = size * (size - 1) / 2 if pairs_per_page is None else pairs_per_page
     files = sum(f.num_bytes for prefix in ("", HELD_OUT) for f in episodes.shards(prefix))
-    train, held_out = (side.grown(num_images / num) for side in sides)
+    train, held_out = (side.scale(num_images / num) for side in sides)
     return Corpus(train, held_out, pairs, files / num, measured=True)
 
 
@@ -132,9 +132,9 @@ def dataset_bytes(corpus: Corpus, encode: EncodeConfig, num_shards: int, *, rows
     # The columns of the episodes are cut into other row groups than before; the new ones bring theirs.
     chunks = columns * sum(new) + _NUM_OLD_COLUMNS * (sum(new) - sum(old))
     groups = new[0]
-    levels = min(3.1, corpus.pairs_a_page / 6)  # of a list of numbers: a bit each, until a run is told by its length
-    scores = corpus.train.num_pages * (_SCORE_ROW + 2 * (levels + _FLOAT * corpus.pairs_a_page))
-    num_pairs = corpus.train.num_pages * corpus.pairs_a_page
+    levels = min(3.1, corpus.pairs_per_page / 6)  # of a list of numbers: a bit each, until a run is told by its length
+    scores = corpus.train.num_pages * (_SCORE_ROW + 2 * (levels + _FLOAT * corpus.pairs_per_page))
+    num_pairs = corpus.train.num_pages * corpus.pairs_per_page
     draws = corpus.train.num_images / groups
     selected = _SELECTED + _digits(num_shards) + _digits(groups / num_shards) + len(str(round(draws)))
     receipts = num_shards * (_RECEIPT * 3 + len(sides) * (_RECEIPT + _NUMBER * shape.width))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-from semantica.planning.pairs import Expected
+from semantica.planning.pairs import Estimate
 from semantica.planning.plan import Plan, Way
 from semantica.planning.sizes import count, hours, size
 
@@ -107,12 +107,12 @@ def _pairs(plan: Plan) -> TextTable:
     assert plan.pairs is not None
     pairs = plan.pairs
     rows = (
-        ("pairs in the band", _shown(pairs.pairs)),
-        ("target pictures", _shown(pairs.targets)),
+        ("pairs in the band", _with_error(pairs.pairs)),
+        ("target pictures", _with_error(pairs.targets)),
         ("each drawn", f"{plan.epochs:,.2f} times in the training"),
     )
     return TextTable(f"Pairs expected, from {pairs.num_pages:,} pages with {pairs.num_images:,} pictures", ("", ""), rows)
 
 
-def _shown(expected: Expected) -> str:
+def _with_error(expected: Estimate) -> str:
     return f"{count(expected.number)} ± {count(expected.se)} (standard error)"

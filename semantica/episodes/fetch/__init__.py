@@ -93,7 +93,7 @@ class Fetched:
     detail: str = ""
 
 
-def shared_by(config: FetchConfig, num_fetchers: int) -> FetchConfig:
+def config_per_fetcher(config: FetchConfig, num_fetchers: int) -> FetchConfig:
     """The settings of each of several fetchers at once, which may meet the same host: together they keep to the rate of one."""
     return replace(
         config,

@@ -19,7 +19,7 @@ from semantica.episodes.fetch import FetchConfig, Fetched, politeness
 from semantica.episodes.fetch.address import Allowed, Resolve, check_url, dns_threads, is_public, system_resolve
 from semantica.episodes.fetch.http import Answer, Client, FetchFailed
 from semantica.episodes.fetch.politeness import Pace, Turns
-from semantica.episodes.quarantine import Reason, Refused, shown
+from semantica.episodes.quarantine import Reason, Refused, short_text
 
 __all__ = ["FetchConfig", "Fetched", "Fetcher", "share"]
 
@@ -38,7 +38,7 @@ class Fetcher:
         self._resolve = resolve
         self._allowed = allowed
         self._pace = Pace(config)
-        self._robots = politeness.Remembered()
+        self._robots = politeness.RulesCache()
         if not config.contact:
             log.warning("fetch: contact is empty; set a URL or mail address where the owners of servers find you")
 
@@ -82,7 +82,7 @@ class _Run:
         resolve: Resolve,
         allowed: Allowed,
         pace: Pace,
-        robots: politeness.Remembered,
+        robots: politeness.RulesCache,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._config = config
@@ -117,19 +117,19 @@ class _Run:
 
     async def fetch(self, url: str) -> Fetched:
         """What became of the URL. When there is a body, its slot stays taken until `take`."""
-        way = _Way()
+        route = _Route()
         try:
-            answer = await self._follow(url, way, for_robots=False)
+            answer = await self._follow(url, route, for_robots=False)
         except Refused as error:
             status = error.status if isinstance(error, FetchFailed) else 0
-            return Fetched(url, way.last, status, problem=error.reason, detail=shown(error.detail))
-        return Fetched(url, way.last, answer.status, data=answer.body)
+            return Fetched(url, route.last, status, problem=error.reason, detail=short_text(error.detail))
+        return Fetched(url, route.last, answer.status, data=answer.body)
 
-    async def _follow(self, url: str | yarl.URL, way: _Way, *, for_robots: bool) -> Answer:
+    async def _follow(self, url: str | yarl.URL, route: _Route, *, for_robots: bool) -> Answer:
         """The answer that is no redirect. Each hop passes every check anew. Raises Refused."""
         hop = check_url(url, self._config.ports, self._allowed)
         for _ in range(self._config.max_redirects + 1):
-            way.last = str(hop)
+            route.last = str(hop)
             if self._config.respect_robots and not for_robots:
                 await self._check_robots(hop)
             answer = await self._ask_patiently(hop, for_robots)
@@ -154,7 +154,7 @@ class _Run:
 
     async def _ask_robots(self, url: yarl.URL, origin: str) -> politeness.Rules:
         try:
-            answer = await self._follow(url.origin().with_path("/robots.txt"), _Way(), for_robots=True)
+            answer = await self._follow(url.origin().with_path("/robots.txt"), _Route(), for_robots=True)
             rules = politeness.rules_of(answer.body or b"")
         except FetchFailed as error:
             rules = politeness.rules_without(error)
@@ -195,15 +195,15 @@ class _Run:
                 else:
                     answer = await self._client.picture(url)
             except FetchFailed as error:
-                self._pace.ended(host, error)
+                self._pace.record_end(host, error)
                 raise
-            self._pace.ended(host, None)
+            self._pace.record_end(host, None)
             turn.keep = answer.body is not None and not for_robots
             return answer
 
 
 @dataclass
-class _Way:
+class _Route:
     """How far a URL got: the last hop that was found good, "" when there was none."""
 
     last: str = ""

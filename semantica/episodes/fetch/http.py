@@ -100,7 +100,7 @@ class Client:
         except Refused:
             raise
         except (aiohttp.ClientError, OSError, ValueError) as error:  # TimeoutError is an OSError; ValueError: a URL aiohttp refuses
-            raise _explained(error) from None
+            raise _failure_of(error) from None
         except Exception as error:  # a stranger's server may reach any corner of the HTTP library; no URL ends a crawl
             log.warning("fetch: %s: unexpected %r", url, error, exc_info=True)
             raise FetchFailed(Reason.FETCH_FAILED, f"unexpected {type(error).__name__}: {error}") from None
@@ -195,7 +195,7 @@ def _retry_after_s(text: str) -> float:
     return max(0.0, (moment - datetime.now(UTC)).total_seconds())
 
 
-def _explained(error: Exception) -> FetchFailed:
+def _failure_of(error: Exception) -> FetchFailed:
     """The FetchFailed for an exception of aiohttp, the resolver or a socket."""
     if isinstance(error, TimeoutError):
         return FetchFailed(Reason.FETCH_TIMEOUT, str(error) or "the request took too long", may_pass=True)

@@ -73,7 +73,7 @@ def rules_without(error: FetchFailed) -> Rules:
     return Rules(refusal=error, made=time.monotonic())
 
 
-class Remembered:
+class RulesCache:
     """The rules of the servers that were asked last, as many as fit MAX_TOTAL characters."""
 
     def __init__(self) -> None:
@@ -103,7 +103,7 @@ LEFT_S = 3600.0  # how long a host that kept failing is left alone
 
 
 @dataclass
-class _Known:
+class _HostState:
     """What is remembered of a host. Times are those of time.monotonic."""
 
     interval_s: float  # between starts
@@ -119,10 +119,10 @@ class Pace:
         self._shortest_s = 1 / config.per_host_per_second
         self._max_hosts = config.max_hosts
         self._max_failures = config.max_host_failures
-        self._hosts: OrderedDict[str, _Known] = OrderedDict()
+        self._hosts: OrderedDict[str, _HostState] = OrderedDict()
 
-    def _host(self, name: str) -> _Known:
-        known = self._hosts.setdefault(name, _Known(self._shortest_s))
+    def _host(self, name: str) -> _HostState:
+        known = self._hosts.setdefault(name, _HostState(self._shortest_s))
         self._hosts.move_to_end(name)
         if len(self._hosts) > self._max_hosts:
             self._hosts.popitem(last=False)
@@ -135,12 +135,12 @@ class Pace:
             raise FetchFailed(Reason.FETCH_FAILED, "not asked: the host is left alone, since it kept failing or asked for it")
         return max(0.0, known.next_start - time.monotonic())
 
-    def started(self, name: str) -> None:
+    def record_start(self, name: str) -> None:
         """A request to the host starts now."""
         known = self._host(name)
         known.next_start = time.monotonic() + known.interval_s
 
-    def ended(self, name: str, error: FetchFailed | None) -> None:
+    def record_end(self, name: str, error: FetchFailed | None) -> None:
         """A request to the host came to its end. A host that asks for patience, or keeps failing, gets it."""
         known = self._host(name)
         if error is not None and error.retry_after_s:
@@ -220,7 +220,7 @@ class Turns:
             started = False
             try:
                 if started := self._pace.wait_s(host) <= 0:  # unless it asked for patience while we waited for the slot
-                    self._pace.started(host)
+                    self._pace.record_start(host)
                     return
             finally:
                 if not started:

@@ -2,7 +2,7 @@
 
 A batch is there whole or not at all. One that is there, and holds the URLs that are expected, is not fetched again, whatever came
 of them; one that was interrupted is done again. To ask anew, delete its file. While a batch is fetched its bodies lie in a
-temporary file, so memory is what the fetcher holds and one row group. `fetchable` and `resolve` are the two ends of a page: which
+temporary file, so memory is what the fetcher holds and one row group. `fetchable_urls` and `resolve` are the two ends of a page: which
 of its pictures are to be fetched, and the page with what came of them.
 """
 
@@ -173,7 +173,7 @@ class FetchedPictures:
         return table
 
 
-def fetchable(page: Page, *, respect_opt_out: bool = True) -> list[str]:
+def fetchable_urls(page: Page, *, respect_opt_out: bool = True) -> list[str]:
     """The URLs of the page's pictures that are to be fetched; none when the page asks not to be collected or trained on."""
     if page.problem or (respect_opt_out and OPT_OUT.intersection(page.opt_out)):
         return []
@@ -188,14 +188,16 @@ def resolve(page: Page, fetched: FetchedPictures, *, respect_opt_out: bool = Tru
     if page.problem:
         return page
     said = sorted(OPT_OUT.intersection(page.opt_out)) if respect_opt_out else []
-    return replace(page, images=tuple(_resolved(image, said, fetched) if _is_remote(image) else image for image in page.images))
+    return replace(
+        page, images=tuple(_resolve_image(image, said, fetched) if _is_remote(image) else image for image in page.images)
+    )
 
 
 def _is_remote(image: ImageRef) -> bool:
     return image.problem in (Reason.REMOTE_URL, Reason.NOT_IN_ARCHIVE) and _HTTP.match(image.url) is not None
 
 
-def _resolved(image: ImageRef, said: Sequence[str], fetched: FetchedPictures) -> ImageRef:
+def _resolve_image(image: ImageRef, said: Sequence[str], fetched: FetchedPictures) -> ImageRef:
     if said:
         return ImageRef(image.url, problem=Reason.OPTED_OUT, detail=f"not fetched: the page says {', '.join(said)}")
     found = fetched.find(image.url)

@@ -96,7 +96,7 @@ def label_of(root: Location, part: Part) -> str:
 
 
 @contextmanager
-def permitted(name: str) -> Iterator[None]:
+def permission_check(name: str) -> Iterator[None]:
     """A block that opens a file of the crawl, called `name`. Raises DamagedFile when we have no permission to."""
     try:
         yield
@@ -135,9 +135,9 @@ class _Watched(io.RawIOBase):
 
 
 @contextmanager
-def opened(root: Location, part: Part) -> Iterator[io.BufferedReader]:
+def open_part(root: Location, part: Part) -> Iterator[io.BufferedReader]:
     """The file of a part, open. What the block raises about the file's content leaves it as DamagedFile."""
-    with permitted(label_of(root, part)):
+    with permission_check(label_of(root, part)):
         file = location_of(root, part).open("rb")
     with file:
         watched = _Watched(file)
@@ -152,7 +152,7 @@ def opened(root: Location, part: Part) -> Iterator[io.BufferedReader]:
             raise DamagedFile(label_of(root, part), utf8(str(error)) or type(error).__name__) from None
 
 
-def decompressed(stream: io.BufferedReader) -> io.BufferedReader:
+def decompress(stream: io.BufferedReader) -> io.BufferedReader:
     """The stream itself, or what is inside when it is gzip. Reading it raises EOFError when the gzip file ends too early."""
     if stream.peek(2)[:2] != b"\x1f\x8b":
         return stream
@@ -172,6 +172,6 @@ def lines(stream: io.BufferedIOBase, limit: int = MAX_LINE_BYTES) -> Iterator[tu
         yield number, None
 
 
-def unreadable(name: str, detail: str) -> Page:
+def unreadable_page(name: str, detail: str) -> Page:
     """The page of a row that cannot be read; `name` says which row of which file."""
     return Page(name, (), Reason.PAGE_UNREADABLE, utf8(detail), piece=name, has_url=False)

@@ -97,7 +97,7 @@ def page_text(data: bytes, declared: str = "") -> str:
     for mark, codec in _BOMS:
         if data.startswith(mark):
             return data[len(mark) :].decode(codec, "replace")
-    if codec := codec_of(declared) or _named_inside(data[:PRESCAN_BYTES]):
+    if codec := codec_of(declared) or _codec_inside(data[:PRESCAN_BYTES]):
         return data.decode(codec, "replace")
     try:
         return data.decode("utf-8")
@@ -105,7 +105,7 @@ def page_text(data: bytes, declared: str = "") -> str:
         return data.decode("cp1252", "replace")
 
 
-def _named_inside(start: bytes) -> str:
+def _codec_inside(start: bytes) -> str:
     """The codec for what the page's `<meta>` or XML declaration names; "" when they name no encoding of the web."""
     labels = []
     if b"charset" in start.lower():
@@ -380,14 +380,14 @@ def _target(url: str, base: _Base) -> _Target:
     if parts.netloc and parts.scheme in ("http", "https", "ftp", ""):
         absolute = parts._replace(scheme=parts.scheme or "https", fragment="")
         host = parts.netloc.rpartition("@")[2].lower()  # `wget --mirror` writes the tree HOST/PATH
-        return _Target(_names(f"{host}/{_decoded(parts.path).lstrip('/')}", parts.query), urlunsplit(absolute))
+        return _Target(_names(f"{host}/{_decode_name(parts.path).lstrip('/')}", parts.query), urlunsplit(absolute))
     if parts.scheme == "file":
         return _Target(problem=Reason.OUTSIDE_ROOT, detail="a file: URL names a place on the author's machine")
     if parts.scheme:
         return _Target(problem=Reason.BAD_URL, detail=f"expected a path or http(s)://HOST, got scheme {parts.scheme!r}")
     if not parts.path:
         return _Target(problem=Reason.BAD_URL, detail="expected a path, got none")
-    path = _decoded(parts.path)
+    path = _decode_name(parts.path)
     if not path.startswith("/"):
         return _Target(_names(posixpath.join(base.folder, path), parts.query))
     host = base.folder.partition("/")[0]  # the page's own, in a mirror of hosts; else the root of the tree is the site's
@@ -397,9 +397,9 @@ def _target(url: str, base: _Base) -> _Target:
 
 def _names(path: str, query: str) -> tuple[str, ...]:
     """The files that a URL may be saved as: `a.png?v=3`, as wget names it (a slash in the query escaped), or `a.png`."""
-    return (f"{path}?{_decoded(query).replace('/', '%2F')}", path) if query else (path,)
+    return (f"{path}?{_decode_name(query).replace('/', '%2F')}", path) if query else (path,)
 
 
-def _decoded(text: str) -> str:
+def _decode_name(text: str) -> str:
     """Names on disk are bytes: %E9 is a byte of the name whether or not it is UTF-8."""
     return unquote(text, errors="surrogateescape")

@@ -122,7 +122,7 @@ class Join:
             _, (entry, size) = self._queue.popitem(last=False)
             self._num_bytes -= size
             if isinstance(entry, WaitingPage):
-                yield self._finished(entry)
+                yield self._complete_page(entry)
 
     def _find(self, key: str) -> tuple[list[str], Picture | None]:
         """(the keys that were followed, the picture at their end, if it is there)."""
@@ -145,7 +145,7 @@ class Join:
         for followed in self._find(key)[0]:
             self._queue.move_to_end(followed)
 
-    def _finished(self, waiting: WaitingPage) -> Page:
+    def _complete_page(self, waiting: WaitingPage) -> Page:
         """The page with the pictures that are in the queue, each URL once; of those that need no search, each that is unlike."""
         images: dict[str | ImageRef, ImageRef] = {}
         for offered in waiting.wanted:

@@ -16,8 +16,8 @@ from semantica.data.location import Location
 from semantica.episodes.pages import ImageRef, Page, Part, ReadConfig
 from semantica.episodes.quarantine import DamagedFile, utf8
 from semantica.episodes.sources import source
-from semantica.episodes.sources.files import MAX_LINE_BYTES, decompressed, label_of, lines, list_parts, opened, unreadable
-from semantica.episodes.sources.remote import once, page_name, remote_image
+from semantica.episodes.sources.files import MAX_LINE_BYTES, decompress, label_of, lines, list_parts, open_part, unreadable_page
+from semantica.episodes.sources.remote import page_name, remote_image, unique_images
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zip")
 MAX_BAD_LINES = 100  # at the start of a file; when nothing but bad lines came, it is another format
@@ -35,7 +35,7 @@ class Mmc4Source:
         """One page for every line; one without a page URL is called by its file and line."""
         name = label_of(root, part)
         bad: list[Page] | None = []  # None after the first good line
-        with opened(root, part) as stream:
+        with open_part(root, part) as stream:
             for where, line in _lines(stream, name):
                 page = _page(line, where)
                 if bad is not None and page.problem:
@@ -53,7 +53,7 @@ class Mmc4Source:
 def _lines(stream: io.BufferedReader, name: str) -> Iterator[tuple[str, bytes | None]]:
     """(name, content) of every line that is not blank. Raises DamagedFile for a zip file without a file of JSON lines."""
     if stream.peek(4)[:4] != b"PK\x03\x04":
-        for number, line in lines(decompressed(stream)):
+        for number, line in lines(decompress(stream)):
             if line is None or line.strip():
                 yield f"{name}#{number}", line
         return
@@ -72,15 +72,15 @@ def _lines(stream: io.BufferedReader, name: str) -> Iterator[tuple[str, bytes | 
 
 def _page(line: bytes | None, name: str) -> Page:
     if line is None:
-        return unreadable(name, f"expected a line of at most {MAX_LINE_BYTES} bytes")
+        return unreadable_page(name, f"expected a line of at most {MAX_LINE_BYTES} bytes")
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:  # no JSON, or nested deeper than any that is meant to be read
-        return unreadable(name, f"expected JSON, got {error}")
+        return unreadable_page(name, f"expected JSON, got {error}")
     if not isinstance(row, dict) or not isinstance(row.get("image_info"), list):
-        return unreadable(name, "expected an object with the list image_info")
+        return unreadable_page(name, "expected an object with the list image_info")
     page_url, has_url = page_name(row.get("url"), name)
-    return Page(page_url, once(_image(picture) for picture in row["image_info"]), piece=name, has_url=has_url)
+    return Page(page_url, unique_images(_image(picture) for picture in row["image_info"]), piece=name, has_url=has_url)
 
 
 def _image(picture: Any) -> ImageRef:

@@ -15,8 +15,8 @@ import pyarrow as pa
 from semantica.data.location import Location
 from semantica.episodes.pages import Page, Part, ReadConfig
 from semantica.episodes.sources import source
-from semantica.episodes.sources.files import label_of, unreadable
-from semantica.episodes.sources.remote import once, page_name
+from semantica.episodes.sources.files import label_of, unreadable_page
+from semantica.episodes.sources.remote import page_name, unique_images
 from semantica.episodes.sources.tables import Columns, is_image_list, parquet_parts, read_rows, table_images
 
 
@@ -46,8 +46,8 @@ class OmniCorpusSource:
 
 def _page(row: dict[str, Any] | str, name: str, settings: ReadConfig) -> Page:
     if isinstance(row, str):
-        return unreadable(name, row)
+        return unreadable_page(name, row)
     if not isinstance(row["images"], list):
-        return unreadable(name, "images: expected a list, got null")
+        return unreadable_page(name, "images: expected a list, got null")
     page_url, has_url = page_name((row["general_metadata"] or {}).get("url"), name)
-    return Page(page_url, once(table_images(row["images"], name, settings)), piece=name, has_url=has_url)
+    return Page(page_url, unique_images(table_images(row["images"], name, settings)), piece=name, has_url=has_url)

@@ -17,7 +17,7 @@ from semantica.data.location import Location
 from semantica.episodes.pages import ImageRef, Page, Part, ReadConfig
 from semantica.episodes.quarantine import DamagedFile, Reason, utf8
 from semantica.episodes.sources import source
-from semantica.episodes.sources.files import label_of, opened, unreadable
+from semantica.episodes.sources.files import label_of, open_part, unreadable_page
 from semantica.episodes.sources.labels import folder_class, folder_parts, label_pages, pictures_in
 from semantica.episodes.sources.tables import Columns, parquet_parts, read_rows
 from semantica.episodes.sources.tree import PICTURES, open_tree, what_is_there
@@ -72,7 +72,7 @@ def _table_pages(root: Location, part: Part, settings: ReadConfig) -> Iterator[P
     for number, row in read_rows(root, part, columns):
         where = f"{name}#{number}"
         if isinstance(row, str):
-            yield unreadable(where, row)
+            yield unreadable_page(where, row)
             continue
         text = utf8(str(row[label])) if label and row[label] is not None else NO_LABEL
         images = waiting.setdefault(text, [])
@@ -88,7 +88,7 @@ def _table_pages(root: Location, part: Part, settings: ReadConfig) -> Iterator[P
 
 def _columns(root: Location, part: Part) -> tuple[str, str]:
     """(the column of pictures, the column of labels or ""). Raises DamagedFile when the first is missing."""
-    with opened(root, part) as stream:
+    with open_part(root, part) as stream:
         names = pq.read_schema(stream).names
     picture = next((name for name in _BYTES if name in names), "")
     if not picture:

@@ -61,7 +61,7 @@ def shared_name(image: ImageRef) -> str:
     return f"{image.url} {image.detail}" if image.problem == Reason.DATA_URL else image.url
 
 
-def once(images: Iterable[ImageRef]) -> tuple[ImageRef, ...]:
+def unique_images(images: Iterable[ImageRef]) -> tuple[ImageRef, ...]:
     """The pictures in their order, each URL that is only named once (see shared_name)."""
     kept: dict[object, ImageRef] = {}
     for number, image in enumerate(images):

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from semantica.data.location import Location
 from semantica.episodes.pages import ImageRef, Part, ReadConfig
 from semantica.episodes.quarantine import DamagedFile, Reason, utf8
-from semantica.episodes.sources.files import DAMAGED, label_of, list_parts, location_of, opened
+from semantica.episodes.sources.files import DAMAGED, label_of, list_parts, location_of, open_part
 from semantica.episodes.sources.remote import remote_image
 
 MIN_CUT_BYTES = 8 << 20  # a smaller file is one part; its footer is not read on the driver
@@ -60,7 +60,7 @@ def read_rows(root: Location, part: Part, columns: Columns) -> Iterator[tuple[in
 
     Raises DamagedFile when the file is no Parquet, ends too early, or its columns are others.
     """
-    with opened(root, part) as stream:
+    with open_part(root, part) as stream:
         # A buffer, so that a column chunk is not read whole: with pictures in it, it may be gigabytes.
         table = pq.ParquetFile(stream, buffer_size=1 << 20, pre_buffer=False)
         _check(table.schema_arrow, columns, label_of(root, part))

@@ -26,7 +26,7 @@ from semantica.data.location import Location
 from semantica.episodes.pages import ImageRef, Page, Part, ReadConfig
 from semantica.episodes.quarantine import DamagedFile, Reason, utf8
 from semantica.episodes.sources import source
-from semantica.episodes.sources.files import decompressed, label_of, list_parts, opened
+from semantica.episodes.sources.files import decompress, label_of, list_parts, open_part
 from semantica.episodes.sources.html import MAX_PAGE_BYTES, ROBOTS_NAMES, base_href, parse, picture_candidates, robots_directives
 from semantica.episodes.sources.join import Join, Picture, WaitingPage, url_key
 from semantica.episodes.sources.remote import remote_image
@@ -100,7 +100,7 @@ def robots_tags(answer: Answer) -> tuple[str, ...]:
     return tuple(found)
 
 
-def decoded(answer: Answer, body: bytes, limit: int) -> bytes:
+def decode_body(answer: Answer, body: bytes, limit: int) -> bytes:
     """The body with transfer and content encodings undone, as far as it is whole.
 
     A body that does not begin as its headers say is taken as it is: many crawlers store it decoded, under the old headers.
@@ -186,8 +186,8 @@ class WarcSource:
         name = label_of(root, part)
         join = Join(settings.join_window_mb << 20)
         num_pages = 0
-        with opened(root, part) as stream:
-            for record in _records(decompressed(stream), name):
+        with open_part(root, part) as stream:
+            for record in _records(decompress(stream), name):
                 for page in _join(record, join, name, settings):
                     num_pages += 1
                     yield page
@@ -260,7 +260,7 @@ def _body(record: WarcRecord, answer: Answer, head: bytes, limit: int) -> bytes:
     left = record.content_length - record.reader.tell()
     if len(head) + left > limit + MAX_HEADER_BYTES:  # chunks may be framed by some bytes more
         raise TooManyBytes
-    return decoded(answer, head + _read(record, left), limit)
+    return decode_body(answer, head + _read(record, left), limit)
 
 
 def _kind(answer: Answer, body: bytes) -> str:

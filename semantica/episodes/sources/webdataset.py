@@ -27,7 +27,15 @@ from semantica.data.location import Location, location, uri
 from semantica.episodes.pages import ImageRef, Page, Part, ReadConfig
 from semantica.episodes.quarantine import DamagedFile, Reason, utf8
 from semantica.episodes.sources import source
-from semantica.episodes.sources.files import decompressed, label_of, list_parts, location_of, opened, permitted, unreadable
+from semantica.episodes.sources.files import (
+    decompress,
+    label_of,
+    list_parts,
+    location_of,
+    open_part,
+    permission_check,
+    unreadable_page,
+)
 from semantica.episodes.sources.remote import Gatherer, page_name, remote_image
 from semantica.episodes.sources.tree import Tree, is_picture
 from semantica.errors import DataError
@@ -65,8 +73,8 @@ class WebDatasetSource:
     def pages(self, root: Location, part: Part, settings: ReadConfig) -> Iterator[Page]:
         """The pages of a tar in the order in which they are complete, and one with a problem for each member that is no file."""
         name, gatherer, without = label_of(root, part), Gatherer(settings.join_window_mb << 20), 0
-        with opened(root, part) as file:
-            stream = decompressed(file)
+        with open_part(root, part) as file:
+            stream = decompress(file)
             where = uri(location_of(root, part)) if stream is file else ""
             for sample in _samples(stream, name, where, settings):
                 if isinstance(sample, Page):
@@ -105,7 +113,9 @@ def _samples(stream: io.BufferedReader, name: str, where: str, settings: ReadCon
         if member.isdir() or (member.isreg() and not found):
             continue
         if found is None or not member.isreg() or member.issparse():
-            yield unreadable(f"{name}/{utf8(member.name)}@{member.offset}", "a link, device or sparse file in the tar, not read")
+            yield unreadable_page(
+                f"{name}/{utf8(member.name)}@{member.offset}", "a link, device or sparse file in the tar, not read"
+            )
             continue
         key, kind = utf8(found[1]), found[2].lower()
         if sample is not None and sample.key != key:
@@ -216,7 +226,7 @@ def open_tar(tree: Tree, name: str) -> io.BufferedReader:
     if file.problem:
         raise DataError(f"ingest: {tree.root / name}: expected a file in the root, got {file.problem} ({file.detail})")
     where = location(file.path)
-    with permitted(name):
+    with permission_check(name):
         if isinstance(where, Path):
             return where.open("rb")
         return io.BufferedReader(where.fs.open(where.path, "rb", block_size=BLOCK_BYTES))

@@ -15,7 +15,7 @@ from semantica.data.location import Location
 from semantica.episodes.pages import Page, Part, ReadConfig
 from semantica.episodes.quarantine import DamagedFile, utf8
 from semantica.episodes.sources import source
-from semantica.episodes.sources.files import MAX_LINE_BYTES, decompressed, label_of, lines, list_parts, opened, unreadable
+from semantica.episodes.sources.files import MAX_LINE_BYTES, decompress, label_of, lines, list_parts, open_part, unreadable_page
 from semantica.episodes.sources.remote import Gatherer, remote_image
 
 SUFFIXES = (".tsv", ".tsv.gz")
@@ -34,17 +34,17 @@ class WitSource:
         """The pages of a file in the order in which they are complete, and one with a problem for each row that is no row."""
         name = label_of(root, part)
         gatherer = Gatherer(settings.join_window_mb << 20)
-        with opened(root, part) as stream:
-            rows = _rows(decompressed(stream), name)
+        with open_part(root, part) as stream:
+            rows = _rows(decompress(stream), name)
             header = next(rows, ("", "nothing"))[1]
             if isinstance(header, str) or not {"page_url", "image_url"} <= set(header):
                 raise DamagedFile(name, f"expected a header with page_url and image_url, got {str(header)[:200]}")
             page_at, image_at = header.index("page_url"), header.index("image_url")
             for where, row in rows:
                 if isinstance(row, str):
-                    yield unreadable(where, row)
+                    yield unreadable_page(where, row)
                 elif len(row) != len(header):
-                    yield unreadable(where, f"expected {len(header)} columns, got {len(row)}")
+                    yield unreadable_page(where, f"expected {len(header)} columns, got {len(row)}")
                 elif not row[page_at].strip():
                     yield Page(where, (remote_image(row[image_at]),), piece=where, has_url=False)
                 else:
