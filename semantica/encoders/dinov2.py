@@ -1,8 +1,7 @@
 """DINOv2 (ViT-B/14, ViT-L/14 and their sizes), with or without registers, through transformers.
 
-*tokens* is the final block's output after the final layer norm, CLS first; *pooled* is the CLS token (the paper, §4.2). Registers
-stand for no place in the picture and take up what would otherwise disturb the patch tokens, so they are left out of the tokens:
-CLS and patches, as without registers.
+*tokens* is the final block's output after the final layer norm, CLS first; *pooled* is the CLS token (the paper, §4.2). Register
+tokens stand for no patch of the picture, so *tokens* leaves them out: it holds CLS and patches, as without registers.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ def _with_unit(number: float | int, units: tuple[str, ...]) -> str:
 
 
 def hours(number: float | int) -> str:
-    """A time: seconds, minutes, hours or days, whichever is read best."""
+    """A time given in hours, shown in seconds, minutes, hours or days by its length."""
     if number * 3600 < 90:
         return f"{number * 3600:.3g} s"
     if number < 1.5:

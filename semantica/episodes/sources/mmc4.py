@@ -1,7 +1,7 @@
-"""MMC4: lines of JSON, a web document each, whose pictures are URLs (Zhu et al. 2023; allenai/mmc4, all of its subsets).
+"""MMC4: JSON lines, one web document per line, whose pictures are URLs (Zhu et al. 2023; allenai/mmc4, all of its subsets).
 
-A line holds the page's `url` and `image_info`, a list of objects with the picture's `raw_url`; the sentences and similarities
-beside them are not read. A file is one part: .jsonl, .jsonl.gz, or .jsonl.zip as it is distributed.
+A line holds the page's `url` and `image_info`, a list of objects with the picture's `raw_url`. Its sentences and similarities are
+not read. A file is one part: .jsonl, .jsonl.gz, or .jsonl.zip as it is distributed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from semantica.episodes.sources.files import MAX_LINE_BYTES, decompress, label_o
 from semantica.episodes.sources.remote import page_name, remote_image, unique_images
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zip")
-MAX_BAD_LINES = 100  # at the start of a file; when nothing but bad lines came, it is another format
+MAX_BAD_LINES = 100  # a file that starts with this many bad lines has another format
 
 
 @source("mmc4")
@@ -32,7 +32,7 @@ class Mmc4Source:
         return list_parts(root, SUFFIXES, "MMC4 files")
 
     def pages(self, root: Location, part: Part, settings: ReadConfig) -> Iterator[Page]:
-        """One page for every line; one without a page URL is called by its file and line."""
+        """One page per line. A page without a URL is named by its file and line."""
         name = label_of(root, part)
         bad: list[Page] | None = []  # None after the first good line
         with open_part(root, part) as stream:
@@ -59,7 +59,7 @@ def _lines(stream: io.BufferedReader, name: str) -> Iterator[tuple[str, bytes | 
         return
     with zipfile.ZipFile(stream) as archive:
         members = [member for member in archive.infolist() if member.filename.endswith(".jsonl")]
-        # The Finder of macOS adds files of this name that are not what they seem.
+        # The Finder of macOS adds a folder of this name, whose files are not JSON.
         members = [member for member in members if not member.filename.startswith("__MACOSX/")]
         if not members or any(member.flag_bits & 1 for member in members):
             raise DamagedFile(name, "expected a zip file that holds a file of JSON lines, not encrypted")
@@ -75,7 +75,7 @@ def _page(line: bytes | None, name: str) -> Page:
         return unreadable_page(name, f"expected a line of at most {MAX_LINE_BYTES} bytes")
     try:
         row = json.loads(line)
-    except (ValueError, RecursionError) as error:  # no JSON, or nested deeper than any that is meant to be read
+    except (ValueError, RecursionError) as error:  # no JSON, or nested too deep
         return unreadable_page(name, f"expected JSON, got {error}")
     if not isinstance(row, dict) or not isinstance(row.get("image_info"), list):
         return unreadable_page(name, "expected an object with the list image_info")

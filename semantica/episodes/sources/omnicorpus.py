@@ -1,8 +1,7 @@
 """OmniCorpus-CC: Parquet files of web documents, whose pictures are URLs (Li et al. 2024; OpenGVLab/OmniCorpus-CC).
 
-A row holds `images` and `texts`, aligned lists where one of the two is null at each place, the struct `general_metadata` with
-the page's `url`, and `metadata`, a list of structs with what is known of each picture. A file is cut into parts by its row
-groups.
+A row holds `images` and `texts`, aligned lists where one of the two is null at each index; the struct `general_metadata` with the
+page's `url`; and `metadata`, a list with one struct per picture. A file is cut into parts by its row groups.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ class OmniCorpusSource:
         return parquet_parts(root, settings, "OmniCorpus files")
 
     def pages(self, root: Location, part: Part, settings: ReadConfig) -> Iterator[Page]:
-        """One page for every row; one without a page URL is called by its file and row."""
+        """One page per row. A page without a URL is named by its file and row."""
         for number, row in read_rows(root, part, COLUMNS):
             yield _page(row, f"{label_of(root, part)}#{number}", settings)
 
