@@ -1,8 +1,8 @@
 """OBELICS: Parquet files of web documents, whose pictures are URLs (Laurençon et al. 2023; HuggingFaceM4/OBELICS).
 
-A row holds `images` and `texts`, two lists of the same length, where exactly one of the two is not null at each index. It also holds
-two JSON texts: `general_metadata`, an object with the page's `url`, or `[]`; and `metadata`, a list with one object per picture,
-whose `document_url` is the page's URL when `general_metadata` has none. A file is cut into parts by its row groups.
+A row holds `images` and `texts`, two lists of the same length, where exactly one of the two is not null at each index. It also
+holds two JSON texts: `general_metadata`, an object with the page's `url`, or `[]`; and `metadata`, a list with one object per
+picture, whose `document_url` is the page's URL when `general_metadata` has none. A file is cut into parts by its row groups.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ class PicturesSource:
 
 
 def _table_pages(root: Location, part: Part, settings: ReadConfig) -> Iterator[Page]:
-    """Pages of up to images_per_label pictures of one label, in the order of the rows. A label with distant rows gives smaller pages."""
+    """Pages of up to images_per_label pictures of one label, in the order of rows. Labels with distant rows give smaller pages."""
     name = label_of(root, part)
     picture, label = _columns(root, part)
     columns: Columns = {picture: (_is_picture, "bytes, or {bytes, path}")}
