@@ -106,8 +106,8 @@ class Client:
             raise FetchFailed(Reason.FETCH_FAILED, f"unexpected {type(error).__name__}: {error}") from None
 
     async def _read(self, response: aiohttp.ClientResponse, heed: bool, truncate_at: int) -> Answer:
-        if heed and (said := robots_directives(response.headers.getall("X-Robots-Tag", ()), self._config.product) & OPT_OUT):
-            detail = f"the server says {', '.join(sorted(said))} in X-Robots-Tag"
+        if heed and (opt_out := robots_directives(response.headers.getall("X-Robots-Tag", ()), self._config.product) & OPT_OUT):
+            detail = f"the server says {', '.join(sorted(opt_out))} in X-Robots-Tag"
             raise FetchFailed(Reason.OPTED_OUT, detail, status=response.status)
         if response.status in (301, 302, 303, 307, 308) and (location := response.headers.get("Location")):
             return Answer(response.status, location=location)

@@ -39,7 +39,7 @@ class Rules:
     robots: Protego | None = None
     refusal: FetchFailed | None = None
     size: int = _ENTRY
-    made: float = 0.0
+    created_at: float = 0.0
 
     def check(self, url: yarl.URL, product: str) -> None:
         """Raise FetchFailed when a robot of this name must not request the URL."""
@@ -56,19 +56,19 @@ class Rules:
 def rules_of(body: bytes) -> Rules:
     """The rules in the bytes of a robots.txt."""
     text = body[:MAX_BYTES].decode("utf-8", "replace").removeprefix("\ufeff")
-    return Rules(robots=Protego.parse(text), size=len(text) + _ENTRY, made=time.monotonic())
+    return Rules(robots=Protego.parse(text), size=len(text) + _ENTRY, created_at=time.monotonic())
 
 
 def rules_without(error: FetchFailed) -> Rules:
     """The rules when the request for robots.txt gave no body."""
     status = error.status
     if error.reason == Reason.FETCH_STATUS and 400 <= status < 500 and status != 429:
-        return Rules(made=time.monotonic())
+        return Rules(created_at=time.monotonic())
     if error.reason == Reason.TOO_MANY_REDIRECTS:  # RFC 9309, 2.3.1.2: as if there were no robots.txt
-        return Rules(made=time.monotonic())
+        return Rules(created_at=time.monotonic())
     if error.reason == Reason.FETCH_STATUS:  # the server answers, but gives no rules
         error = FetchFailed(Reason.ROBOTS, error.detail, status=status)
-    return Rules(refusal=error, made=time.monotonic())
+    return Rules(refusal=error, created_at=time.monotonic())
 
 
 class RulesCache:
@@ -81,7 +81,7 @@ class RulesCache:
     def get(self, origin: str) -> Rules | None:
         """The rules of a server ("https://host:port"), None when they are unknown or too old."""
         rules = self._rules.get(origin)
-        if rules is None or time.monotonic() - rules.made > (REFUSAL_AGE_S if rules.refusal else MAX_AGE_S):
+        if rules is None or time.monotonic() - rules.created_at > (REFUSAL_AGE_S if rules.refusal else MAX_AGE_S):
             return None
         self._rules.move_to_end(origin)
         return rules
@@ -120,41 +120,41 @@ class Pace:
         self._hosts: OrderedDict[str, _HostState] = OrderedDict()
 
     def _host(self, name: str) -> _HostState:
-        known = self._hosts.setdefault(name, _HostState(self._shortest_s))
+        state = self._hosts.setdefault(name, _HostState(self._shortest_s))
         self._hosts.move_to_end(name)
         if len(self._hosts) > self._max_hosts:
             self._hosts.popitem(last=False)
-        return known
+        return state
 
     def wait_s(self, name: str) -> float:
         """Seconds until the host may be asked; 0: now. Raises FetchFailed while the host is not asked at all."""
-        known = self._host(name)
-        if known.left_until > time.monotonic():
+        state = self._host(name)
+        if state.left_until > time.monotonic():
             raise FetchFailed(Reason.FETCH_FAILED, "not asked: the host is left alone, since it kept failing or asked for it")
-        return max(0.0, known.next_start - time.monotonic())
+        return max(0.0, state.next_start - time.monotonic())
 
     def record_start(self, name: str) -> None:
         """Record that a request to the host starts now."""
-        known = self._host(name)
-        known.next_start = time.monotonic() + known.interval_s
+        state = self._host(name)
+        state.next_start = time.monotonic() + state.interval_s
 
     def record_end(self, name: str, error: FetchFailed | None) -> None:
         """Record that a request to the host ended. A host that asks for a pause, or keeps failing, gets a pause."""
-        known = self._host(name)
+        state = self._host(name)
         if error is not None and error.retry_after_s:
-            known.next_start = max(known.next_start, time.monotonic() + error.retry_after_s)
+            state.next_start = max(state.next_start, time.monotonic() + error.retry_after_s)
         failed = error is not None and (error.may_pass or error.leave_host)
-        known.num_failures = known.num_failures + 1 if failed else 0
-        if known.num_failures >= self._max_failures or (error is not None and error.leave_host):
-            known.left_until = time.monotonic() + LEFT_S
-            known.num_failures = 0
+        state.num_failures = state.num_failures + 1 if failed else 0
+        if state.num_failures >= self._max_failures or (error is not None and error.leave_host):
+            state.left_until = time.monotonic() + LEFT_S
+            state.num_failures = 0
 
     def slow_down(self, name: str, seconds: float) -> None:
         """Wait `seconds` (the host's Crawl-delay) between requests, or the interval of the settings when that is longer."""
-        known = self._host(name)
+        state = self._host(name)
         longer = max(seconds, self._shortest_s)
-        known.next_start += longer - known.interval_s
-        known.interval_s = longer
+        state.next_start += longer - state.interval_s
+        state.interval_s = longer
 
 
 class _Host:

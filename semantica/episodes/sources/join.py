@@ -41,7 +41,7 @@ def url_key(url: str) -> str:
     if port is not None and port != _PORTS[parts.scheme]:
         host = f"{host}:{port}"
     path, query = (
-        _ESCAPE.sub(lambda found: found[0].upper(), quote(text, safe="%/:=&?~+!$,;'@()*[]|", errors="surrogateescape"))
+        _ESCAPE.sub(lambda match: match[0].upper(), quote(text, safe="%/:=&?~+!$,;'@()*[]|", errors="surrogateescape"))
         for text in (parts.path or "/", parts.query)
     )
     return urlunsplit((parts.scheme, host, path, query, ""))
@@ -159,12 +159,12 @@ class Join:
     def _first(self, urls: tuple[str, ...]) -> ImageRef:
         """The first URL whose picture has bytes, else the first URL with a record, else the first URL as NOT_IN_ARCHIVE."""
         pictures = [(url, self._find(url_key(url))[1]) for url in urls]
-        known = [(url, picture) for url, picture in pictures if picture is not None]
-        if not known:
+        recorded = [(url, picture) for url, picture in pictures if picture is not None]
+        if not recorded:
             self.num_missing += 1
             return ImageRef(
                 urls[0], problem=Reason.NOT_IN_ARCHIVE, detail="no record of this URL within the join window of the page"
             )
         self.num_found += 1
-        url, picture = next(((url, picture) for url, picture in known if picture.data is not None), known[0])
+        url, picture = next(((url, picture) for url, picture in recorded if picture.data is not None), recorded[0])
         return ImageRef(url, problem=picture.problem, detail=picture.detail, data=picture.data)

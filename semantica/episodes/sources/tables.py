@@ -46,12 +46,12 @@ def _cut(root: Location, part: Part, rows: int) -> list[Part]:
         if isinstance(error, OSError) and error.errno is not None and not isinstance(error, PermissionError):
             raise
         return [part]
-    parts, start, held = [], 0, 0
+    parts, start, num_rows = [], 0, 0
     for group, size in enumerate(sizes):
-        held += size
-        if held >= rows or group == len(sizes) - 1:
+        num_rows += size
+        if num_rows >= rows or group == len(sizes) - 1:
             parts.append(replace(part, start=start, stop=group + 1))
-            start, held = group + 1, 0
+            start, num_rows = group + 1, 0
     return parts or [part]
 
 

@@ -107,7 +107,7 @@ def _named_page(facts: object) -> object:
 
 def _samples(stream: io.BufferedReader, name: str, where: str, settings: ReadConfig) -> Iterator[_Sample | Page]:
     """The samples of a tar, and one page with a problem per member that is neither a file nor a folder."""
-    sample, held = None, 0
+    sample, num_bytes = None, 0
     for member in _members(stream, name):
         match = _SAMPLE.match(member.name)
         if member.isdir() or (member.isreg() and not match):
@@ -122,12 +122,12 @@ def _samples(stream: io.BufferedReader, name: str, where: str, settings: ReadCon
             yield _complete(sample)
             sample = None
         if sample is None:
-            sample, held = _Sample(key, member.offset), 0
+            sample, num_bytes = _Sample(key, member.offset), 0
         if kind == "json":
             _read_facts(sample, stream, member)
         elif is_picture(member.name):
-            fits = held + member.size <= settings.join_window_mb << 20
-            held += member.size
+            fits = num_bytes + member.size <= settings.join_window_mb << 20
+            num_bytes += member.size
             sample.images.append(_image(stream, member, f"{name}/{utf8(member.name)}", where, settings, fits))
     if sample is not None:
         yield _complete(sample)
