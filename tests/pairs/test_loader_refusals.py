@@ -12,7 +12,7 @@ from tests.pairs.batches import loader
 
 def test_encodings_that_the_selection_was_not_made_from_are_refused(run, make):
     make.encodings(run / "others", salt=1)
-    with pytest.raises(DataError, match=r"made from other encodings .* run jobs\.pairs"):
+    with pytest.raises(DataError, match=r"made from other encodings .* run semantica pairs"):
         loader(run, encodings="others")
 
 
@@ -64,5 +64,5 @@ def test_another_file_of_the_same_size_is_damage(run, tmp_path):
 
 
 def test_encodings_without_tokens_need_a_function_that_makes_them(lean):
-    with pytest.raises(DataError, match=r"holds no tokens; pass tokens_of, or run jobs\.encode with --store-tokens"):
+    with pytest.raises(DataError, match=r"holds no tokens; pass tokens_of, or run semantica encode with --store-tokens"):
         loader(lean)
