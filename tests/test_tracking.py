@@ -19,7 +19,7 @@ def store(tmp_path_factory):
     return folder, resolve_uri(TrackingConfig(), folder)
 
 
-def recorded(uri, run):
+def read_figures(uri, run):
     return MlflowClient(tracking_uri=uri).get_run(run.run_id)
 
 
@@ -182,7 +182,7 @@ def test_the_same_place_goes_on_in_the_same_run(store, tmp_path):
         with start_run(uri, "tests", "train", place=place, tags={"attempt": str(step)}) as run:
             run.params({"same": 1})
             run.metrics({"loss": float(step)}, step=step)
-            assert run.recorded("loss") == {s: {"loss": float(s)} for s in range(step + 1)}
+            assert run.read_figures("loss") == {s: {"loss": float(s)} for s in range(step + 1)}
             assert run.flush(60)
             seen.append((run.run_id, recorded(uri, run).info.status))
             if fails:
@@ -234,7 +234,7 @@ def test_samples_of_the_machine_have_mlflows_names(store):
     _, uri = store
     with start_run(uri, "tests", "train", tracking=TrackingConfig(system_metrics_s=0.05)) as run:
         deadline = time.monotonic() + 60
-        while len(run.recorded("system/cpu_utilization_percentage")) < 2:
+        while len(run.read_figures("system/cpu_utilization_percentage")) < 2:
             assert time.monotonic() < deadline, "no sample in a minute"
             time.sleep(0.05)
     names = set(recorded(uri, run).data.metrics)

@@ -21,7 +21,7 @@ import ray
 from semantica.data.location import location
 from semantica.doctor.authentication import check_authentication, find_token, host_of
 from semantica.doctor.devices import check_devices
-from semantica.doctor.finding import Finding, fail, guarded, ok, sentence, warn
+from semantica.doctor.finding import Finding, fail, run_check, ok, sentence, warn
 from semantica.doctor.ports import check_ports
 from semantica.doctor.storage import check_storage
 from semantica.doctor.tracking import check_tracking
@@ -40,15 +40,15 @@ def examine(out: str, address: str | None, encoder: EncoderConfig, tracking: Tra
 
     out: where a stage would write. address: of the cluster, None for a local Ray.
     """
-    findings = guarded("versions", check_versions)
-    findings += guarded("devices", check_devices, seconds=_TRIED_S)
-    findings += guarded("ports", check_ports)
-    findings += guarded("authentication", lambda: check_authentication(address))
-    findings += guarded("storage", lambda: check_storage(out, address=address), seconds=60.0)
-    findings += guarded("weights", lambda: check_weights(encoder))
-    findings += guarded("mlflow", lambda: check_tracking(tracking, _beside(out)))
+    findings = run_check("versions", check_versions)
+    findings += run_check("devices", check_devices, seconds=_TRIED_S)
+    findings += run_check("ports", check_ports)
+    findings += run_check("authentication", lambda: check_authentication(address))
+    findings += run_check("storage", lambda: check_storage(out, address=address), seconds=60.0)
+    findings += run_check("weights", lambda: check_weights(encoder))
+    findings += run_check("mlflow", lambda: check_tracking(tracking, _beside(out)))
     if address is not None:
-        findings += guarded("cluster", lambda: check_cluster(address, os.environ), seconds=60.0)
+        findings += run_check("cluster", lambda: check_cluster(address, os.environ), seconds=60.0)
     return findings
 
 

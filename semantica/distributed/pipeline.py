@@ -59,7 +59,9 @@ def pipeline(
     return manifest
 
 
-def fitted(config: PipelineConfig, num_held_out: int, num_filled_groups: int, num_workers: int) -> tuple[PipelineConfig, int]:
+def fit_to_corpus(
+    config: PipelineConfig, num_held_out: int, num_filled_groups: int, num_workers: int
+) -> tuple[PipelineConfig, int]:
     """The configuration and the number of workers for a corpus of this size: a small folder trains and is evaluated, too.
 
     At most half of the held-out pictures become conditioning images, since the rest is what samples are compared with; lanes are at
@@ -104,7 +106,7 @@ def _stages(
     encode(config.encode, episodes=episodes, out=encodings, runtime=runtime, parent=parent)
     chosen = pairs(config.band, encodings=encodings, out=selection, scores=data / "scores", runtime=runtime, parent=parent)
     filled = sum(1 for _, _, num_draws in chosen.facts["row_groups"] if num_draws)
-    config, num_workers = fitted(config, counts["num_held_out_images"], filled, runtime.cluster.num_workers)
+    config, num_workers = fit_to_corpus(config, counts["num_held_out_images"], filled, runtime.cluster.num_workers)
     least = runtime.cluster.min_workers
     least = least if least is None else min(least, num_workers)
     runtime = replace(runtime, cluster=replace(runtime.cluster, num_workers=num_workers, min_workers=least))

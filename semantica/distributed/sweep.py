@@ -35,14 +35,14 @@ from semantica.distributed.trial import AGAIN, HELD_OUT_FILE, REFERENCES, Shared
 from semantica.errors import ConfigError, DataError, Stopped
 from semantica.runtime import ClusterConfig, Runtime, device
 from semantica.sweeps.halving import Asha, next_round
-from semantica.sweeps.plan import SweepPlan, keep
+from semantica.sweeps.plan import SweepPlan, write_plan
 from semantica.sweeps.points import FRECHET, make_held_out
 from semantica.sweeps.ranking import winner
 from semantica.sweeps.report import BEST, PAGE, REPORT, write_report
 from semantica.sweeps.results import FIGURES, TRAINING, Result, begin, end, read_result, read_results, trial_folder
-from semantica.sweeps.search import drawn, num_trials
+from semantica.sweeps.search import choose, num_trials
 from semantica.sweeps.settings import SweepConfig
-from semantica.sweeps.space import Swept, configured, settings_of, trial_name
+from semantica.sweeps.space import Swept, trial_config, settings_of, trial_name
 from semantica.tracking import Place, resolve_uri, send_what_is_left
 
 _ENDING_S = 15.0  # that processes of stopped trials may take to end [C]
@@ -78,7 +78,7 @@ def sweep(
         if session.done is not None:
             return session.done
         session.start_ray()
-        keep(plan, folder)
+        write_plan(plan, folder)
         runtime = replace(
             runtime, fresh=False, tracking=replace(runtime.tracking, uri=resolve_uri(runtime.tracking, folder.parent))
         )
@@ -124,8 +124,8 @@ def check(
     names = list(encodings)
     config.measure.steps(swept.train.num_steps)
     for index in range(num_trials(config, names) if config.search == "grid" else 1):
-        settings = settings_of(drawn(config, names, index), config.space, swept, names)
-        chosen = configured(swept, settings, identities[str(settings["encoder"])])
+        settings = settings_of(choose(config, names, index), config.space, swept, names)
+        chosen = trial_config(swept, settings, identities[str(settings["encoder"])])
         check_fits(chosen.train, read_manifest(encodings[str(settings["encoder"])], "encodings"), cluster)
     return inputs
 
@@ -240,12 +240,12 @@ class Search(Searcher):  # type: ignore[misc]
         """The name of a trial, which is begun if it was not: its settings are on the disk then."""
         before = read_results(self.shared.out)
         known = [result.name for result in before if result.index == index]
-        return known[0] if known else self._begun(index, before)
+        return known[0] if known else self._begin(index, before)
 
-    def _begun(self, index: int, before: list[Result]) -> str:
-        choice = drawn(self.config, self.names, index, before)
+    def _begin(self, index: int, before: list[Result]) -> str:
+        choice = choose(self.config, self.names, index, before)
         settings = settings_of(choice, self.config.space, self.shared.swept, self.names)
-        train = configured(self.shared.swept, settings, self.identities[str(settings["encoder"])]).train
+        train = trial_config(self.shared.swept, settings, self.identities[str(settings["encoder"])]).train
         name, steps = trial_name(index, settings), self.config.measure.steps(train.num_steps)
         begin(self.shared.out, index, name, choice, settings, steps, float(training_flops(train.denoiser) * train.batch_size))
         return name

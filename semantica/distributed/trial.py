@@ -31,10 +31,10 @@ from semantica.errors import ConfigError, DataError, Stopped
 from semantica.pairs.draw import deal_lanes
 from semantica.pairs.selection import BandConfig, EmptyBandError, RowGroup, select, selection_stage
 from semantica.runtime import Runtime
-from semantica.sweeps.points import PointMeter, Points, reported
+from semantica.sweeps.points import PointMeter, Points, tune_values
 from semantica.sweeps.results import TRAINING, Result, end, read_result, selection_folder, trial_folder
 from semantica.sweeps.settings import MeasureConfig
-from semantica.sweeps.space import Swept, configured
+from semantica.sweeps.space import Swept, trial_config
 from semantica.tracking import Run
 from semantica.training.ema import Ema
 from semantica.training.parallel import whole
@@ -96,7 +96,7 @@ def run_trial(config: dict[str, Any]) -> None:
     folder = trial_folder(shared.out, config["trial"])
     result = read_result(folder)
     for figure in result.figures:
-        ray.tune.report(reported(figure, len(result.steps)) | {AGAIN: True})
+        ray.tune.report(tune_values(figure, len(result.steps)) | {AGAIN: True})
     if result.status != "unfinished":
         return
     _wait_for_orphans(folder / TRAINING)
@@ -114,7 +114,7 @@ def run_trial(config: dict[str, Any]) -> None:
 
 def _train(shared: Shared, folder: Path, result: Result, until: int | None) -> None:
     encoder = str(result.settings["encoder"])
-    chosen = configured(shared.swept, result.settings, shared.identity(encoder))
+    chosen = trial_config(shared.swept, result.settings, shared.identity(encoder))
     try:
         selection = band_view(shared, encoder, chosen.band)
         check_lanes(selection, chosen.train)
@@ -171,12 +171,12 @@ class MeasuringWorker:
             return
         is_first = self.worker.rank == 0
         # Workers that share out the state gather it together, or none does.
-        is_known = broadcast_from_rank_zero(is_first and self.points.known(step) is not None)
+        is_known = broadcast_from_rank_zero(is_first and self.points.read_figure(step) is not None)
         average = {} if is_known else whole(ema.values, keep=is_first)
         figures: dict[str, Any] = {}
         if is_first:
             figure = self.meter.figure(step, average)
-            figures = reported(figure, len(self.points.steps))
+            figures = tune_values(figure, len(self.points.steps))
             self.worker.report(Report(step, figures, self.points.picture(figure)))
         ray.train.report(figures)  # what the first one says counts
 

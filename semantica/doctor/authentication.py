@@ -25,7 +25,7 @@ def check_authentication(address: str | None, environment: Mapping[str, str] | N
     token, source = find_token(variables)
     yield _mode(address, mode, token is not None)
     if token is not None:
-        yield _kept(source)
+        yield _token_file(source)
 
 
 def _mode(address: str | None, mode: str, has_token: bool) -> Finding:
@@ -52,7 +52,7 @@ def _mode(address: str | None, mode: str, has_token: bool) -> Finding:
     return ok(name, f"{mode or 'not set'}, for {address}; whether other machines reach its head is not seen from here")
 
 
-def _kept(source: str) -> Finding:
+def _token_file(source: str) -> Finding:
     name = "authentication.token"
     path = Path(source)
     if path.is_file() and path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from semantica.doctor.finding import Finding, fail, ok, warn
-from semantica.doctor.versions import installed
+from semantica.doctor.versions import installed_version
 
 _GPU_DEVICES = ("/dev/nvidia0", "/proc/driver/nvidia/version")
 _XLA = "import torch, torch_xla; print(float((torch.ones(2, 2, device=torch_xla.device()) @ torch.ones(2, 2).to('xla')).sum()))"
@@ -86,7 +86,7 @@ def tpus(devices: list[str], *, seconds: float = 120.0) -> Finding:
     name = "devices.tpu"
     if not devices:
         return ok(name, "none")
-    if installed("torch-xla") is None:
+    if installed_version("torch-xla") is None:
         return fail(name, f"{devices[0]}, but no torch-xla", "install as docs/reference/tpu.md says")
     environment = {**os.environ, "PJRT_DEVICE": "TPU"}
     try:
@@ -111,5 +111,5 @@ def tpus(devices: list[str], *, seconds: float = 120.0) -> Finding:
 
 def tpu_devices() -> list[str]:
     """The device files of TPU chips. Newer ones come through VFIO, as other devices do: they count where libtpu is installed."""
-    candidates = ["/dev/accel0"] + (["/dev/vfio/0"] if installed("libtpu") else [])
+    candidates = ["/dev/accel0"] + (["/dev/vfio/0"] if installed_version("libtpu") else [])
     return [path for path in candidates if Path(path).exists()]

@@ -43,7 +43,7 @@ def fail(name: str, found: str, remedy: str) -> Finding:
     return Finding(name, "FAIL", found, remedy)
 
 
-def guarded(name: str, check: Check, *, seconds: float = 30.0) -> list[Finding]:
+def run_check(name: str, check: Check, *, seconds: float = 30.0) -> list[Finding]:
     """What the check finds; FAIL with its sentence when it raises, or when it has no answer after so many seconds.
 
     The check runs in a thread of its own that is left behind if it hangs: a process that ends does not wait for it.

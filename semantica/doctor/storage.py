@@ -61,7 +61,7 @@ def _folder(place: Path, address: str | None) -> Iterator[Finding]:
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     yield space(there, shutil.disk_usage(there).free)
-    yield shared(there, file_system(there), address)
+    yield check_shared(there, file_system(there), address)
 
 
 def nearest_existing(place: Path) -> Path:
@@ -165,7 +165,7 @@ def file_system(there: Path) -> str:
     return max(mounts, key=lambda mount: len(mount.mountpoint)).fstype if mounts else ""
 
 
-def shared(there: Path, kind: str, address: str | None) -> Finding:
+def check_shared(there: Path, kind: str, address: str | None) -> Finding:
     """Whether every node sees the folder, as far as its kind of file system tells."""
     name, found = "storage.shared", f"{there} is {kind or 'of an unknown kind'}"
     if kind in _BROKEN_FUSE:

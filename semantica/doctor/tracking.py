@@ -20,7 +20,7 @@ from semantica.doctor.finding import Finding, fail, ok, warn
 from semantica.doctor.storage import nearest_existing
 from semantica.errors import ConfigError
 from semantica.tracking import TrackingConfig, resolve_uri
-from semantica.tracking.server import shown
+from semantica.tracking.server import redact
 
 _LEAST = Version("3.17.2")
 _START = "mlflow server --host 127.0.0.1 --port 5000 --backend-store-uri sqlite:////ABSOLUTE/mlflow.db"
@@ -45,7 +45,7 @@ def check_tracking(tracking: TrackingConfig, folder: Path, *, seconds: float = 5
     elif scheme in _PORTS:
         yield port_answers(uri, urlsplit(uri).hostname or "", urlsplit(uri).port or _PORTS[scheme], seconds)
     else:
-        yield ok(name, f"{shown(uri)}: not looked at; its own client says at the start of a stage")
+        yield ok(name, f"{redact(uri)}: not looked at; its own client says at the start of a stage")
 
 
 def database(path: Path) -> Finding:
@@ -74,7 +74,7 @@ def database(path: Path) -> Finding:
 
 def server(uri: str, seconds: float) -> Finding:
     """Whether a server answers, and its version."""
-    name, where = "mlflow.reachable", shown(uri)
+    name, where = "mlflow.reachable", redact(uri)
     try:
         version = _ask(f"{uri.rstrip('/')}/version", seconds)
     except urllib.error.HTTPError as error:
@@ -115,6 +115,6 @@ def port_answers(uri: str, host: str, port: int, seconds: float) -> Finding:
         socket.create_connection((host, port), timeout=seconds).close()
     except OSError as error:
         return fail(
-            name, f"{shown(uri)}: nobody at {host}:{port} ({error.strerror or error})", "start the database, or open the port"
+            name, f"{redact(uri)}: nobody at {host}:{port} ({error.strerror or error})", "start the database, or open the port"
         )
-    return ok(name, f"{shown(uri)}: {host}:{port} answers; name and password were not tried")
+    return ok(name, f"{redact(uri)}: {host}:{port} answers; name and password were not tried")

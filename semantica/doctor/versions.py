@@ -25,7 +25,7 @@ TESTED_PYTHON = "3.11"  # of constraints.txt and of the clusters' images
 def check_versions(packages: Sequence[str] = PACKAGES, *, root: Path = ROOT) -> Iterator[Finding]:
     """A finding for Python and for every package."""
     yield python_version(platform.python_version())
-    bounds, tested = wanted(root), pinned(root / "constraints.txt")
+    bounds, tested = own_bounds(root), read_pins(root / "constraints.txt")
     for name in packages:
         yield package_version(name, bounds.get(name, SpecifierSet()), tested.get(name), others=packages)
 
@@ -48,7 +48,7 @@ def package_version(
     bound: this package's own; tested: of constraints.txt, None when it names none.
     """
     label = f"versions.{name}"
-    have = installed(name)
+    have = installed_version(name)
     if have is None:
         if name in optional:
             return ok(label, "not installed; needed on TPUs alone")
@@ -59,15 +59,15 @@ def package_version(
         asked = requirement(other, name)
         if asked is not None and not asked.contains(have, prereleases=True):
             remedy = "install the pair of constraints.txt (on TPUs: of constraints-tpu.txt)"
-            return fail(label, f"{have}, but {other} {installed(other)} wants {asked}", remedy)
-    if tested is not None and plain(have) != tested:
+            return fail(label, f"{have}, but {other} {installed_version(other)} wants {asked}", remedy)
+    if tested is not None and public_version(have) != tested:
         return warn(
             label, f"{have}, tested with {tested}", "pip install --constraint constraints.txt --editable . for what was tested"
         )
     return ok(label, have)
 
 
-def installed(name: str) -> str | None:
+def installed_version(name: str) -> str | None:
     """The version of an installed package, by its metadata: nothing is imported. None when there is none."""
     try:
         return importlib.metadata.version(name)
@@ -75,7 +75,7 @@ def installed(name: str) -> str | None:
         return None
 
 
-def plain(version: str) -> str:
+def public_version(version: str) -> str:
     """The version without the build it is from: 2.15.0 of 2.15.0+cu132."""
     return version.partition("+")[0]
 
@@ -89,7 +89,7 @@ def requirement(package: str, on: str) -> SpecifierSet | None:
     return _bounds(lines).get(canonicalize_name(on))
 
 
-def wanted(root: Path = ROOT) -> dict[str, SpecifierSet]:
+def own_bounds(root: Path = ROOT) -> dict[str, SpecifierSet]:
     """This package's own bounds: of the checkout's pyproject.toml, else of the installed package."""
     try:
         lines = tomllib.loads((root / "pyproject.toml").read_text())["project"]["dependencies"]
@@ -107,7 +107,7 @@ def _bounds(lines: Iterable[str]) -> dict[str, SpecifierSet]:
     return asked
 
 
-def pinned(constraints: Path) -> Mapping[str, str]:
+def read_pins(constraints: Path) -> Mapping[str, str]:
     """The versions of a file of constraints; none where there is no such file, as in an installed package."""
     if not constraints.is_file():
         return {}

@@ -33,12 +33,12 @@ class SweepPlan:
         return Swept(train=self.train, band=self.band)
 
 
-def keep(plan: SweepPlan, out: Path) -> None:
+def write_plan(plan: SweepPlan, out: Path) -> None:
     """Write the plan into the folder of its sweep."""
     write_atomically(out / PLAN, json.dumps(to_dict(plan), indent=1).encode())
 
 
-def begun(out: Path) -> SweepPlan:
+def read_plan(out: Path) -> SweepPlan:
     """The plan of the sweep that was begun in this folder. Raises DataError when there is none."""
     try:
         return from_record(SweepPlan, json.loads((out / PLAN).read_text()))

@@ -126,7 +126,7 @@ class Points:
     measured_by: Location
     pause: int | None = None
 
-    def known(self, step: int) -> Figure | None:
+    def read_figure(self, step: int) -> Figure | None:
         """The figure of the point at a step when it is on disk."""
         return read_figure(self.folder, self.steps.index(step) + 1)
 
@@ -164,11 +164,11 @@ class TrialMeasurer:
         """The figure and the picture. The weights are copied: the network in training is never run."""
         model = model_of(average, self.config, self.device)
         names = self.held_out.conditions
-        drawn = torch.cat([self._drawn(model, names[i : i + _ROWS]) for i in range(0, len(names), _ROWS)])
+        drawn = torch.cat([self._draw(model, names[i : i + _ROWS]) for i in range(0, len(names), _ROWS)])
         figure = frechet_distance(FeatureStatistics.of(self.extractor.features(drawn).numpy()), self.reference)
         return figure, self._png(drawn)
 
-    def _drawn(self, model: Model, names: Sequence[str]) -> Tensor:
+    def _draw(self, model: Model, names: Sequence[str]) -> Tensor:
         cond = self.conditions.read([self.places[name] for name in names])
         drawn: Tensor = sample_pictures(
             model, cond, [f"{name}/0" for name in names], self.settings.guidance, self.settings.drawing, 2 * _ROWS
@@ -206,11 +206,11 @@ class PointMeter:
 
     def figure(self, step: int, average: Mapping[str, Tensor]) -> Figure:
         """The figure of the point at this step: from disk where it is there, else measured now and written to disk."""
-        figure = self.points.known(step) or self._measured(step, average)
+        figure = self.points.read_figure(step) or self._measure(step, average)
         self._since = time.monotonic()
         return figure
 
-    def _measured(self, step: int, average: Mapping[str, Tensor]) -> Figure:
+    def _measure(self, step: int, average: Mapping[str, Tensor]) -> Figure:
         begun = time.monotonic()
         points, point = self.points, self.points.steps.index(step) + 1
         measurer = self._measurer = self._measurer or TrialMeasurer(
@@ -232,7 +232,7 @@ class PointMeter:
         return keep_figure(points.folder, figure)
 
 
-def reported(figure: Figure, num_points: int) -> dict[str, Any]:
+def tune_values(figure: Figure, num_points: int) -> dict[str, Any]:
     """A figure as Ray Tune and MLflow see it."""
     last = {"frechet_final": figure.frechet} if figure.point == num_points else {}
     return {FRECHET: figure.frechet, "point": figure.point, **last}

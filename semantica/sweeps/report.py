@@ -25,7 +25,7 @@ from semantica.sweeps.points import HeldOut
 from semantica.sweeps.ranking import rank_correlations, share_of_grid, winner
 from semantica.sweeps.results import Result, figure_path, read_results, selection_folder, trial_folder
 from semantica.sweeps.settings import SweepConfig
-from semantica.sweeps.space import Setting, Swept, configured
+from semantica.sweeps.space import Setting, Swept, trial_config
 from semantica.tracking import git_commit
 
 PAGE, REPORT, BEST, HELD_OUT_FILE = "sweep.html", "sweep.json", "best.yaml", "held_out.json"
@@ -57,7 +57,7 @@ def write_report(out: Path, config: SweepConfig, swept: Swept, encodings: Mappin
     assert best is not None
     encoder = str(best.settings["encoder"])
     identity = read_manifest(location(encodings[encoder]), "encodings").facts["encoder"]
-    chosen = configured(swept, best.settings, identity)
+    chosen = trial_config(swept, best.settings, identity)
     text = best_yaml(chosen, encodings[encoder], selection_folder(out, encoder, chosen.band), best)
     write_atomically(out / BEST, text.encode())
     report = sweep_report(out, results, best, config, swept, text, command)
@@ -173,12 +173,12 @@ def panel_curve(panel: Panel, results: Sequence[Result], best: Result, name: str
     else:
         says.append("One trial a line; its other settings are the best trial's.")
     if any(differing.values()):
-        says.append("*: no such trial was made; this one differs in " + "; ".join(_said(marked, differing)) + ".")
+        says.append("*: no such trial was made; this one differs in " + "; ".join(_differences(marked, differing)) + ".")
     values = [point.frechet for points in series.values() for point in points]
     return replace(curve, caption=" ".join(says), log_y=min(values) > 0 and max(values) > 5 * min(values))
 
 
-def _said(marked: Mapping[str, str], differing: Mapping[str, Sequence[str]]) -> list[str]:
+def _differences(marked: Mapping[str, str], differing: Mapping[str, Sequence[str]]) -> list[str]:
     return [f"{', '.join(names)} ({marked[line]})" for line, names in differing.items() if names]
 
 

@@ -21,7 +21,7 @@ def num_trials(config: SweepConfig, encoders: Sequence[str]) -> int:
     return len(grid(config.space, encoders)) if config.search == "grid" else config.num_trials
 
 
-def drawn(config: SweepConfig, encoders: Sequence[str], index: int, before: Sequence[Result] = ()) -> Drawn:
+def choose(config: SweepConfig, encoders: Sequence[str], index: int, before: Sequence[Result] = ()) -> Drawn:
     """What the search chooses for the trial of this index, from 0. before: the trials that were begun."""
     if config.search == "grid":
         return grid(config.space, encoders)[index]

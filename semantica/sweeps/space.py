@@ -144,7 +144,7 @@ def settings_of(drawn: Mapping[str, Setting], space: SpaceConfig, swept: Swept, 
     return found | values
 
 
-def configured(swept: Swept, settings: Mapping[str, Setting], encoder: Mapping[str, Any]) -> Swept:
+def trial_config(swept: Swept, settings: Mapping[str, Setting], encoder: Mapping[str, Any]) -> Swept:
     """The configuration of a trial. encoder: the identity of the encoder of its encodings, whose sizes the denoiser takes."""
     changes: dict[str, Any] = {
         "train.optimizer.learning_rate": settings["learning_rate"],

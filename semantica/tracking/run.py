@@ -25,9 +25,9 @@ from semantica.data.location import Location, explained
 from semantica.errors import ConfigError, Stopped
 from semantica.tracking import sender
 from semantica.tracking.sender import Sender
-from semantica.tracking.server import load, shown
+from semantica.tracking.server import load, redact
 from semantica.tracking.spool import FILES, SPEC, Content, Sent, Spec, Writer, last_status, num_waiting, records, try_lock
-from semantica.tracking.system import sampling
+from semantica.tracking.system import sample_system
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ class Run:
         """Record a file as an artifact."""
         self._append("artifact", {"name": path.name, "folder": folder}, path.absolute())
 
-    def recorded(self, name: str) -> dict[int, dict[str, float]]:
+    def read_figures(self, name: str) -> dict[int, dict[str, float]]:
         """By step, the figures that were recorded together with that of this name: by earlier starts of the run, too."""
         logged = (record for record, _ in records(Path(self.folder)) if record.get("kind") == "metrics") if self.folder else ()
         return {record["step"]: record["values"] for record in logged if name in record["values"]}
@@ -160,7 +160,7 @@ def _check(uri: str) -> None:
     """Raise ConfigError for a URI that can never work; a server that does not answer yet may."""
     scheme, found, _ = uri.partition("://")
     if uri != "off" and (not found or scheme.partition("+")[0] not in _SCHEMES):
-        raise ConfigError(f"tracking.uri: expected sqlite:///FILE, http(s)://SERVER or off, got {shown(uri)!r}")
+        raise ConfigError(f"tracking.uri: expected sqlite:///FILE, http(s)://SERVER or off, got {redact(uri)!r}")
 
 
 def _sqlite_folder(uri: str) -> Path | None:
@@ -202,7 +202,7 @@ def start_run(
     token = place.token or uuid.uuid4().hex
     folder = place.root / f"{token}-{hashlib.sha256(f'{uri} {experiment}'.encode()).hexdigest()[:8]}"
     send_what_is_left(place.root, but=folder)
-    opened = _opened(folder, Spec(token, uri, experiment, name, made, time.time_ns() // 10**6), parent)
+    opened = _open_spool(folder, Spec(token, uri, experiment, name, made, time.time_ns() // 10**6), parent)
     if opened is None:
         yield Run()
         return
@@ -212,7 +212,7 @@ def start_run(
         run._append("status", {"status": "RUNNING"})
         run.tags(made)
     try:
-        with sampling(run.metrics, tracking.system_metrics_s, sending.spec.started_ms):
+        with sample_system(run.metrics, tracking.system_metrics_s, sending.spec.started_ms):
             yield run
         status = "FINISHED"
     except (Stopped, KeyboardInterrupt):
@@ -223,7 +223,7 @@ def start_run(
         _end(run, sending, tracking.flush_s)
 
 
-def _opened(folder: Path, spec: Spec, parent: Run | None) -> tuple[bool, Sender] | None:
+def _open_spool(folder: Path, spec: Spec, parent: Run | None) -> tuple[bool, Sender] | None:
     """(whether the run is new, its sender): a spool that is there belongs to an earlier start of the run, which goes on.
 
     None when the disk does not take a spool; that is said.
@@ -253,7 +253,7 @@ def _end(run: Run, sending: Sender, seconds: float | int) -> None:
         log.warning(
             "tracking: %d records of %s are not at %s yet (%s); they are in %s and are sent while this process lives, "
             "or else by the next start with the same output",
-            num_waiting(folder, Sent.of(folder)), sending.spec.name, shown(run.uri), sending.why(), folder,
+            num_waiting(folder, Sent.of(folder)), sending.spec.name, redact(run.uri), sending.why(), folder,
         )  # fmt: skip
     writer.close()
 
@@ -270,7 +270,7 @@ def send_what_is_left(root: Path, *, done: str = "", but: Path | None = None, se
         try:
             lock = try_lock(folder)
             if lock is None:  # a living process sends it
-                sending += sender.ending(folder)
+                sending += sender.closing_sender(folder)
                 continue
             load()
             if last_status(folder) not in _ENDED:

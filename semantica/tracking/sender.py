@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from semantica.tracking.server import Batch, ServerRun, shown
+from semantica.tracking.server import Batch, ServerRun, redact
 from semantica.tracking.spool import FILES, JOURNAL, Sent, Spec, records, size, try_lock
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def wait_until_sent(folder: str, seconds: float | int) -> bool:
     return True
 
 
-def ending(folder: Path) -> list[Sender]:
+def closing_sender(folder: Path) -> list[Sender]:
     """The sender of this process that has the spool of a run that has ended, if there is one."""
     found = _SENDERS.get(str(folder))
     return [found] if found is not None and found.is_closing() else []
@@ -145,7 +145,7 @@ class Sender:
         with suppress(OSError):  # a full disk: after a crash it would be sent again, which changes nothing
             self.sent.keep(self.folder)
         if self._trouble.pop(lane, ""):
-            log.warning("tracking: %s takes the %s of %s again", shown(self.spec.uri), lane, self.spec.name)
+            log.warning("tracking: %s takes the %s of %s again", redact(self.spec.uri), lane, self.spec.name)
         self._failures[lane] = 0
         return bool(getattr(self.sent, lane) > start)
 
@@ -168,10 +168,10 @@ class Sender:
         if lane not in self._trouble:
             log.warning(
                 "tracking: %s does not take the %s of %s (%s); they wait in %s",
-                shown(self.spec.uri), lane, self.spec.name, shown(error), self.folder,
+                redact(self.spec.uri), lane, self.spec.name, redact(error), self.folder,
             )  # fmt: skip
             self._sync()
-        self._trouble[lane] = shown(error)
+        self._trouble[lane] = redact(error)
         wait = min(_FIRST_WAIT_S * 2 ** self._failures[lane], _LONGEST_WAIT_S)
         self._failures[lane] += 1
         self._due[lane] = time.monotonic() + wait * (0.5 + random.random() / 2)  # many runs, not all at once

@@ -55,7 +55,7 @@ def client(uri: str) -> Any:
         return _client(uri)
 
 
-def shown(text: object) -> str:
+def redact(text: object) -> str:
     """The first line of a text without passwords of URIs."""
     lines = str(text).strip().splitlines() or [type(text).__name__]
     return re.sub(r"//[^/@\s]*@", "//", lines[0])[:300]
@@ -116,7 +116,7 @@ class ServerRun:
                 raise
             single = batch.single()
             if len(single) == 1:
-                return [(batch, shown(error))]
+                return [(batch, redact(error))]
             return [refused for one in single for refused in self.send(one)]
         return []
 

@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def sampling(record: Callable[[Mapping[str, float | int], int], None], every_s: float, started_ms: int) -> Iterator[None]:
+def sample_system(record: Callable[[Mapping[str, float | int], int], None], every_s: float, started_ms: int) -> Iterator[None]:
     """A block in which `record(figures, step)` is called every so many seconds; steps count them from the run's first start on."""
     if not every_s:
         yield

@@ -65,7 +65,7 @@ class TracedAdam(torch.optim.Adam):
             counts = [self.state[p]["step"] for p in weights]
             # All weights have a gradient at every step, so that they have one count.
             count = counts[0] + 1
-            rate = _uploaded(group["lr"], count.device) / _correction(beta1, count)
+            rate = _upload(group["lr"], count.device) / _correction(beta1, count)
             scale = _correction(beta2, count).sqrt()
             for p in weights:
                 mean, square = self.state[p]["exp_avg"], self.state[p]["exp_avg_sq"]
@@ -80,7 +80,7 @@ class TracedAdam(torch.optim.Adam):
                 held += 1 - self.found_inf
 
 
-def _uploaded(value: float, device: torch.device) -> Float[Tensor, ""]:
+def _upload(value: float, device: torch.device) -> Float[Tensor, ""]:
     """The number as data of its own. Numbers and tensors of no dimension that are equal are one parameter of an XLA graph, so that
     a decay which once is 0.1, as 1 - beta1 is, would make another graph.
     """
@@ -113,7 +113,7 @@ class TracedEma(Ema):
     @torch.no_grad()
     def update(self) -> None:
         """Move the average towards the current weights by 1 - decay."""
-        weight = _uploaded(1.0 - self.settings.at(self.num_updates), next(iter(self.values.values())).device)
+        weight = _upload(1.0 - self.settings.at(self.num_updates), next(iter(self.values.values())).device)
         for name, value in self.values.items():
             value.lerp_(self._live[name].detach().float(), weight)
         self.num_updates += 1
@@ -127,11 +127,11 @@ def _lower_what_is_missing() -> Library:
         warnings.filterwarnings("ignore", "Warning only once", UserWarning)  # of the override
         library.impl("exp2", lambda x: torch.pow(torch.full_like(x, 2.0), x), "XLA")  # type: ignore[no-untyped-call]
         # torch-xla's own leaves CPUs to the host.
-        library.impl("upsample_nearest2d_backward", _summed, "XLA", allow_override=True)  # type: ignore[no-untyped-call]
+        library.impl("upsample_nearest2d_backward", _sum_copies, "XLA", allow_override=True)  # type: ignore[no-untyped-call]
     return library  # its operations last as long as it does
 
 
-def _summed(
+def _sum_copies(
     gradient: Tensor,
     output_size: Sequence[int],
     input_size: Sequence[int],
@@ -145,7 +145,7 @@ def _summed(
 
 
 @dataclass(frozen=True)
-class Compiled:
+class CompileStats:
     """What XLA has compiled in this process so far: how many graphs, in how many seconds."""
 
     num_graphs: int
@@ -262,7 +262,7 @@ class XlaMesh:
         """The context of one step: one graph, sent off at its end.
 
         Raises RuntimeError where the host would wait within it, but for the backward pass, which torch runs on another thread: what
-        waits there shows in `compiled`.
+        waits there shows in `compile_stats`.
         """
         import torch_xla
 
@@ -280,9 +280,9 @@ class XlaMesh:
         return on_host * scale
 
 
-def compiled() -> Compiled:
+def compile_stats() -> CompileStats:
     """What XLA has compiled so far. A step whose graph changes from call to call shows here."""
     import torch_xla.debug.metrics as metrics
 
     total = (metrics.metric_data("CompileTime") or [0, 0.0])[1]  # nanoseconds
-    return Compiled(metrics.counter_value("UncachedCompile") or 0, total / 1e9)
+    return CompileStats(metrics.counter_value("UncachedCompile") or 0, total / 1e9)

