@@ -42,7 +42,7 @@ from semantica.sweeps.report import BEST, PAGE, REPORT, write_report
 from semantica.sweeps.results import FIGURES, TRAINING, Result, begin, end, read_result, read_results, trial_folder
 from semantica.sweeps.search import choose, num_trials
 from semantica.sweeps.settings import SweepConfig
-from semantica.sweeps.space import Swept, trial_config, settings_of, trial_name
+from semantica.sweeps.space import Swept, settings_of, trial_config, trial_name
 from semantica.tracking import Place, resolve_uri, send_what_is_left
 
 _ENDING_S = 15.0  # that processes of stopped trials may take to end [C]

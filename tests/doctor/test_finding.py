@@ -7,7 +7,7 @@ import time
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semantica.doctor.finding import ORDER, Finding, as_json, as_text, exit_code, fail, run_check, ok, warn, worst
+from semantica.doctor.finding import ORDER, Finding, as_json, as_text, exit_code, fail, ok, run_check, warn, worst
 
 KINDS = [
     ValueError,

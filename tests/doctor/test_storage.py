@@ -7,7 +7,7 @@ import uuid
 import pytest
 
 from semantica.data.location import location
-from semantica.doctor.storage import _seen_while_replaced, check_storage, file_system, check_shared, space
+from semantica.doctor.storage import _seen_while_replaced, check_shared, check_storage, file_system, space
 
 GOOD = ["storage.place", "storage.rename", "storage.create"]
 

@@ -9,11 +9,11 @@ from packaging.specifiers import SpecifierSet
 from semantica.doctor.versions import (
     check_versions,
     installed_version,
-    package_version,
-    read_pins,
-    python_version,
-    requirement,
     own_bounds,
+    package_version,
+    python_version,
+    read_pins,
+    requirement,
 )
 
 ROOT = Path(__file__).parents[2]

@@ -14,10 +14,10 @@ from semantica.sweeps.space import (
     Span,
     Swept,
     band_name,
-    trial_config,
     dimensions,
     grid,
     settings_of,
+    trial_config,
     trial_name,
 )
 
