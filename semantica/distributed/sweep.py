@@ -140,7 +140,7 @@ def concurrency(cluster: ClusterConfig, resources: Mapping[str, float]) -> int:
 
 
 def _halving(config: SweepConfig, search: Search, shared: Shared, cluster: ClusterConfig, max_concurrent: int) -> dict[str, str]:
-    """Run the trials round by round, each round to its point. Ends after a round with unfinished trials. Returns errors by trial."""
+    """Run the trials in rounds, each round to its point. Ends after a round with unfinished trials. Returns errors by trial."""
     out = shared.out
     for index in range(search.total):
         search.name(index)

@@ -1,8 +1,8 @@
 """The network of the FID: Inception-v3 as the TensorFlow graph of 2015 has it, up to its pool features. Pictures in, (b, 2048) out.
 
-It is not torchvision's Inception-v3: average pools leave padding out of the mean, the last block pools by maximum, and its weights
-are TensorFlow's (Szegedy 2016, figures 5 to 7; Heusel 2017 for its use). Batch norms without a scale are folded into the
-convolutions, so the network is convolutions with a bias, rectifiers and pools.
+It differs from torchvision's Inception-v3: average pools leave padding out of the mean, the last block pools by maximum, and the
+weights are TensorFlow's (Szegedy 2016, figures 5 to 7; Heusel 2017 for the use in the FID). Batch norms without a scale are folded
+into the convolutions, so the network consists of convolutions with a bias, rectifiers and pools.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class _Conv(nn.Conv2d):
 
 
 class _Branches(nn.ModuleList):
-    """Several ways from the same input, channels one after the other."""
+    """Several branches of the same input, with their channels concatenated."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([branch(x) for branch in self], dim=1)
@@ -78,7 +78,7 @@ def inception_network() -> nn.Sequential:
 
 
 def with_weights(network: nn.Sequential, convs: Sequence[NormedConv]) -> nn.Sequential:
-    """The network in evaluation mode with these convolutions, in the graph's order; its batch norms folded in float64."""
+    """The network in evaluation mode with the given convolutions, in the graph's order. Batch norms are folded in float64."""
     own = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
     for module, conv in zip(own, convs, strict=True):
         assert module.weight.shape == conv.weight.shape, (module.weight.shape, conv.weight.shape)
@@ -123,7 +123,7 @@ def _shrink() -> nn.Module:
 
 
 def _conv_chain(num_in: int, *convs: tuple[int, _Size], halved: bool = False) -> nn.Sequential:
-    """Convolutions one after the other that keep the size; `halved`: but the last, which takes every second place."""
+    """A chain of convolutions that keep the size; with `halved` the last one has stride 2."""
     layers = []
     for index, (num_out, size) in enumerate(convs):
         last = halved and index == len(convs) - 1

@@ -1,9 +1,8 @@
-"""Perceptual distance of two pictures: LPIPS of the package `lpips` on torchvision's trunks, and shift-tolerant LPIPS from a
-wheel.
+"""Perceptual distance of two pictures: LPIPS of the package `lpips` on torchvision's trunks, and shift-tolerant LPIPS of a wheel.
 
-All are modules `(a, b in [-1, 1]) -> (B,)`; `extractors.perceptual_distance` takes uint8 pictures. They give different numbers:
-each has a name of its own, which stands beside the figure. `lpips` ships its heads; the trunks are torchvision's files. Heads,
-trunks and the wheel's file come in through `check_file` and `weights_only=True`; nothing here reaches for the network.
+All are modules `(a, b in [-1, 1]) -> (B,)`; `extractors.perceptual_distance` takes uint8 pictures. They give different numbers, so
+each has its own name, which is shown beside the figure. `lpips` ships its heads; the trunks are torchvision's files. Heads, trunks
+and the wheel's file are checked by `check_file` and loaded with `weights_only=True`. Nothing here uses the network.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ ST_LPIPS_WEIGHTS = WeightFile(
 
 @dataclass(frozen=True)
 class LpipsNet:
-    """A net of the package `lpips`: its trunk, a file of torchvision; its heads, in the package; the least side of a picture."""
+    """A net of the package `lpips`: its trunk (a file of torchvision), its heads (in the package), a picture's smallest side."""
 
     net: str
     title: str
@@ -96,8 +95,8 @@ _CONV_INDEX = (0, 5, 9, 11, 13)  # of the five convolutions in the weight file
 class ShiftTolerantLpips(nn.Module):
     """ST-LPIPS of Ghildyal & Liu 2022 (ECCV): AlexNet with stride 1 in the first convolution and blurred downsampling.
 
-    Reading the five ReLU outputs, the distance is the mean over positions of a learned non-negative weighting of the squared
-    difference of channel-normalised features, summed over the five layers (Zhang 2018, eq. 1).
+    The five ReLU outputs are normalised over channels. The distance is their squared difference, weighted by learned non-negative
+    weights, averaged over positions and summed over the five layers (Zhang 2018, eq. 1).
     """
 
     shift: Tensor
@@ -135,7 +134,7 @@ class ShiftTolerantLpips(nn.Module):
 
 
 def _blur_and_halve(x: Tensor) -> Tensor:
-    # Every second pixel of the picture smoothed with the binomial [1 2 1] (Zhang 2019), reflected two pixels past its border.
+    # Smooths the picture, reflected two pixels past its border, with the binomial [1 2 1] (Zhang 2019); takes every second pixel.
     row = torch.tensor([1.0, 2.0, 1.0], device=x.device, dtype=x.dtype) / 4
     kernel = torch.outer(row, row).expand(x.shape[1], 1, 3, 3)
     return F.conv2d(F.pad(x, (2, 2, 2, 2), mode="reflect"), kernel, stride=2, groups=x.shape[1])
@@ -189,9 +188,9 @@ def lpips_from_trunk(state: Mapping[str, Tensor], net: str = "alex") -> Lpips:
     known = LPIPS_NETS[net]
     heads = WeightFile(f"{net}.pth", known.heads_sha256, 0, f"{known.title}, heads of the package lpips", url="lpips 0.1.4 by pip")
     head_state = _tensors(check_file(Path(lpips.__file__).parent / "weights" / "v0.1" / heads.name, heads))
-    # No storage and no random numbers for layers that are replaced at once: VGG-16 has 138 million weights, of which 15 are used.
+    # "meta": no storage and no random numbers for weights that are replaced below. VGG-16 has 138 million; 15 million are used.
     with torch.device("meta"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # the package calls torchvision with its old keyword
+        warnings.simplefilter("ignore", UserWarning)  # the package calls torchvision with an old keyword
         network = lpips.LPIPS(net=net, version="0.1", pretrained=False, pnet_rand=True, verbose=False)  # neither downloads
     network.scaling_layer = lpips.ScalingLayer()
     wanted = {name: f"features.{name.split('.', 1)[1]}" for name in network.net.state_dict()}
