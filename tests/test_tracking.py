@@ -19,7 +19,7 @@ def store(tmp_path_factory):
     return folder, resolve_uri(TrackingConfig(), folder)
 
 
-def recorded(uri, run):
+def server_run(uri, run):
     return MlflowClient(tracking_uri=uri).get_run(run.run_id)
 
 
@@ -34,7 +34,7 @@ def test_params_metrics_images_and_artifacts_are_stored_when_the_block_ends(stor
         run.image(b"\x89PNG", "grid")
         run.artifact(tmp_path / "note.txt", "notes")
         run.bytes(b"top", "top.bin")
-    found = recorded(uri, run)
+    found = server_run(uri, run)
     assert found.info.status == "FINISHED"
     assert found.data.params == {"encoder.weights": "x", "encoder.image_px": "112", "long": "y" * 500}
     history = MlflowClient(tracking_uri=uri).get_metric_history(run.run_id, "loss")
@@ -52,8 +52,8 @@ def test_a_child_run_names_its_parent_and_shares_its_experiment(store):
     _, uri = store
     with start_run(uri, "tests", "pipeline") as parent, start_run(uri, "tests", "train", parent=parent) as child:
         pass
-    assert recorded(uri, child).data.tags["mlflow.parentRunId"] == parent.run_id
-    assert "mlflow.parentRunId" not in recorded(uri, parent).data.tags
+    assert server_run(uri, child).data.tags["mlflow.parentRunId"] == parent.run_id
+    assert "mlflow.parentRunId" not in server_run(uri, parent).data.tags
     assert child.experiment_id == parent.experiment_id
 
 
@@ -69,7 +69,7 @@ def test_a_block_that_raises_leaves_a_failed_run_with_what_was_logged(store):
 
     with pytest.raises(KeyError, match="stop"):
         stage()
-    found = recorded(uri, opened[0])
+    found = server_run(uri, opened[0])
     assert (found.info.status, found.data.metrics) == ("FAILED", {"loss": 2.0})
 
 
@@ -79,7 +79,7 @@ def test_a_run_travels_to_another_process_as_plain_text(store):
         arrived = pickle.loads(pickle.dumps(run))  # noqa: S301 - our own bytes, as Ray sends them
         arrived.metrics({"from_worker": 1.0})
         arrived.flush()
-        assert recorded(uri, run).data.metrics == {"from_worker": 1.0}
+        assert server_run(uri, run).data.metrics == {"from_worker": 1.0}
     assert arrived == run
 
 
@@ -89,7 +89,7 @@ def test_what_cannot_be_stored_is_said_and_does_not_stop_the_stage(store, caplog
         run.params({"same": 1})
         run.flush()
         run.params({"same": 2})  # MLflow refuses to change a parameter
-    assert recorded(uri, run).info.status == "FINISHED"
+    assert server_run(uri, run).info.status == "FINISHED"
     assert f"some figures of run {run.run_id} are not recorded" in caplog.text
 
 
@@ -109,7 +109,7 @@ def test_a_child_of_a_run_that_is_off_has_no_parent(store):
     _, uri = store
     with start_run(uri, "tests", "train", parent=Run()) as run:
         pass
-    assert "mlflow.parentRunId" not in recorded(uri, run).data.tags
+    assert "mlflow.parentRunId" not in server_run(uri, run).data.tags
 
 
 def test_the_default_store_is_in_the_output_folder_whatever_the_working_directory(tmp_path, monkeypatch):
@@ -151,7 +151,7 @@ def test_an_artifact_that_is_not_there_is_said_and_does_not_stop_the_stage(store
         run.artifact(folder / "not-there")
         run.metrics({"after": 1.0})
     assert f"{folder / 'not-there'} is not there any more and is not recorded" in caplog.text
-    assert recorded(uri, run).data.metrics == {"after": 1.0}
+    assert server_run(uri, run).data.metrics == {"after": 1.0}
 
 
 def test_a_file_is_recorded_as_it_was_at_that_moment(store, tmp_path):
@@ -171,7 +171,7 @@ def test_nothing_is_left_beside_the_output_when_all_is_sent(store, tmp_path):
         run.image(b"png", "grid")
         assert list(tmp_path.iterdir()) == [tmp_path / ".checkpoint.tracking"]
     assert list(tmp_path.iterdir()) == []
-    assert recorded(uri, run).info.status == "FINISHED"
+    assert server_run(uri, run).info.status == "FINISHED"
 
 
 def test_the_same_place_goes_on_in_the_same_run(store, tmp_path):
@@ -182,9 +182,9 @@ def test_the_same_place_goes_on_in_the_same_run(store, tmp_path):
         with start_run(uri, "tests", "train", place=place, tags={"attempt": str(step)}) as run:
             run.params({"same": 1})
             run.metrics({"loss": float(step)}, step=step)
-            assert run.recorded("loss") == {s: {"loss": float(s)} for s in range(step + 1)}
+            assert run.read_figures("loss") == {s: {"loss": float(s)} for s in range(step + 1)}
             assert run.flush(60)
-            seen.append((run.run_id, recorded(uri, run).info.status))
+            seen.append((run.run_id, server_run(uri, run).info.status))
             if fails:
                 raise KeyError("stop")
 
@@ -208,10 +208,10 @@ def test_a_finished_run_that_starts_again_is_running_again(store, tmp_path):
         with start_run(uri, "tests", "train", place=place, tags={"attempt": attempt}) as run:
             run.metrics({"loss": 1.0})
             assert run.flush(60)
-            found = recorded(uri, run)
+            found = server_run(uri, run)
             assert (found.info.status, found.data.tags["attempt"]) == ("RUNNING", attempt)
         ids.append(run.run_id)
-        assert recorded(uri, run).info.status == "FINISHED"
+        assert server_run(uri, run).info.status == "FINISHED"
     assert ids[0] == ids[1]
 
 
@@ -234,8 +234,8 @@ def test_samples_of_the_machine_have_mlflows_names(store):
     _, uri = store
     with start_run(uri, "tests", "train", tracking=TrackingConfig(system_metrics_s=0.05)) as run:
         deadline = time.monotonic() + 60
-        while len(run.recorded("system/cpu_utilization_percentage")) < 2:
+        while len(run.read_figures("system/cpu_utilization_percentage")) < 2:
             assert time.monotonic() < deadline, "no sample in a minute"
             time.sleep(0.05)
-    names = set(recorded(uri, run).data.metrics)
+    names = set(server_run(uri, run).data.metrics)
     assert {"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes", "system/disk_usage_percentage"} <= names

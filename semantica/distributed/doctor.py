@@ -1,5 +1,6 @@
-"""The part of semantica doctor that knows Ray: whether a cluster answers, lets us in, and runs the same Ray. It never waits for
-ever.
+"""The part of semantica doctor that knows Ray: whether a cluster answers, accepts our token, and runs the same Ray.
+
+Every wait has a limit.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import ray
 from semantica.data.location import location
 from semantica.doctor.authentication import check_authentication, find_token, host_of
 from semantica.doctor.devices import check_devices
-from semantica.doctor.finding import Finding, fail, guarded, ok, sentence, warn
+from semantica.doctor.finding import Finding, fail, ok, run_check, sentence, warn
 from semantica.doctor.ports import check_ports
 from semantica.doctor.storage import check_storage
 from semantica.doctor.tracking import check_tracking
@@ -30,41 +31,39 @@ from semantica.doctor.weights import check_weights
 from semantica.encoders.settings import EncoderConfig
 from semantica.tracking import TrackingConfig
 
-_TRIED_S = 150.0  # of a TPU, which is slow to start
+_TRIED_S = 150.0  # for the check of the devices: a TPU is slow to start
 NAME = "cluster.reachable"
 _TUNNEL = "ray dashboard cluster.yaml or kubectl port-forward brings it to http://127.0.0.1:8265"
 
 
 def examine(out: str, address: str | None, encoder: EncoderConfig, tracking: TrackingConfig) -> list[Finding]:
-    """Everything that was found, in the order of the checks. No check raises or waits for ever.
+    """All findings, in the order of the checks. No check raises, and each has a time limit.
 
-    out: where a stage would write. address: of the cluster, None for a local Ray.
+    out: where a stage would write. address: of the cluster; None for a local Ray.
     """
-    findings = guarded("versions", check_versions)
-    findings += guarded("devices", check_devices, seconds=_TRIED_S)
-    findings += guarded("ports", check_ports)
-    findings += guarded("authentication", lambda: check_authentication(address))
-    findings += guarded("storage", lambda: check_storage(out, address=address), seconds=60.0)
-    findings += guarded("weights", lambda: check_weights(encoder))
-    findings += guarded("mlflow", lambda: check_tracking(tracking, _beside(out)))
+    findings = run_check("versions", check_versions)
+    findings += run_check("devices", check_devices, seconds=_TRIED_S)
+    findings += run_check("ports", check_ports)
+    findings += run_check("authentication", lambda: check_authentication(address))
+    findings += run_check("storage", lambda: check_storage(out, address=address), seconds=60.0)
+    findings += run_check("weights", lambda: check_weights(encoder))
+    findings += run_check("mlflow", lambda: check_tracking(tracking, _beside(out)))
     if address is not None:
-        findings += guarded("cluster", lambda: check_cluster(address, os.environ), seconds=60.0)
+        findings += run_check("cluster", lambda: check_cluster(address, os.environ), seconds=60.0)
     return findings
 
 
 def _beside(out: str) -> Path:
-    """Where a stage puts mlflow.db when it is told of no server."""
+    """Where a stage puts mlflow.db when no server is given."""
     place = location(out)
     return place.parent if isinstance(place, Path) else Path.cwd()
 
 
 def check_cluster(address: str, environment: Mapping[str, str], *, seconds: float = 10.0) -> Iterator[Finding]:
-    """A finding about the cluster at HOST:PORT (of ray start), "auto", or http://HOST:PORT (of the dashboard, for submitting)."""
+    """One finding about the cluster at HOST:PORT (of ray start), "auto", or http://HOST:PORT (of the dashboard, for submitting)."""
     scheme = urlsplit(address).scheme if "://" in address else ""
     if scheme == "ray":
-        yield fail(
-            NAME, f"{address}: Ray Client", "its drivers end with the connection: submit the job to http://HOST:8265 instead"
-        )
+        yield fail(NAME, f"{address}: Ray Client", "a driver ends with its connection: submit the job to http://HOST:8265 instead")
     elif scheme in ("http", "https"):
         yield dashboard(address.rstrip("/"), environment, seconds)
     elif scheme:
@@ -74,7 +73,7 @@ def check_cluster(address: str, environment: Mapping[str, str], *, seconds: floa
 
 
 def dashboard(address: str, environment: Mapping[str, str], seconds: float) -> Finding:
-    """Whether the dashboard takes our token and runs our Ray."""
+    """Whether the dashboard accepts our token and runs our version of Ray."""
     token, source = find_token(environment)
     sent = token is not None and environment.get("RAY_AUTH_MODE", "").lower() == "token"  # as Ray's own client does
     request = urllib.request.Request(f"{address}/api/version")
@@ -86,7 +85,7 @@ def dashboard(address: str, environment: Mapping[str, str], seconds: float) -> F
             version = str(body["ray_version"])
     except urllib.error.HTTPError as error:
         if error.code == 401:
-            return fail(NAME, f"{address} wants a token, none was sent", "export RAY_AUTH_MODE=token, with the cluster's token")
+            return fail(NAME, f"{address} wants a token, none was sent", "export RAY_AUTH_MODE=token, and have the cluster's token")
         if error.code == 403:
             return fail(NAME, f"{address} refuses the token of {source}", "copy ~/.ray/auth_token from the head of the cluster")
         return fail(NAME, f"{address} answers {error.code}", f"is this Ray's dashboard? {_TUNNEL}")
@@ -99,7 +98,7 @@ def dashboard(address: str, environment: Mapping[str, str], seconds: float) -> F
 
 
 def gcs(address: str, seconds: float) -> Finding:
-    """Whether the head's book-keeping answers, asked by Ray's own command in a process that can be ended."""
+    """Whether the head (its GCS) answers. Ray's own command asks, in a process that can be ended."""
     if address != "auto":
         try:
             host, port = host_of(address), urlsplit(f"//{address}").port
@@ -110,16 +109,14 @@ def gcs(address: str, seconds: float) -> Finding:
         try:
             socket.create_connection((host, port), timeout=seconds).close()
         except OSError as error:
-            remedy = "is the head up, and is the port open to this machine? From outside use http://127.0.0.1:8265 by a tunnel"
+            remedy = "check that the head is up and the port is open to this machine; from outside use a tunnel to port 8265"
             return fail(NAME, f"nobody at {address} ({error.strerror or error})", remedy)
     words = [sys.executable, "-m", "ray.scripts.scripts", "health-check", *(["--address", address] if address != "auto" else [])]
     try:
         done = subprocess.run(words, capture_output=True, text=True, timeout=3 * seconds, check=False)
     except subprocess.TimeoutExpired:
-        return fail(NAME, f"{address} takes connections and says nothing", "it may be no Ray, or another version, or want a token")
+        return fail(NAME, f"{address} accepts connections and does not answer", "is it this version of Ray, with the same token?")
     if done.returncode != 0:
         said = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()][-1:] or [f"exit code {done.returncode}"]
-        return fail(
-            NAME, f"{address} is not healthy ({said[0][:200]})", "the same Ray on both sides, the same token, a head that is up"
-        )
+        return fail(NAME, f"{address} is not healthy ({said[0][:200]})", "check that both sides have the same Ray and token")
     return ok(NAME, f"{address} is healthy")

@@ -1,6 +1,7 @@
-"""How many workers an elastic training has: Ray's own policy, restricted to numbers that divide the lanes of the data and that can
-share the state as the config says. In: what the cluster has free. Out: a group that shrinks when machines go and grows when they
-come, saved before it grows.
+"""The number of workers of an elastic training: Ray's policy, restricted to numbers that the training can use.
+
+A usable number divides the lanes of the data and can share the state as the configuration says. In: the free resources of the
+cluster. Out: a group that shrinks when machines go and grows when machines come; the training is saved before the group grows.
 """
 
 from __future__ import annotations
@@ -26,28 +27,28 @@ def largest_world(possible: int, num_lanes: int, multiple_of: int = 1) -> int:
 
 
 class LanesPolicy(ElasticScalingPolicy):  # type: ignore[misc]
-    """Ray's elastic policy, with the numbers of workers of `largest_world`. Before a group that runs is resized it is saved."""
+    """Ray's elastic policy, with the numbers of workers of `largest_world`. A running group is saved before it is resized."""
 
     def __init__(self, scaling_config: Any, num_lanes: int, multiple_of: int, control: Any) -> None:
         super().__init__(scaling_config)
         self.num_lanes, self.multiple_of, self.control = num_lanes, multiple_of, control
-        self._asked = float("-inf")  # time.monotonic() of the last save that was asked for
+        self._asked = float("-inf")  # time.monotonic() of the last request to save
 
     def _count_possible_workers(self, reserved_resources: Any) -> int:
         return largest_world(super()._count_possible_workers(reserved_resources), self.num_lanes, self.multiple_of)
 
     def _get_reserved_resources(self) -> Any:
-        """A fresh look. Ray's own is up to 20 s old, and a group that counts on a machine that has gone waits for it in vain."""
+        """Ask for the resources anew. Ray's own answer is up to 20 s old, and a group would wait for a machine that has gone."""
         if time.monotonic() - self._latest_reserved_resources_query_time >= self.GET_RESERVED_RESOURCES_INTERVAL_S:
             look = self._autoscaling_coordinator.get_reserved_resources.remote(self._requester_id, recompute=True)
             try:
                 ray.get(look, timeout=5)
             except RayError as error:
-                _log.warning("train: the cluster's resources were not looked at afresh (%s)", error)
+                _log.warning("train: Ray did not recompute the cluster's resources (%s)", error)
         return super()._get_reserved_resources()
 
     def make_decision_for_running_worker_group(self, worker_group_state: Any, worker_group_status: Any) -> ScalingDecision:
-        """Ray ends the group to resize it: it is asked to save at one look, and resized at the next if that still is right."""
+        """Ray ends the group to resize it. So the first decision to resize asks for a save, and the next one resizes the group."""
         decision = super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
         if not isinstance(decision, ResizeDecision):
             return decision
@@ -60,7 +61,7 @@ class LanesPolicy(ElasticScalingPolicy):  # type: ignore[misc]
 
 
 class ElasticTrainer(TorchTrainer):  # type: ignore[misc]
-    """A TorchTrainer whose policy is LanesPolicy. Ray has no public place for a policy: this is where its own is made."""
+    """A TorchTrainer with LanesPolicy. Ray has no public setting for a policy, so this overrides where Ray creates its own."""
 
     num_lanes = 1
     multiple_of = 1

@@ -1,7 +1,7 @@
 """Stage `ingest`: a crawl -> episodes, held-out episodes and quarantine, by tasks over the parts of the crawl.
 
-Up to three passes: fetch (only with fetch_urls), the census (which pictures stand on many pages, or on both sides of the split),
-and ingest itself. Each leaves a file for every part it finishes, so that a restarted job repeats none of them.
+There are up to three passes: fetch (only with fetch_urls), the census (which pictures are on many pages, or on both sides of the
+split), and ingest itself. Each pass writes a file for every finished part, so a restarted job repeats none of them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from semantica.episodes.census import Census, PageIds
 from semantica.episodes.decoder import PictureDecoder, open_decoder
 from semantica.episodes.fetch import FetchConfig, config_per_fetcher
 from semantica.episodes.fetch.fetcher import Fetcher
-from semantica.episodes.fetch.store import FetchedPictures, fetch_into, fetchable_urls, resolve
+from semantica.episodes.fetch.store import FetchedPictures, fetch_into, resolve
 from semantica.episodes.images import ImageConfig
 from semantica.episodes.ingest import IngestConfig, IngestedPage, count_pictures, ingest_pages, num_damaged, sample
 from semantica.episodes.pages import Page, Part
@@ -37,12 +37,12 @@ from semantica.tracking import Run
 
 QUARANTINE_FOLDER = "quarantine"
 _FETCHED, _CENSUS = "_fetched", "_census"
-_PAGES_AT_ONCE, _BYTES_AT_ONCE = 16, 2**25  # turned into Arrow rows together
+_PAGES_AT_ONCE, _BYTES_AT_ONCE = 16, 2**25  # the most that is turned into Arrow rows together
 
 
 @dataclass(frozen=True)
 class PartShard:
-    """One shard of all three passes: a part of the crawl, and the name of what is made of it."""
+    """One shard of all three passes: a part of the crawl, and the name of its output."""
 
     name: str
     part: Part
@@ -59,7 +59,7 @@ def ingest(
 ) -> Manifest:
     """Turn the crawl under `root` into episodes in `out`. Returns the manifest. Raises DataError when there is nothing to train on.
 
-    `pictures`: (what, origin, licence) of the pictures, kept in the manifest and shown in every report.
+    pictures: (what, origin, licence), kept in the manifest and shown in every report.
     """
     parts = SOURCES[config.source].parts(root, config.read)
 
@@ -70,7 +70,7 @@ def ingest(
         crawl = (config, root, session.out)
         if todo and config.fetch_urls:
             if not config.fetch.contact:
-                say(f"{'fetch':<9} --fetch.contact is empty; set an address where the owners of servers find you")
+                say(f"{'fetch':<9} --fetch.contact is empty; set an address at which the owners of servers can reach you")
             width = runtime.cluster.num_fetchers
             fetch = (*crawl, config_per_fetcher(config.fetch, width))
             yield Pass(worker=_FetchPart, arguments=fetch, shards=todo, name="fetch", unit="parts", width=width)
@@ -109,7 +109,7 @@ def ingest(
 
 
 def _check_room(census: Census, config: IngestConfig, session: StageSession) -> None:
-    """Note a census that is too small for the pictures of the crawl."""
+    """Add a note when the census is too small for the pictures of the crawl."""
     if census.megabytes_wanted > census.megabytes:
         session.notes.append(
             f"census_mb = {config.census_mb} is small for {census.num_entries} pictures, so more than 1 in 100,000 of them may be "
@@ -120,7 +120,7 @@ def _check_room(census: Census, config: IngestConfig, session: StageSession) -> 
 def _check(
     counts: Counter[str], num_parts: int, root: Location, stage: StageOutput, config: IngestConfig, runtime: Runtime
 ) -> None:
-    """Raise DataError when nothing can be used, or when more is broken than the user allows."""
+    """Raise DataError when no picture can be used, or when more pictures or parts are damaged than max_damaged_share allows."""
     reasons = ", ".join(f"{n} {name}" for name, n in _reasons(counts)) or "there are none"
     where = f"each has a row in {stage.folder / QUARANTINE_FOLDER}"
     usable = counts["num_train_images"] + (counts["num_held_out_images"] if config.held_out_share == 1 else 0)
@@ -141,7 +141,7 @@ def _check(
 
 
 def _notes(counts: Counter[str], config: IngestConfig) -> list[str]:
-    """What a person should know although the stage went well."""
+    """Notes for the user about a stage that succeeded."""
     notes = []
     if config.source in label_sources() and config.split_by == "page" and 0 < config.held_out_share < 1:
         notes.append("the pages of this source are classes, and whole classes are held out; --split-by image holds out pictures")
@@ -169,7 +169,7 @@ def _reasons(counts: Counter[str]) -> list[tuple[str, int]]:
 
 
 def _listing_hash(parts: Sequence[Part]) -> str:
-    """Names the input: its parts with the sizes of what they read. An edit that keeps a file's size is not seen."""
+    """A hash of the input: its parts and the sizes of their files. An edit that keeps a file's size is not noticed."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(repr((part.paths, part.start, part.stop, part.fingerprint)).encode(errors="surrogateescape"))
@@ -177,17 +177,17 @@ def _listing_hash(parts: Sequence[Part]) -> str:
 
 
 class _Part:
-    """What the workers of the three passes share: the pages of a part, with the fetched pictures in their places."""
+    """The base of the workers of all three passes: reads the pages of a part, with fetched pictures in their places."""
 
     def __init__(self, config: IngestConfig, root: Location, stage: StageOutput) -> None:
         self.config, self.root, self.stage = config, root, stage
 
     def source_pages(self, shard: PartShard) -> Iterator[Page]:
-        """The pages as the source gives them."""
+        """The pages as the source reads them."""
         return SOURCES[self.config.source].pages(self.root, shard.part, self.config.read)
 
     def pages(self, shard: PartShard) -> Iterator[Page]:
-        """The pages with every picture that was fetched."""
+        """The pages, with the fetched pictures."""
         if not self.config.fetch_urls:
             yield from self.source_pages(shard)
             return
@@ -198,12 +198,12 @@ class _Part:
 
 @lru_cache(maxsize=1)
 def _fetcher(config: FetchConfig) -> Fetcher:
-    """Once a worker process, so that what one part taught it of a host (its robots.txt, its pace) holds for the next."""
+    """One fetcher per worker process, so that robots.txt and the pace of a host are kept from one part to the next."""
     return Fetcher(config)
 
 
 class _FetchPart(_Part):
-    """Gets what a part only names by URL into the output's own store."""
+    """Fetches the pictures that a part only names by URL, into a store in the output."""
 
     def __init__(self, config: IngestConfig, root: Location, stage: StageOutput, fetch: FetchConfig) -> None:
         super().__init__(config, root, stage)
@@ -218,12 +218,12 @@ class _FetchPart(_Part):
             for page in self.source_pages(shard):
                 looked_at, _ = sample(page, self.config)
                 yield from fetchable_urls(replace(page, images=tuple(looked_at)), respect_opt_out=self.fetch.respect_opt_out)
-        except DamagedFile:  # refused whole when it is ingested
+        except DamagedFile:  # the ingest pass will quarantine the part as a whole
             return
 
 
 class _CountPart(_Part):
-    """Writes which pictures stand on the pages of a part, unless that was written before. Returns the file."""
+    """Counts the pictures on the pages of a part into a file, unless the file exists. Returns the file."""
 
     def __call__(self, shard: PartShard) -> Location:
         path = self.stage.folder / _CENSUS / f"{shard.name}.npz"
@@ -234,18 +234,18 @@ class _CountPart(_Part):
 
 @lru_cache(maxsize=1)
 def _read_census(path: Location, digest: str) -> Census:
-    """Once a worker process, which ingests many parts; `digest` tells the census of another run in the same folder apart."""
+    """Read the census once per worker process, which ingests many parts. `digest` distinguishes it from an older census there."""
     return Census.from_bytes(path.read_bytes())
 
 
 @lru_cache(maxsize=1)
 def _decoder(settings: ImageConfig) -> PictureDecoder:
-    """Once a worker process; its child ends with the process."""
+    """One decoder per worker process; its child process ends with the worker."""
     return open_decoder(settings)
 
 
 class _IngestPart(_Part):
-    """The episodes and the quarantine of a part, written row group by row group."""
+    """Writes the episodes and the quarantine of a part, row group by row group."""
 
     def __init__(self, config: IngestConfig, root: Location, stage: StageOutput, census: str) -> None:
         super().__init__(config, root, stage)
@@ -265,7 +265,7 @@ class _IngestPart(_Part):
         waiting: list[IngestedPage] = []
         held_bytes = 0
         with self.stage.shard_writer(shard.name, self.config.rows_per_group) as writer:
-            _flush(waiting, writer)  # also a part without pages has all three files
+            _flush(waiting, writer)  # so that a part without pages has all three files too
             for page in ingested:
                 counts.update(page.counts())
                 waiting.append(page)
@@ -278,7 +278,7 @@ class _IngestPart(_Part):
 
 
 def _flush(waiting: list[IngestedPage], writer: ShardWriter) -> None:
-    """Write the rows of the pages, and forget them."""
+    """Write the rows of the waiting pages, and clear the list."""
     writer.write("", pa.Table.from_pylist([p.train for p in waiting if p.train], schema=EPISODES))
     writer.write(HELD_OUT, pa.Table.from_pylist([p.held_out for p in waiting if p.held_out], schema=EPISODES))
     writer.write(QUARANTINE_FOLDER, quarantine_table([row for p in waiting for row in p.refused]))

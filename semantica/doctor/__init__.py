@@ -1,1 +1,1 @@
-"""What must be right before a stage starts: small checks that each say what was found and what to do. Nothing here knows Ray."""
+"""Checks to run before a stage starts: each says what it found and what to do. Nothing here knows Ray."""

@@ -1,4 +1,4 @@
-"""Authentication: whether Ray's tokens are on where somebody else could reach the cluster, and a token is there to send.
+"""Authentication: whether Ray's tokens are on when others could reach the cluster, and whether there is a token to send.
 
 Ray 2.60 reads RAY_AUTH_MODE (token or disabled), and the token from RAY_AUTH_TOKEN, from the file RAY_AUTH_TOKEN_PATH, or from
 ~/.ray/auth_token, in that order. The token itself is never shown.
@@ -19,13 +19,13 @@ _GENERATE = "ray get-auth-token --generate (or copy the cluster's token into ~/.
 
 
 def check_authentication(address: str | None, environment: Mapping[str, str] | None = None) -> Iterator[Finding]:
-    """A finding for the mode, and one for the token where there is one. address: of the cluster, None for a local Ray."""
+    """One finding for the mode, and one for the token if there is one. address: of the cluster; None for a local Ray."""
     variables = os.environ if environment is None else environment
     mode = variables.get("RAY_AUTH_MODE", "").lower()
     token, source = find_token(variables)
     yield _mode(address, mode, token is not None)
     if token is not None:
-        yield _kept(source)
+        yield _token_file(source)
 
 
 def _mode(address: str | None, mode: str, has_token: bool) -> Finding:
@@ -35,9 +35,7 @@ def _mode(address: str | None, mode: str, has_token: bool) -> Finding:
     if mode == "token" and not has_token and address is not None:
         return fail(name, "RAY_AUTH_MODE=token, but no token", _GENERATE)
     if address is None:
-        return ok(
-            name, "no cluster is named; a local Ray makes a token of its own" if mode != "disabled" else "disabled; local only"
-        )
+        return ok(name, "no cluster is named; a local Ray creates its own token" if mode != "disabled" else "disabled; local only")
     if not is_loopback(address):
         if mode != "token":
             return fail(name, f"{address} is on a network and RAY_AUTH_MODE is {mode or 'not set'}", _GENERATE)
@@ -47,12 +45,12 @@ def _mode(address: str | None, mode: str, has_token: bool) -> Finding:
             )
         return ok(name, f"token, for {address}")
     if mode == "" and has_token:
-        found = "RAY_AUTH_MODE is not set, and there is a token, with which a Ray of this machine was started"
+        found = "RAY_AUTH_MODE is not set, but this machine has a token, and its Ray was started with it"
         return warn(name, found, "export RAY_AUTH_MODE=token, else submitting a job is refused (401)")
-    return ok(name, f"{mode or 'not set'}, for {address}; whether other machines reach its head is not seen from here")
+    return ok(name, f"{mode or 'not set'}, for {address}; not checked: whether other machines reach its head")
 
 
-def _kept(source: str) -> Finding:
+def _token_file(source: str) -> Finding:
     name = "authentication.token"
     path = Path(source)
     if path.is_file() and path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
@@ -61,7 +59,7 @@ def _kept(source: str) -> Finding:
 
 
 def find_token(variables: Mapping[str, str]) -> tuple[str | None, str]:
-    """(the token or None, where it comes from), in Ray's own order."""
+    """(the token or None, its source), searched in Ray's own order."""
     if token := variables.get("RAY_AUTH_TOKEN", "").strip():
         return token, "RAY_AUTH_TOKEN"
     given = variables.get("RAY_AUTH_TOKEN_PATH")

@@ -1,4 +1,4 @@
-"""Devices: processors and memory, the memory that Ray's object store is mapped from, GPUs and TPUs, each with a small operation."""
+"""Devices: processors, memory, shared memory for Ray's object store, and a small operation on each GPU and TPU."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pathlib import Path
 import psutil
 
 from semantica.doctor.finding import Finding, fail, ok, warn
-from semantica.doctor.versions import installed
+from semantica.doctor.versions import installed_version
 
 _GPU_DEVICES = ("/dev/nvidia0", "/proc/driver/nvidia/version")
 _XLA = "import torch, torch_xla; print(float((torch.ones(2, 2, device=torch_xla.device()) @ torch.ones(2, 2).to('xla')).sum()))"
 
 
 def check_devices() -> Iterator[Finding]:
-    """A finding for processors, shared memory, GPUs and TPUs."""
+    """One finding each for processors, shared memory, every GPU, and TPUs."""
     yield processors()
     yield shared_memory(Path("/dev/shm"), psutil.virtual_memory().total)
     yield from gpus(any(Path(path).exists() for path in _GPU_DEVICES))
@@ -27,32 +27,32 @@ def check_devices() -> Iterator[Finding]:
 
 
 def processors() -> Finding:
-    """What this process may use of the machine."""
+    """The CPUs and the memory that this process may use."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory = psutil.virtual_memory()
     found = f"{usable} CPUs, {memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB of memory free"
     if memory.available < 2e9:
-        return warn("devices.cpu", found, "a worker takes 1 GB and more: end something, or ask for fewer with --cluster.num-actors")
+        return warn("devices.cpu", found, "a worker takes 1 GB or more: end other programs, or lower --cluster.num-actors")
     return ok("devices.cpu", found)
 
 
 def shared_memory(folder: Path, memory: int) -> Finding:
-    """Whether the folder holds what Ray takes for its object store: 30% of the memory."""
+    """Whether the folder is as large as Ray's object store: 30% of the memory."""
     name = "devices.shm"
     if not folder.is_dir():
         return warn(
-            name, f"no {folder}", "Ray's object store will lie on the disk, which is slow; use Linux, or mount a tmpfs there"
+            name, f"no {folder}", "Ray's object store will be on the disk, which is slow: use Linux, or mount a tmpfs there"
         )
     total = shutil.disk_usage(folder).total
     found = f"{folder} of {total / 1e9:.1f} GB"
     if total < 0.3 * memory:
-        remedy = f"a Ray of this machine's size takes {0.3 * memory / 1e9:.1f} GB, else it uses the disk: docker run --shm-size"
+        remedy = f"Ray takes {0.3 * memory / 1e9:.1f} GB on this machine, and uses the disk without them: docker run --shm-size"
         return warn(name, found, remedy + ", or a smaller --cluster.object-store-mb")
     return ok(name, found)
 
 
 def gpus(driver: bool) -> Iterator[Finding]:
-    """A finding a GPU, after a product of two matrices on it. driver: whether the machine has an NVIDIA driver."""
+    """One finding per GPU, after a matrix product on it. driver: whether the machine has an NVIDIA driver."""
     import torch
 
     name = "devices.cuda"
@@ -74,19 +74,19 @@ def gpus(driver: bool) -> Iterator[Finding]:
             f"{properties.name}, {free / 1e9:.1f} of {total / 1e9:.1f} GB free, bfloat16 product {'right' if right else 'WRONG'}"
         )
         if not right:
-            yield fail(f"{name}:{index}", found, "the GPU computes wrongly: take it out of use")
+            yield fail(f"{name}:{index}", found, "the GPU computes wrong results: do not use it")
         elif free < 0.5 * total:
-            yield warn(f"{name}:{index}", found, "somebody else is using it: nvidia-smi says who")
+            yield warn(f"{name}:{index}", found, "another process is using it: nvidia-smi says which")
         else:
             yield ok(f"{name}:{index}", found)
 
 
 def tpus(devices: list[str], *, seconds: float = 120.0) -> Finding:
-    """Whether torch-xla computes on the TPU of these device files. In a process of its own, which lets go of the chips."""
+    """Whether torch-xla computes on the TPU. Runs in a separate process, which releases the chips when it ends."""
     name = "devices.tpu"
     if not devices:
         return ok(name, "none")
-    if installed("torch-xla") is None:
+    if installed_version("torch-xla") is None:
         return fail(name, f"{devices[0]}, but no torch-xla", "install as docs/reference/tpu.md says")
     environment = {**os.environ, "PJRT_DEVICE": "TPU"}
     try:
@@ -110,6 +110,6 @@ def tpus(devices: list[str], *, seconds: float = 120.0) -> Finding:
 
 
 def tpu_devices() -> list[str]:
-    """The device files of TPU chips. Newer ones come through VFIO, as other devices do: they count where libtpu is installed."""
-    candidates = ["/dev/accel0"] + (["/dev/vfio/0"] if installed("libtpu") else [])
+    """The device files of TPU chips. Newer chips use VFIO, as other devices do: it counts only with libtpu."""
+    candidates = ["/dev/accel0"] + (["/dev/vfio/0"] if installed_version("libtpu") else [])
     return [path for path in candidates if Path(path).exists()]

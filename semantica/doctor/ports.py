@@ -1,4 +1,4 @@
-"""Ports: those that Ray and MLflow take, free or held, and by whom."""
+"""Ports of Ray and MLflow: whether each is free, and which process holds it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from semantica.doctor.finding import Finding, fail, ok, warn
 
 @dataclass(frozen=True)
 class Port:
-    """owner: a pattern of the command lines of those that rightly hold it. flag: how to take another one."""
+    """owner: a pattern of the command lines that the port is meant for. flag: the option that chooses another port."""
 
     number: int
     owner: str
@@ -32,13 +32,13 @@ PORTS: Mapping[str, Port] = {
 
 
 def check_ports(ports: Mapping[str, Port] = PORTS) -> Iterator[Finding]:
-    """A finding a port of this machine."""
+    """One finding per port of this machine."""
     for name, port in ports.items():
         yield port_free(f"ports.{name}", port)
 
 
 def port_free(name: str, port: Port) -> Finding:
-    """Whether the port can be taken, or else is held by one of those that it is for."""
+    """Whether the port is free, or held by a program that it is meant for."""
     number = port.number
     try:
         with socket.socket() as probe:
@@ -54,13 +54,13 @@ def port_free(name: str, port: Port) -> Finding:
     if not re.search(port.owner, command):
         return warn(name, f"{number} is held by {command}", f"end it, or take another one with {port.flag}")
     if addresses & {"0.0.0.0", "::"} and name.endswith(("dashboard", "mlflow")):
-        remedy = "whoever reaches it may use it: listen on 127.0.0.1, and for Ray set RAY_AUTH_MODE=token"
+        remedy = "everybody who reaches it may use it: listen on 127.0.0.1, and for Ray set RAY_AUTH_MODE=token"
         return warn(name, f"{number} is held by {command}, on every network", remedy)
     return ok(name, f"{number} is held by {command}")
 
 
 def holder(port: int) -> tuple[str | None, set[str]]:
-    """(command and pid of who listens on the port, None where that is not ours to see; the addresses that it listens on)."""
+    """(command and pid of the process that listens on the port, None without the right to see it; the addresses it listens on)."""
     command, addresses = None, set()
     try:
         connections = psutil.net_connections(kind="tcp")

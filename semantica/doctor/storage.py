@@ -1,7 +1,7 @@
-"""Storage: that the place of an output keeps what the stages rest on.
+"""Storage: whether the place of an output guarantees what the stages need.
 
-A file is replaced whole, is on the disk when that is said, of two creators one wins, and there is room. Everything is tried in a
-scratch folder, which is removed.
+A file is replaced as a whole; fsync writes to the disk; of two processes that create a file one succeeds; there is space. Each is
+tried in a scratch folder, which is removed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _WATCHED_BYTES = 65_536
 
 
 def check_storage(where: str, *, address: str | None = None) -> Iterator[Finding]:
-    """Findings about the folder or URI of an output. address: of the cluster whose nodes will write there, None for a local Ray."""
+    """Findings about the folder or URI of an output. address: of the cluster whose nodes will write there; None for a local Ray."""
     try:
         place = location(where)
     except ConfigError as error:
@@ -61,16 +61,16 @@ def _folder(place: Path, address: str | None) -> Iterator[Finding]:
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     yield space(there, shutil.disk_usage(there).free)
-    yield shared(there, file_system(there), address)
+    yield check_shared(there, file_system(there), address)
 
 
 def nearest_existing(place: Path) -> Path:
-    """The place, or the nearest folder above it that is there."""
+    """The place itself, or the nearest folder above it that exists."""
     return next(path for path in (place, *place.parents) if path.exists())
 
 
 def _rename(scratch: Location) -> Finding:
-    """Whether a file is replaced whole: the old bytes until the new ones are all there."""
+    """Whether a file is replaced as a whole: a reader sees all old bytes or all new bytes."""
     name = "storage.rename"
     target = scratch / "replaced"
     try:
@@ -87,7 +87,7 @@ def _rename(scratch: Location) -> Finding:
 
 
 def _seen_while_replaced(target: Path, times: int = 50) -> str:
-    """What a reader in another thread saw that is neither the old file nor the new one: no file, or parts. "" for nothing."""
+    """What a reader in another thread saw beside the old file and the new one: no file, or parts of both. "" for nothing."""
     odd: list[str] = []
     target.write_bytes(bytes(_WATCHED_BYTES))
     done = threading.Event()
@@ -115,17 +115,17 @@ def _seen_while_replaced(target: Path, times: int = 50) -> str:
 
 
 def _create(scratch: Location) -> Finding:
-    """Whether only one of two creators of a file is told that it made it: what the lease of an output rests on."""
+    """Whether only one of two creators of a file succeeds. The lease of an output relies on it."""
     name = "storage.create"
     won = [create(scratch / "created", b"1"), create(scratch / "created", b"2")]
     if won != [True, False] or (scratch / "created").read_bytes() != b"1":
-        remedy = "two stages with the same output would not see each other: use a disk, NFS 4, s3:// or gs://"
+        remedy = "two stages could write to the same output at once: use a disk, NFS 4, s3:// or gs://"
         return fail(name, f"a file was created twice ({won})", remedy)
     return ok(name, "of two creators one wins")
 
 
 def _fsync(scratch: Path) -> Finding:
-    """Whether bytes are on the disk when that is said, and how long it takes: the middle of nine."""
+    """Whether fsync works, and how long it takes: the median of nine."""
     name = "storage.fsync"
     times = []
     try:
@@ -150,26 +150,26 @@ def _fsync(scratch: Path) -> Finding:
 
 
 def space(there: Path, free: float | int) -> Finding:
-    """Whether there is room."""
+    """Whether there is enough free space."""
     found = f"{free / 1e9:.1f} GB free at {there}"
     if free < _LEAST_BYTES:
-        return fail("storage.space", found, "free some, or name another disk; jobs.plan says what a run stores")
+        return fail("storage.space", found, "free some, or name another disk; semantica plan says what a run stores")
     if free < _WANTED_BYTES:
-        return warn("storage.space", found, "enough for the demo; jobs.plan says what a run stores")
+        return warn("storage.space", found, "enough for the demo; semantica plan says what a run stores")
     return ok("storage.space", found)
 
 
 def file_system(there: Path) -> str:
-    """The kind of file system that the folder lies on, "" when unknown."""
+    """The type of the folder's file system; "" when unknown."""
     mounts = [m for m in psutil.disk_partitions(all=True) if there.resolve().is_relative_to(m.mountpoint)]
     return max(mounts, key=lambda mount: len(mount.mountpoint)).fstype if mounts else ""
 
 
-def shared(there: Path, kind: str, address: str | None) -> Finding:
-    """Whether every node sees the folder, as far as its kind of file system tells."""
+def check_shared(there: Path, kind: str, address: str | None) -> Finding:
+    """Whether every node sees the folder, judged by the type of its file system."""
     name, found = "storage.shared", f"{there} is {kind or 'of an unknown kind'}"
     if kind in _BROKEN_FUSE:
-        return fail(name, found, "a bucket that is mounted cannot replace files whole: name it as s3:// or gs://, or use NFS")
+        return fail(name, found, "a mounted bucket cannot replace a file as a whole: name it as s3:// or gs://, or use NFS")
     if address is not None and kind not in _NETWORK:
         remedy = f"all nodes of {address} must see the same folder: a shared disk, or s3:// and gs:// for datasets"
         return warn(name, found, remedy)

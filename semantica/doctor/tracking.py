@@ -1,4 +1,4 @@
-"""MLflow: whether the tracking URI of a stage can be reached, and is of a version that takes what is recorded."""
+"""MLflow: whether the tracking URI of a stage can be reached, and whether its version is recent enough."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from semantica.doctor.finding import Finding, fail, ok, warn
 from semantica.doctor.storage import nearest_existing
 from semantica.errors import ConfigError
 from semantica.tracking import TrackingConfig, resolve_uri
-from semantica.tracking.server import shown
+from semantica.tracking.server import redact
 
 _LEAST = Version("3.17.2")
 _START = "mlflow server --host 127.0.0.1 --port 5000 --backend-store-uri sqlite:////ABSOLUTE/mlflow.db"
@@ -28,7 +28,7 @@ _PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
 
 def check_tracking(tracking: TrackingConfig, folder: Path, *, seconds: float = 5.0) -> Iterator[Finding]:
-    """A finding about the URI. folder: where a stage would put mlflow.db when there is none."""
+    """One finding about the URI. folder: where a stage puts mlflow.db when the URI is empty."""
     name = "mlflow.reachable"
     try:
         uri = resolve_uri(tracking, folder)
@@ -45,11 +45,11 @@ def check_tracking(tracking: TrackingConfig, folder: Path, *, seconds: float = 5
     elif scheme in _PORTS:
         yield port_answers(uri, urlsplit(uri).hostname or "", urlsplit(uri).port or _PORTS[scheme], seconds)
     else:
-        yield ok(name, f"{shown(uri)}: not looked at; its own client says at the start of a stage")
+        yield ok(name, f"{redact(uri)}: not checked; MLflow's client checks it when a stage starts")
 
 
 def database(path: Path) -> Finding:
-    """Whether the SQLite file is one of MLflow's, or can be made."""
+    """Whether the SQLite file is a database of MLflow, or can be created."""
     name = "mlflow.reachable"
     if not path.exists():
         above = nearest_existing(path.parent)
@@ -57,8 +57,8 @@ def database(path: Path) -> Finding:
             tempfile.TemporaryFile(dir=above).close()
         except OSError as error:
             remedy = "name another file with --tracking.uri sqlite:////ABSOLUTE/mlflow.db"
-            return fail(name, f"{path} cannot be made in {above}: {explained(error)}", remedy)
-        return ok(name, f"{path} will be made")
+            return fail(name, f"{path} cannot be created in {above}: {explained(error)}", remedy)
+        return ok(name, f"{path} will be created")
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=5)) as connection:
             runs = connection.execute("select count(*) from runs").fetchone()[0]
@@ -74,7 +74,7 @@ def database(path: Path) -> Finding:
 
 def server(uri: str, seconds: float) -> Finding:
     """Whether a server answers, and its version."""
-    name, where = "mlflow.reachable", shown(uri)
+    name, where = "mlflow.reachable", redact(uri)
     try:
         version = _ask(f"{uri.rstrip('/')}/version", seconds)
     except urllib.error.HTTPError as error:
@@ -87,16 +87,14 @@ def server(uri: str, seconds: float) -> Finding:
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         return fail(
-            name, f"{where} does not answer ({reason})", f"start it ({_START}), or --tracking.uri '' for a file; stages run without"
+            name, f"{where} does not answer ({reason})", f"start it ({_START}), or give --tracking.uri ''; stages run without it"
         )
     try:
         have = Version(version.strip().strip('"'))
     except InvalidVersion:
-        return fail(name, f"{where} says {version[:40]!r} and no version", f"is this MLflow? {_START}")
+        return fail(name, f"{where} says {version[:40]!r}, which is no version", f"is this MLflow? {_START}")
     if have < _LEAST:
-        return warn(
-            name, f"{where}, MLflow {have}", f"{_LEAST} is the oldest that was tested: pip install 'mlflow>={_LEAST}' there"
-        )
+        return warn(name, f"{where}, MLflow {have}", f"{_LEAST} is the oldest tested version: pip install 'mlflow>={_LEAST}' there")
     return ok(name, f"{where}, MLflow {have}")
 
 
@@ -109,12 +107,12 @@ def _ask(url: str, seconds: float) -> str:
 
 
 def port_answers(uri: str, host: str, port: int, seconds: float) -> Finding:
-    """Whether somebody listens; the name, the password and the tables are not tried."""
+    """Whether a server listens on the port. User name, password and tables are not checked."""
     name = "mlflow.reachable"
     try:
         socket.create_connection((host, port), timeout=seconds).close()
     except OSError as error:
         return fail(
-            name, f"{shown(uri)}: nobody at {host}:{port} ({error.strerror or error})", "start the database, or open the port"
+            name, f"{redact(uri)}: nobody at {host}:{port} ({error.strerror or error})", "start the database, or open the port"
         )
-    return ok(name, f"{shown(uri)}: {host}:{port} answers; name and password were not tried")
+    return ok(name, f"{redact(uri)}: {host}:{port} answers; name and password were not tried")

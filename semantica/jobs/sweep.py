@@ -15,7 +15,7 @@ from semantica.jobs.command import Command, shown_command
 from semantica.pairs.selection import BandConfig
 from semantica.presets import PipelineConfig
 from semantica.runtime import Runtime
-from semantica.sweeps.plan import SweepPlan, begun
+from semantica.sweeps.plan import SweepPlan, read_plan
 from semantica.sweeps.settings import SweepConfig
 from semantica.sweeps.space import SpaceConfig
 from semantica.training.recipe import TrainConfig
@@ -100,7 +100,7 @@ COMMAND = Command(
 def plan_of(job: SweepJob) -> SweepPlan:
     """What the command asks for, or what the sweep in `out` began with."""
     if job.resume:
-        return begun(job.out)
+        return read_plan(job.out)
     encodings, scores = places(job.encodings, job.scores)
     return SweepPlan(encodings=encodings, scores=scores, sweep=job.sweep, band=job.band, train=job.train)
 

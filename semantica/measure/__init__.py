@@ -1,1 +1,1 @@
-"""The mathematics of evaluation: distances, diversity, similarity. No pages."""
+"""The mathematics of evaluation: distances, diversity, similarity. Reports are in semantica/report/."""

@@ -1,7 +1,7 @@
-"""How much the samples of one condition differ among themselves: a model that draws one picture again and again has diversity 0.
+"""How much the samples of one condition differ from each other. A model that always draws the same picture has diversity 0.
 
-Features of the samples and the condition of each come in; what leaves is a figure per condition, its mean, and the standard error
-over conditions. Compare figures with the same number of samples per condition only where `mean_effective` is meant.
+In: features of the samples, and the condition of each. Out: one figure per condition, the mean, and its standard error over
+conditions. `mean_effective` compares only between equal numbers of samples per condition.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from semantica.measure.feature_checks import check_features, unit_rows
 
 @dataclass(frozen=True, eq=False)
 class Diversity:
-    """mean: of the per-condition mean cosine distance (1 - cosine) of two different samples, 0 to 2, with its standard error.
+    """mean: over conditions, of the mean cosine distance (1 - cosine) of two different samples, 0 to 2, with its standard error.
 
-    mean_effective: of the number of samples that really differ, 1 to the number drawn (Vendi score, Friedman 2023, cosine kernel).
-    condition: the conditions with two samples or more, which `per_condition` and `effective` go with; `left_out`: those with
-    one. num_conditions, num_samples: what went into the figures.
+    mean_effective: over conditions, of the effective number of different samples, from 1 to the number drawn (Vendi score, Friedman
+    2023, cosine kernel). condition: the conditions with two or more samples, in the order of `per_condition` and `effective`.
+    left_out: the conditions with one sample. num_conditions, num_samples: the numbers that the figures are based on.
     """
 
     mean: float
@@ -36,7 +36,7 @@ class Diversity:
 
     @property
     def note(self) -> str | None:
-        """What to say beside the figure when conditions were left out, else None."""
+        """A note for the report when conditions were left out, else None."""
         if not self.left_out:
             return None
         return f"{len(self.left_out)} conditions with one sample have no diversity and are left out ({_some(self.left_out)})"
@@ -47,10 +47,10 @@ def diversity(
     condition_of_sample: Int[np.ndarray, " _"],
     mean: Float[np.ndarray, " d"] | None = None,
 ) -> Diversity:
-    """Mean pairwise cosine distance among the samples of one condition, every condition weighing the same.
+    """Mean pairwise cosine distance among the samples of one condition. All conditions have the same weight.
 
-    `mean` (of a corpus) is subtracted before the cosine. Raises DataError below two conditions with two samples or more, since
-    without them there is no standard error, and for features without a direction.
+    `mean` (of a corpus) is subtracted before the cosine. Raises DataError for fewer than two conditions with two or more samples,
+    which a standard error needs, and for features of length zero.
     """
     if len(condition_of_sample) != len(features):
         raise DataError(f"diversity: expected one condition for each of {len(features)} samples, got {len(condition_of_sample)}")
@@ -61,7 +61,7 @@ def diversity(
     if len(used) < 2:
         raise DataError(
             f"diversity: expected 2 or more conditions with 2 or more samples each, got {len(used)} "
-            f"(and {len(left_out)} with one sample); draw more samples for each condition"
+            f"(and {len(left_out)} with one sample); draw more samples per condition"
         )
     unit = unit_rows(features, mean, "sample")
     order = np.split(np.argsort(position, kind="stable"), np.cumsum(counts)[:-1])

@@ -1,6 +1,6 @@
-"""What every metric asks of features before it computes: enough pictures, one dimension, finite numbers. One sentence when not.
+"""The requirements of all metrics on features: enough pictures, one dimension, finite numbers; and unit vectors.
 
-Sets of features come in by the name they have in the message ("real", "generated"); nothing goes out but unit vectors.
+In: sets of features, by their names for the message ("real", "generated"). Raises DataError with one sentence for a fault.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from jaxtyping import Float, Float64
 
 from semantica.errors import DataError
 
-_CHUNK = 8192  # rows that are looked at at a time
+_CHUNK = 8192  # rows that are checked at a time
 
 
 def check_features(metric: str, sets: Mapping[str, Float[np.ndarray, "_ _"]], at_least: int = 2) -> None:
@@ -35,7 +35,7 @@ def check_features(metric: str, sets: Mapping[str, Float[np.ndarray, "_ _"]], at
 
 
 def unit_rows(features: Float[np.ndarray, "n d"], mean: Float[np.ndarray, " d"] | None, what: str) -> Float64[np.ndarray, "n d"]:
-    """The features less `mean` (None: as they are), each of length one. Raises DataError for one without a direction."""
+    """The features minus `mean` (None: unchanged), scaled to length one. Raises DataError for features of length zero."""
     x = features.astype(np.float64) - (0.0 if mean is None else mean.astype(np.float64))
     length = np.linalg.norm(x, axis=1, keepdims=True)
     bad = int((~(length > 0)).sum())  # also counts NaN

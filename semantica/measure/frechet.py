@@ -1,9 +1,9 @@
 """Fréchet distance between two sets of pictures, from feature statistics that add up.
 
-Each worker turns its features into `FeatureStatistics` (n, Σx, Σxxᵀ in float64); the sum over workers is that of the whole set,
-whatever the split. `frechet_distance` of two of them is the figure; with Inception features it is the FID. A set that is
-compared with many others is a `Reference`: its covariance is factored once. The figure is biased upwards in small n (about 1/n), so
-n belongs beside it, and figures with different n do not compare.
+Each worker turns its features into `FeatureStatistics` (n, Σx, Σxxᵀ in float64). Their sum over workers is that of the whole set,
+for any split. `frechet_distance` of two statistics is the figure; with Inception features it is the FID. A set that is compared
+with many others becomes a `Reference`: its covariance is factored once. The figure is biased upwards at small n (by about 1/n). So
+a report shows n beside it, and figures with different n cannot be compared.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from semantica.errors import DataError
 
 Array = Shaped[np.ndarray, "..."]
 
-_CHUNK = 4096  # rows that are in float64 at a time: 64 MiB at 2048 dimensions
+_CHUNK = 4096  # rows that are converted to float64 at a time: 64 MiB at 2048 dimensions
 
 
 @dataclass(frozen=True, eq=False)
 class FeatureStatistics:
-    """Count, sum and sum of outer products of feature vectors; `a + b` is the statistics of both sets together."""
+    """Count, sum and sum of outer products of feature vectors; `a + b` has the statistics of both sets together."""
 
     n: int
     sum: Float64[np.ndarray, " d"]
@@ -79,12 +79,12 @@ class FeatureStatistics:
         return covariance
 
     def to_arrays(self) -> dict[str, Array]:
-        """Plain arrays for np.savez or an Arrow row; `from_arrays` takes them back."""
+        """Plain arrays for np.savez or an Arrow row; `from_arrays` reads them."""
         return {"n": np.asarray(self.n, dtype=np.int64), "sum": self.sum, "outer": self.outer}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Array]) -> FeatureStatistics:
-        """The statistics that `to_arrays` gave. Raises DataError when an array is missing or the shapes disagree."""
+        """The statistics from the arrays of `to_arrays`. Raises DataError when an array is missing or the shapes disagree."""
         missing = [name for name in ("n", "sum", "outer") if name not in arrays]
         if missing:
             raise DataError(f"feature statistics: expected arrays n, sum and outer, got no {' and no '.join(missing)}")
@@ -99,7 +99,7 @@ class FeatureStatistics:
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """Statistics with a root of their covariance: of a set that other sets are compared with.
+    """The statistics of a set that other sets are compared with, and a root of its covariance.
 
     root: lower triangular, with as many columns as the covariance has rank; root @ root.T = cov[pivots][:, pivots].
     """
@@ -112,11 +112,11 @@ class Reference:
     def of(cls, statistics: FeatureStatistics) -> Reference:
         """The statistics and a root of their covariance, by Cholesky's factorisation with pivots, which ends at the rank.
 
-        Its columns are graded, so small variances keep their digits; those of V·diag(λ)^½ from `eigh` drown in the rounding of the
-        largest one. Raises DataError below 2 pictures.
+        The columns of this root are graded, so small variances keep their digits. In V·diag(λ)^½ from `eigh` they would be lost in
+        the rounding of the largest variance. Raises DataError for fewer than 2 pictures.
         """
         packed, pivots, rank, _ = scipy.linalg.lapack.dpstrf(statistics.cov, lower=1)
-        rank = min(int(rank), statistics.n - 1)  # of n vectors; what is beyond it is rounding
+        rank = min(int(rank), statistics.n - 1)  # the covariance of n vectors has rank n - 1 at most; the rest is rounding
         return cls(statistics=statistics, root=np.ascontiguousarray(np.tril(packed)[:, :rank]), pivots=pivots.astype(np.int64) - 1)
 
     def product(self, cov: Float64[np.ndarray, "d d"]) -> Float64[np.ndarray, "r r"]:
@@ -126,7 +126,7 @@ class Reference:
         if self.root.shape[1] < len(self.root):
             product = self.root.T @ inner @ self.root
         else:
-            # A quarter of the arithmetic of general products. LAPACK reads columns first, so it is given, and gives, transposes.
+            # A quarter of the arithmetic of general products. LAPACK is column-major, so it takes and returns transposes.
             product = scipy.linalg.lapack.dsygst(inner.T, self.root.T, itype=2, lower=0)[0].T
         return product
 
@@ -134,10 +134,10 @@ class Reference:
 def frechet_distance(a: FeatureStatistics | Reference, b: FeatureStatistics | Reference) -> float:
     """|μa - μb|² + tr(Σa + Σb - 2 (ΣaΣb)^½), never negative (Heusel 2017, eq. 6).
 
-    With Σa = FFᵀ the eigenvalues of ΣaΣb are those of the symmetric FᵀΣbF, so one real `eigvalsh` is all: no matrix square root of
-    a non-symmetric product, no complex leftovers, and singular covariances (fewer pictures than dimensions) need no jitter. It is
-    fastest when one of the sets is a `Reference`. Raises DataError when either set has fewer than two pictures or the feature
-    dimensions differ.
+    With Σa = FFᵀ the eigenvalues of ΣaΣb are those of the symmetric FᵀΣbF, so one real `eigvalsh` is enough. There is no matrix
+    square root of a non-symmetric product and no complex remainder, and singular covariances (fewer pictures than dimensions) need
+    no jitter. The call is fastest when one of the sets is a `Reference`. Raises DataError when either set has fewer than two
+    pictures or the feature dimensions differ.
     """
     of_a = a.statistics if isinstance(a, Reference) else a
     of_b = b.statistics if isinstance(b, Reference) else b
@@ -147,12 +147,12 @@ def frechet_distance(a: FeatureStatistics | Reference, b: FeatureStatistics | Re
         product = a.product(cov_b)
     elif isinstance(b, Reference):
         product = b.product(cov_a)
-    elif of_a.n <= of_b.n:  # of a lower rank, perhaps, so that less is left to do
+    elif of_a.n <= of_b.n:  # its covariance may have the lower rank, which makes the product smaller
         product = Reference.of(of_a).product(cov_b)
     else:
         product = Reference.of(of_b).product(cov_a)
     eigenvalues = np.linalg.eigvalsh(product)  # reads the lower triangle
-    # n vectors have a covariance of rank n - 1 at most; what else is not 0 is rounding, whose roots would add up.
+    # The covariance of n vectors has rank n - 1 at most. Further eigenvalues are rounding, and their roots would add up.
     rank = min(len(eigenvalues), of_a.n - 1, of_b.n - 1)
     cross = float(np.sqrt(eigenvalues[len(eigenvalues) - rank :].clip(min=0)).sum())
     distance = float(difference @ difference) + float(np.trace(cov_a) + np.trace(cov_b)) - 2 * cross

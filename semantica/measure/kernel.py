@@ -1,7 +1,7 @@
 """Kernel distance (KID, Binkowski 2018) between two sets of features: an unbiased figure, so small sets can be compared.
 
-Features of real and generated pictures come in, the mean and the spread over random subsets go out. Kernel, estimator and the
-drawing of subsets are those of torch-fidelity, so that the same features and seed give its figure.
+In: features of real and generated pictures. Out: the mean and the spread over random subsets. Kernel, estimator and the choice of
+subsets are those of torch-fidelity, so the same features and seed give the same figure.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from semantica.measure.feature_checks import check_features
 
 @dataclass(frozen=True)
 class KernelDistance:
-    """Mean and standard deviation of MMD² over subsets, and how they were drawn. Slightly below 0 is a legitimate value.
+    """Mean and standard deviation of MMD² over subsets, and how the subsets were chosen. A mean slightly below 0 is valid.
 
-    std is the spread of single subsets, not a standard error: subsets overlap.
+    std is the spread of single subsets and not a standard error, since subsets overlap.
     """
 
     mean: float
@@ -41,8 +41,8 @@ def kernel_distance(
 ) -> KernelDistance:
     """MMD² with the kernel (x·y / d + 1)³, unbiased, over subsets without repetition.
 
-    torch-fidelity's with the generated set as its input 1 and rng_seed = seed; summed here in float64. Raises DataError when a set
-    has fewer than subset_size pictures or features that are not finite, or when the dimensions differ.
+    Equals torch-fidelity's figure with the generated set as input 1 and rng_seed = seed, but sums in float64. Raises DataError when
+    a set has fewer than subset_size pictures or features that are not finite, or when the dimensions differ.
     """
     if subset_size < 2 or num_subsets < 1:
         raise DataError(
@@ -56,7 +56,7 @@ def kernel_distance(
                 f"give more pictures or a subset_size of at most {min(len(real), len(generated))}"
             )
     check_features("kernel distance", sets)
-    # The legacy generator, whose draws are fixed for ever, in torch-fidelity's order: input 1 first.
+    # The legacy generator, whose draws never change between numpy versions. torch-fidelity draws for input 1 first.
     draws = np.random.RandomState(seed)
     distances = np.zeros(num_subsets)
     for i in range(num_subsets):
@@ -75,7 +75,7 @@ def kernel_distance(
 
 
 def _squared_mmd(x: Float64[np.ndarray, "m d"], y: Float64[np.ndarray, "m d"]) -> float:
-    # Binkowski 2018, eq. 4: a picture is not compared with itself within a set.
+    # Binkowski 2018, eq. 4: within a set, a picture is not compared with itself.
     m = len(x)
     within = sum(float(k.sum() - np.trace(k)) for k in (_kernel(x, x), _kernel(y, y))) / (m * (m - 1))
     return within - 2 * float(_kernel(x, y).mean())

@@ -1,8 +1,8 @@
 """Precision and recall (Kynkäänniemi 2019), density and coverage (Naeem 2020): how two sets of features lie in each other.
 
-Features of real and generated pictures come in, four shares go out. The ball of a picture reaches to its k-th nearest neighbour in
-its own set. Distances are computed in blocks and in float64: beside the features, at most 4 blocks of 2048 x d and 4 of 2048 x 2048
-are in memory, 256 MiB at 2048 dimensions, whatever the sets' sizes.
+In: features of real and generated pictures. Out: four shares. The ball of a picture reaches to its k-th nearest neighbour in its
+own set. Distances are computed in blocks and in float64. Beside the features, at most 4 blocks of 2048 x d and 4 of 2048 x 2048 are
+in memory: 256 MiB at 2048 dimensions, for sets of any size.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _BLOCK = 2048
 class Manifold:
     """precision, recall, coverage: shares, 0 to 1. density: 1 when both sets come from one distribution; it may be larger.
 
-    k: of the paper of density and coverage 5, of that of precision and recall 3. All four depend on k, num_real and num_generated.
+    k: 5 in the paper of density and coverage, 3 in that of precision and recall. All four depend on k, num_real and num_generated.
     """
 
     precision: float
@@ -36,12 +36,15 @@ class Manifold:
 
 
 def manifold(real: Float[np.ndarray, "n d"], generated: Float[np.ndarray, "m _"], k: int = 5) -> Manifold:
-    """Shares of generated pictures inside real balls (precision), of real ones inside generated balls (recall), mean number of
-    real balls around a generated picture over k (density), share of real balls with a generated picture (coverage).
+    """Precision, recall, density and coverage.
 
-    As in the papers' code a ball has its border for precision and recall, and has not for density and coverage; distances that
-    differ by less than their rounding are equal, so a copied picture is on the border, not by chance. Raises DataError when a set
-    has not more than k pictures or features that are not finite, or when the dimensions differ.
+    Precision: the share of generated pictures inside a real ball. Recall: the share of real pictures inside a generated ball.
+    Density: the mean number of real balls around a generated picture, divided by k. Coverage: the share of real balls that contain
+    a generated picture.
+
+    As in the papers' code, the border belongs to a ball for precision and recall, and does not for density and coverage. Distances
+    that differ by less than their rounding are equal, so a copied picture lies on the border exactly. Raises DataError when a set
+    has k pictures or fewer, or features that are not finite, or when the dimensions differ.
     """
     if k < 1:
         raise DataError(f"manifold: expected k of 1 or more, got {k}")
@@ -107,6 +110,6 @@ def _squared_distance(x: Float64[np.ndarray, "b d"], y: Float64[np.ndarray, "c d
 
 
 def _rounding(origin: Float64[np.ndarray, " d"], real: Float[np.ndarray, "n d"], generated: Float[np.ndarray, "m d"]) -> float:
-    """The most by which two computed squared distances that are equal may differ: 4 d eps max|x|²."""
+    """The largest difference that rounding makes between two equal squared distances: 4 d eps max|x|²."""
     squares = [(x * x).sum(axis=1).max() for features in (real, generated) for _, x in _blocks(features, origin)]
     return float(4 * len(origin) * np.finfo(np.float64).eps * max(squares))

@@ -1,7 +1,7 @@
-"""Is a sample a copy? Every sample's nearest training picture, against the same for real pictures that were never trained on.
+"""Is a sample a copy? Each sample's nearest training picture, compared with that of real pictures never trained on.
 
-Features of samples, training pictures and held-out pictures come in. A held-out picture cannot be a copy, so how near *they* come
-to the training set is what chance and near-duplicates give; a sample that is nearer than nearly all of them is suspicious. Cosines
+In: features of samples, training pictures and held-out pictures. A held-out picture cannot be a copy, so its nearness to the
+training set is due to chance and near-duplicates. A sample that is nearer than nearly all held-out pictures is suspicious. Cosines
 are computed in blocks: at most 4 blocks of 2048 x d and 2 of 2048 x 2048 float64 are in memory beside the features.
 """
 
@@ -20,11 +20,11 @@ _BLOCK = 2048
 
 @dataclass(frozen=True, eq=False)
 class Nearest:
-    """index, cosine: of each sample's nearest training picture, the first of equals. held_out_cosine: the same of held-out ones.
+    """index, cosine: of each sample's nearest training picture, the first among equals. held_out_cosine: of held-out pictures.
 
-    threshold: the `quantile` of held_out_cosine (where it lies between two of them, the higher one). share_of_copies: of samples
-    beyond the threshold, with its binomial standard error; share_of_held_out: of held-out pictures beyond it, at most 1 - quantile,
-    which is what a model without copies is to be compared with.
+    threshold: the `quantile` of held_out_cosine (the higher of two values when it lies between them). share_of_copies: the share of
+    samples beyond the threshold, with its binomial standard error. share_of_held_out: the share of held-out pictures beyond it, at
+    most 1 - quantile; compare share_of_copies with it.
     """
 
     index: Int[np.ndarray, " s"]
@@ -41,7 +41,7 @@ class Nearest:
 
     @property
     def note(self) -> str | None:
-        """How the threshold was set when there are too few held-out pictures for the quantile, else None."""
+        """A note for the report when there are too few held-out pictures for the quantile, else None."""
         if self.num_held_out * (1 - self.quantile) >= 1:
             return None
         needed = int(np.ceil(1 / (1 - self.quantile)))
@@ -59,10 +59,10 @@ def nearest_training(
     quantile: float = 0.99,
     mean: Float[np.ndarray, " d"] | None = None,
 ) -> Nearest:
-    """Each sample's nearest training picture by cosine, and the share of samples that are nearer than `quantile` of held-out ones.
+    """Find each sample's nearest training picture by cosine, and the share of samples nearer than `quantile` of held-out pictures.
 
     `mean` (of a corpus) is subtracted before the cosine. Cosines that differ by less than their rounding are equal. Raises
-    DataError without samples, below two held-out or without training pictures, and for features without a direction.
+    DataError without samples, without training pictures, for fewer than two held-out pictures, and for features of length zero.
     """
     if not 0 < quantile < 1:
         raise DataError(f"nearest training picture: expected a quantile above 0 and below 1, got {quantile:g}")
@@ -101,14 +101,14 @@ def _nearest(
         for first in range(0, len(train), _BLOCK):
             cosine = unit @ unit_rows(train[first : first + _BLOCK], mean, "training").T
             highest = cosine.max(axis=1)
-            # argmax of a bool is the first true one: the first of all that equal the highest.
-            found = first + (cosine >= highest[:, None] - slack).argmax(axis=1)
+            # argmax of a bool is the first True: the first picture among those equal to the highest.
+            candidate = first + (cosine >= highest[:, None] - slack).argmax(axis=1)
             better = highest > best[rows] + slack
-            index[rows] = np.where(better, found, index[rows])
+            index[rows] = np.where(better, candidate, index[rows])
             best[rows] = np.where(better, highest, best[rows])
     return index, best.clip(-1.0, 1.0)
 
 
 def _slack(dim: int) -> float:
-    # What rounding may do to the sum of `dim` products of two unit vectors; blocks of another shape round otherwise.
+    # The rounding of a sum of `dim` products of two unit vectors, which depends on the shape of the blocks.
     return float(4 * dim * np.finfo(np.float64).eps)

@@ -1,7 +1,7 @@
-"""References on disk: statistics of a reference set with their root, under a name that says what they are of.
+"""References on disk: the statistics of a reference set and their root, under a name that identifies the set.
 
-The name is a hash of the extractor's identity, the resize and the pictures, so a reference is made once and found by every later
-evaluation that means the same. A file is there whole or not at all, holds its own SHA-256, and is made again when it is damaged.
+The name is a hash of the extractor's identity, the resize and the pictures. So a reference is computed once, and every later
+evaluation with the same set finds it. A file is written atomically, holds its own SHA-256, and is computed again when damaged.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ _ARRAYS = ("n", "sum", "outer", "root", "pivots")
 
 
 def reference_key(extractor: Mapping[str, Any], resize: str, images: Iterable[str]) -> str:
-    """64 hex digits that name a reference: another extractor, resize or picture gives others, another order of pictures does not.
+    """64 hex digits that name a reference. They depend on extractor, resize and pictures, but not on the order of the pictures.
 
-    extractor: its identity (name, hash of the weights, ...). images: an id or hash of the content for every picture; one that
-    counts twice stands there twice.
+    extractor: its identity (name, hash of the weights, ...). images: one id or content hash per picture; a picture that counts
+    twice is listed twice.
     """
     named = {"format": _FORMAT, "extractor": dict(extractor), "resize": resize, "images": sorted(images)}
     return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
 
 
 def reference_path(folder: Location, key: str) -> Location:
-    """Where the reference of this key lies in a folder of references."""
+    """The file of a key in a folder of references."""
     return folder / f"{key}.safetensors"
 
 
 def cached_reference(folder: Location, key: str, compute: Callable[[], FeatureStatistics]) -> Reference:
-    """The reference of this key from the folder; when it is not there, or damaged, it is computed and kept there.
+    """Read the reference of this key from the folder; when it is missing or damaged, compute it and write it there.
 
-    Any number of processes may ask for one key at once: each writes a file of its own and moves it into place.
+    Several processes may do so for one key at once: each writes its own file and moves it into place.
     """
     path = reference_path(folder, key)
     if path.exists():
@@ -59,14 +59,14 @@ def cached_reference(folder: Location, key: str, compute: Callable[[], FeatureSt
 
 
 def write_reference(folder: Location, key: str, reference: Reference) -> None:
-    """Put the reference into the folder under this key."""
+    """Write the reference into the folder under this key."""
     arrays = {**reference.statistics.to_arrays(), "root": reference.root, "pivots": reference.pivots}
     arrays = {name: np.asarray(arrays[name], order="C") for name in _ARRAYS}
     write_atomically(reference_path(folder, key), save({**arrays, "sha256": _digest(key, arrays)}))
 
 
 def read_reference(folder: Location, key: str) -> Reference:
-    """The reference that `write_reference` put there. Raises DataError when it is missing, damaged, or one of another key."""
+    """The reference that `write_reference` wrote. Raises DataError when it is missing, damaged, or of another key."""
     path = reference_path(folder, key)
     try:
         arrays = load(path.read_bytes())

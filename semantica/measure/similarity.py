@@ -1,7 +1,7 @@
-"""Does a sample look like its own conditioning picture? Cosine to its own against the mean cosine to the other ones.
+"""Does a sample look like its own conditioning picture? Its cosine to that picture, minus the mean cosine to the other ones.
 
-Features come from an encoder (the same for samples and conditioning pictures); what leaves is `OwnOther`, the figure of the
-report's first sentence. A model that ignores its condition has difference 0, whatever the quality of its pictures.
+In: features of samples and conditioning pictures, from one encoder. Out: `OwnOther`, the figure in the report's first sentence. A
+model that ignores its condition has difference 0, regardless of the quality of its pictures.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from semantica.measure.feature_checks import unit_rows
 class OwnOther:
     """Mean cosine of samples to their own and to the other conditioning pictures, with the standard error of the difference.
 
-    `condition` holds the indices of the conditioning pictures that have samples; `per_condition_own` and `per_condition_other` go
-    with it. `own`, `other` and `difference` are plain means over those, so every conditioning picture weighs the same.
+    condition: the indices of the conditioning pictures that have samples, in the order of `per_condition_own` and
+    `per_condition_other`. own, other, difference: plain means over these, so all conditioning pictures have the same weight.
     """
 
     own: float
@@ -51,8 +51,8 @@ def own_and_other(
 
     "Other" is the mean over all conditioning pictures but the sample's own. `mean` (of a corpus, not of these pictures) is
     subtracted from both sides before the cosine. The standard error is that of the per-condition difference over conditions
-    (n - 1). Raises DataError below two conditioning pictures with samples, for an index out of range, and for a feature of
-    length zero.
+    (n - 1). Raises DataError for fewer than two conditioning pictures with samples, for an index out of range, and for a feature
+    of length zero.
     """
     num_conditions = len(condition_features)
     if len(condition_of_sample) and (condition_of_sample.min() < 0 or condition_of_sample.max() >= num_conditions):
@@ -62,7 +62,7 @@ def own_and_other(
     if len(present) < 2:
         raise DataError(f"similarity: expected samples of at least 2 conditioning pictures, got {len(present)}")
     samples, conditions = unit_rows(sample_features, mean, "sample"), unit_rows(condition_features, mean, "condition")
-    # The sum of all cosines is the product with the sum of the vectors: of 50,000 pictures the whole matrix would take 20 GB.
+    # The sum of all cosines is the product with the sum of the vectors. The whole matrix of 50,000 pictures would take 20 GB.
     own_of_sample = np.einsum("sd,sd->s", samples, conditions[condition_of_sample])
     other_of_sample = (samples @ conditions.sum(axis=0) - own_of_sample) / (num_conditions - 1)
     samples_of = np.bincount(position)

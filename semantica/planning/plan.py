@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 
@@ -234,9 +234,6 @@ def _stage(
     waits, cost = 1 - takes["computing"] / hours, hours * units * price
     return StagePlan(name, on, hours * units, hours, limit, waits, stored, reads, reads / (hours * _HOUR), cost)
 
-
-if TYPE_CHECKING:
-    from semantica.planning.plan import Plan
 
 _MANY_EPOCHS = 100
 _SMALL_GROUPS = 1_000_000  # row groups of a selection, which every worker reads as a list when it starts

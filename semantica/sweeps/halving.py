@@ -1,9 +1,9 @@
 """Successive halving (Jamieson and Talwalkar, arXiv 1502.07943): which trials of a sweep stop early, at which points.
 
-In: what was measured of every trial. Out: who goes on. ASHA decides about a trial when it comes to a point, by those that were
-there before it (`Asha`: Ray Tune is told what it says, and `simulated_asha` applies it to recorded curves). `next_round` decides
-about a point when all trials have come to it, so that no trial goes on because it was early, and the order of the trials does
-not matter: trials pause at a point, where they are saved and end.
+In: the figures of every trial. Out: the trials that continue. ASHA decides when a trial reaches a point, by comparing it with the
+trials that reached the point before (`Asha`: Ray Tune asks it, and `simulated_asha` applies it to recorded curves). `next_round`
+decides when all trials have reached a point. So no trial continues only because it was early, and the order of the trials does
+not matter. Until then the trials pause at the point: each is saved, and its process ends.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from semantica.sweeps.results import Figure, Result
 
 
 def milestones(num_points: int, grace_points: int, reduction_factor: float) -> list[float]:
-    """The points at which trials are stopped, before the last one, where there is nothing left to save.
+    """The points at which trials may be stopped. The last point is none: a stop there would save nothing.
 
-    One that is not a whole number is looked at at the point after it.
+    A milestone that is not a whole number is decided at the next point.
     """
-    found, milestone = [], float(grace_points)
+    points, milestone = [], float(grace_points)
     while milestone <= num_points - 1:
-        found.append(milestone)
+        points.append(milestone)
         milestone *= reduction_factor
-    return found
+    return points
 
 
 class Asha:
-    """Asynchronous successive halving (Li et al., arXiv 1810.05934) over trials that come to their points in any order.
+    """Asynchronous successive halving (Li et al., arXiv 1810.05934) over trials that reach their points in any order.
 
     `stops(name, point, figure)`: whether the figure of a trial at a point is above the (1 / reduction_factor)-quantile of the
-    figures that came to the same milestone before. Each trial is decided on once per milestone, at its first point from there on.
+    figures that reached the same milestone before. Each trial is judged once per milestone, at its first point from there on.
     """
 
     def __init__(self, num_points: int, grace_points: int, reduction_factor: float) -> None:
@@ -43,7 +43,7 @@ class Asha:
         }
 
     def stops(self, name: str, point: int, figure: float) -> bool:
-        """Take in a figure; True when the trial is to be stopped here."""
+        """Add a figure. Returns True when the trial should be stopped here."""
         reached = [others for milestone, others in self.rungs.items() if milestone <= point]
         if not reached or name in reached[0]:
             return False
@@ -55,7 +55,7 @@ class Asha:
 
 @dataclass(frozen=True)
 class AshaOutcome:
-    """An ASHA over recorded curves: the points that each trial came to, who wins, and the share of the whole grid's cost."""
+    """ASHA over recorded curves: the point that each trial reached, the winner, and the cost as a share of the whole grid's."""
 
     reached: Mapping[str, int]
     best: str
@@ -70,7 +70,7 @@ def simulated_asha(
     grace_points: int,
     reduction_factor: float,
 ) -> AshaOutcome:
-    """ASHA, one trial after the other in the order given, over the curves of a full grid. steps: of the points."""
+    """ASHA over the curves of a full grid, one trial after the other in the given order. steps: of the points."""
     asha = Asha(len(steps), grace_points, reduction_factor)
     reached = {
         name: next((point for point, figure in enumerate(curve, 1) if asha.stops(name, point, figure)), len(steps))
@@ -92,7 +92,7 @@ class Loser:
 
 @dataclass(frozen=True)
 class Round:
-    """The trials that go on, to which point (None: to their end), and all that have been stopped by now."""
+    """names: the trials that continue. until: the point they continue to; None for their end. losers: all trials stopped so far."""
 
     names: tuple[str, ...]
     until: int | None
@@ -100,10 +100,10 @@ class Round:
 
 
 def next_round(results: Sequence[Result], *, num_points: int, grace_points: int, reduction_factor: float) -> Round:
-    """What is to be done now, a pure function of what was measured; no names: nothing.
+    """The next round, a pure function of the measured figures. A round without names means that the sweep is done.
 
-    At each of ASHA's points the best 1 / reduction_factor of those that came there go on, at least one. A trial that diverged, or
-    could not be trained, does not count at the points that it did not come to.
+    At each of ASHA's points the best 1 / reduction_factor of the trials that reached it continue, at least one. A trial that
+    diverged, or could not be trained, does not count at the points that it did not reach.
     """
     alive, losers = list(results), list[Loser]()
     for rung in (math.ceil(m) for m in milestones(num_points, grace_points, reduction_factor)):

@@ -1,4 +1,4 @@
-"""A sweep as a user asked for it: what it is of, and its settings. Kept in its folder, so that `--resume` needs nothing else."""
+"""The plan of a sweep: its inputs and settings, as the user gave them. It is stored in the sweep's folder for `--resume`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PLAN = "asked.json"
 
 @config
 class SweepPlan:
-    """encodings, scores: places by the name of their encoder. train, band: what trials change."""
+    """encodings, scores: places, by the name of their encoder. train, band: the configuration that trials change."""
 
     encodings: dict[str, str]
     scores: dict[str, str]
@@ -33,13 +33,13 @@ class SweepPlan:
         return Swept(train=self.train, band=self.band)
 
 
-def keep(plan: SweepPlan, out: Path) -> None:
+def write_plan(plan: SweepPlan, out: Path) -> None:
     """Write the plan into the folder of its sweep."""
     write_atomically(out / PLAN, json.dumps(to_dict(plan), indent=1).encode())
 
 
-def begun(out: Path) -> SweepPlan:
-    """The plan of the sweep that was begun in this folder. Raises DataError when there is none."""
+def read_plan(out: Path) -> SweepPlan:
+    """The plan in the folder of a sweep. Raises DataError when there is none."""
     try:
         return from_record(SweepPlan, json.loads((out / PLAN).read_text()))
     except FileNotFoundError:

@@ -1,9 +1,9 @@
 """The points of a trial: the steps of its training at which samples of its EMA weights are measured, and how.
 
-In: weights in training, and a `HeldOut`, chosen once per sweep: the conditioning images, and where the statistics of the real
-pictures are. Out: per point, the Fréchet distance of the samples from held-out pictures in fixed features, and a picture of some
-samples, both on disk. Conditions and noise are the same for all trials and points, so that figures differ by the weights alone.
-Knows no Ray.
+In: weights in training, and a `HeldOut`, chosen once per sweep: the conditioning images, and the key of the real pictures'
+statistics. Out: per point, the Fréchet distance between samples and held-out pictures in fixed features, and a picture of some
+samples, both on disk. Conditioning images and noise are the same for all trials and points, so figures differ by the weights
+alone. Nothing here knows Ray.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ from semantica.sweeps.settings import MeasureConfig
 from semantica.training.recipe import TrainConfig
 
 FRECHET = "frechet"  # in MLflow and in Ray Tune
-_ROWS = 64  # conditioning images whose tokens are in memory at once
-_PICTURES = 1024  # real pictures that are decoded at once
+_ROWS = 64  # conditioning images whose tokens are in memory at a time
+_PICTURES = 1024  # real pictures that are decoded at a time
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What trials are measured on: conditioning images in order, the key of the reference's statistics, and their extractor."""
+    """What all trials are measured on: conditioning images in order, the key of the reference's statistics, and the extractor."""
 
     conditions: tuple[str, ...]
     num_reference: int
@@ -55,17 +55,17 @@ class HeldOut:
 
     @classmethod
     def read(cls, path: Path) -> HeldOut:
-        """What a file holds."""
+        """Read a HeldOut from a file."""
         values = json.loads(path.read_text())
         return cls(**values | {"conditions": tuple(values["conditions"])})
 
     def keep(self, path: Path) -> None:
-        """Write it to a file."""
+        """Write the HeldOut to a file."""
         write_atomically(path, json.dumps(asdict(self)).encode())
 
 
 def held_out_pictures(encodings: Sequence[Location]) -> dict[str, PictureRef]:
-    """The held-out pictures that all of these encodings have, placed in the first. Raises DataError for fewer than two."""
+    """The held-out pictures that all encodings have, as places in the first. Raises DataError for fewer than two."""
     first, *others = [by_image(list_pictures(folder)) for folder in encodings]
     found = {name: picture for name, picture in first.items() if all(name in other for other in others)}
     if len(found) < 2:
@@ -79,7 +79,7 @@ def held_out_pictures(encodings: Sequence[Location]) -> dict[str, PictureRef]:
 def make_held_out(
     settings: MeasureConfig, encodings: Sequence[Location], resolution_px: int, references: Location, device: torch.device | str
 ) -> HeldOut:
-    """The conditioning images, and the statistics of the real pictures at the model's size, computed where there are none."""
+    """Choose the conditioning images, and compute the statistics of the real pictures at the model's size unless cached."""
     pictures = held_out_pictures(encodings)
     ordered = [c.image_id for c in choose_conditions(list(pictures.values()), len(pictures), settings.seed)]
     reference = ordered[: settings.num_reference]
@@ -91,8 +91,8 @@ def make_held_out(
     def compute() -> FeatureStatistics:
         total = FeatureStatistics.empty(extractor.identity.dim)
         for start in range(0, len(reference), _PICTURES):
-            found = stored.read([pictures[name] for name in reference[start : start + _PICTURES]])
-            pixels = torch.stack([decode(data, resolution_px) for data in found.values()])
+            encoded = stored.read([pictures[name] for name in reference[start : start + _PICTURES]])
+            pixels = torch.stack([decode(data, resolution_px) for data in encoded.values()])
             total += FeatureStatistics.of(extractor.features(pixels).numpy())
         return total
 
@@ -101,21 +101,24 @@ def make_held_out(
 
 
 def load_extractor(name: str, encodings: Location, device: torch.device | str) -> FeatureExtractor:
-    """The extractor; "encoder" is what made these encodings. Raises DataError when its weights are no longer the same."""
+    """The extractor `name`; "encoder" is the encoder that made `encodings`. Raises DataError when its weights have changed."""
     if name != "encoder":
         return load_features(resolve(name), device)
     manifest = read_manifest(encodings, "encodings")
     encoder = load_encoder(from_dict(EncodeConfig, dict(manifest.config)).encoder, str(device))
     if encoder.identity.to_dict() != manifest.facts["encoder"]:
-        raise DataError(f"sweep: the weights of {encoder.identity.name} are no longer those that made {encodings}; put them back")
+        raise DataError(
+            f"sweep: the weights of {encoder.identity.name} are not those that made {encodings}; restore the old weights"
+        )
     return encoder_features(encoder)
 
 
 @dataclass(frozen=True)
 class Points:
-    """When and how a trial is measured. folder: the trial's. measured_by: the encodings whose encoder measures.
+    """When and how a trial is measured. folder: of the trial. measured_by: the encodings whose encoder measures.
 
-    steps: of the points, from point 1. pause: the step of a point after which the training is saved and ends, to resume later.
+    steps: the step of each point, from point 1. pause: the step of the point after which the training is saved and ends, to be
+    resumed later.
     """
 
     folder: Path
@@ -126,19 +129,19 @@ class Points:
     measured_by: Location
     pause: int | None = None
 
-    def known(self, step: int) -> Figure | None:
-        """The figure of the point at a step when it is on disk."""
+    def read_figure(self, step: int) -> Figure | None:
+        """The figure of the point at this step; None when it is not on disk."""
         return read_figure(self.folder, self.steps.index(step) + 1)
 
     def picture(self, figure: Figure) -> bytes:
-        """The PNG of samples at a point."""
+        """The PNG of the samples at the figure's point."""
         return figure_path(self.folder, figure.point).with_suffix(".png").read_bytes()
 
 
 class TrialMeasurer:
-    """`measurer.measure(weights)`: (Fréchet distance, PNG of some samples) of whole EMA weights by name.
+    """`measurer.measure(weights)`: (Fréchet distance, PNG of some samples), from the unsharded EMA weights by name.
 
-    encodings: the trial's own, whose tokens condition.
+    encodings: the trial's own; their tokens condition the samples.
     """
 
     def __init__(
@@ -153,7 +156,7 @@ class TrialMeasurer:
         self.extractor = load_extractor(self.settings.extractor, points.measured_by, device)
         if self.extractor.identity.to_dict() != dict(self.held_out.extractor):
             raise DataError(
-                f"sweep: {self.extractor.identity.title} is another network than at the sweep's start; begin a new sweep"
+                f"sweep: {self.extractor.identity.title} is another network than when the sweep started; start a new sweep"
             )
         self.reference: Reference = read_reference(points.references, self.held_out.reference)
         self.places = by_image(list_pictures(encodings))
@@ -161,14 +164,14 @@ class TrialMeasurer:
         self.stored = StoredPictures(encodings)
 
     def measure(self, average: Mapping[str, Tensor]) -> tuple[float, bytes]:
-        """The figure and the picture. The weights are copied: the network in training is never run."""
+        """The figure and the picture. The weights are copied; the network in training does not run."""
         model = model_of(average, self.config, self.device)
         names = self.held_out.conditions
-        drawn = torch.cat([self._drawn(model, names[i : i + _ROWS]) for i in range(0, len(names), _ROWS)])
+        drawn = torch.cat([self._draw(model, names[i : i + _ROWS]) for i in range(0, len(names), _ROWS)])
         figure = frechet_distance(FeatureStatistics.of(self.extractor.features(drawn).numpy()), self.reference)
         return figure, self._png(drawn)
 
-    def _drawn(self, model: Model, names: Sequence[str]) -> Tensor:
+    def _draw(self, model: Model, names: Sequence[str]) -> Tensor:
         cond = self.conditions.read([self.places[name] for name in names])
         drawn: Tensor = sample_pictures(
             model, cond, [f"{name}/0" for name in names], self.settings.guidance, self.settings.drawing, 2 * _ROWS
@@ -184,9 +187,9 @@ class TrialMeasurer:
 
 
 class PointMeter:
-    """Measures the points of one training. The networks that measure are loaded when the first point comes.
+    """Measures the points of one training. The networks that measure are loaded at the first point.
 
-    is_new: the training begins now, so that the seconds until its first point are known.
+    is_new: the training starts now, so the seconds until its first point are known.
     """
 
     def __init__(
@@ -201,24 +204,24 @@ class PointMeter:
     ) -> None:
         self.points, self.config, self.encodings, self.tokens_of, self.device = points, config, encodings, tokens_of, device
         self._measurer: TrialMeasurer | None = None
-        # When the point before was done, or the training began; None where that was in another process.
+        # When the previous point was done, or the training started; None when that was in another process.
         self._since = time.monotonic() if is_new else None
 
     def figure(self, step: int, average: Mapping[str, Tensor]) -> Figure:
-        """The figure of the point at this step: from disk where it is there, else measured now and written to disk."""
-        figure = self.points.known(step) or self._measured(step, average)
+        """The figure of the point at this step: read from disk, or else measured now and written to disk."""
+        figure = self.points.read_figure(step) or self._measure(step, average)
         self._since = time.monotonic()
         return figure
 
-    def _measured(self, step: int, average: Mapping[str, Tensor]) -> Figure:
-        begun = time.monotonic()
+    def _measure(self, step: int, average: Mapping[str, Tensor]) -> Figure:
+        started = time.monotonic()
         points, point = self.points, self.points.steps.index(step) + 1
         measurer = self._measurer = self._measurer or TrialMeasurer(
             points, self.config, self.encodings, self.tokens_of, self.device
         )
         frechet, png = measurer.measure(average)
         path = figure_path(points.folder, point).with_suffix(".png")
-        write_atomically(path, png)  # first: where there is a figure, there is a picture
+        write_atomically(path, png)  # before the figure, so that every figure has a picture
         figure = Figure(
             point=point,
             step=step,
@@ -226,13 +229,13 @@ class PointMeter:
             num_samples=len(measurer.held_out.conditions),
             num_reference=measurer.held_out.num_reference,
             extractor=measurer.extractor.identity.name,
-            seconds=None if self._since is None else begun - self._since,
-            measuring_seconds=time.monotonic() - begun,
+            seconds=None if self._since is None else started - self._since,
+            measuring_seconds=time.monotonic() - started,
         )
         return keep_figure(points.folder, figure)
 
 
-def reported(figure: Figure, num_points: int) -> dict[str, Any]:
-    """A figure as Ray Tune and MLflow see it."""
+def tune_values(figure: Figure, num_points: int) -> dict[str, Any]:
+    """A figure as values for Ray Tune and MLflow."""
     last = {"frechet_final": figure.frechet} if figure.point == num_points else {}
     return {FRECHET: figure.frechet, "point": figure.point, **last}

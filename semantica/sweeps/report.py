@@ -25,16 +25,16 @@ from semantica.sweeps.points import HeldOut
 from semantica.sweeps.ranking import rank_correlations, share_of_grid, winner
 from semantica.sweeps.results import Result, figure_path, read_results, selection_folder, trial_folder
 from semantica.sweeps.settings import SweepConfig
-from semantica.sweeps.space import Setting, Swept, configured
+from semantica.sweeps.space import Setting, Swept, trial_config
 from semantica.tracking import git_commit
 
 PAGE, REPORT, BEST, HELD_OUT_FILE = "sweep.html", "sweep.json", "best.yaml", "held_out.json"
-_SHOWN = 1  # trials whose samples the page shows, the best; those of all are in MLflow
+_SHOWN = 1  # best trials whose samples the page shows; MLflow has the samples of all trials
 
 
 @dataclass(frozen=True)
 class Panel:
-    """A panel of Fig. 2: its title and the settings that make its lines."""
+    """A panel of Fig. 2: its title, and the settings whose values make its lines."""
 
     title: str
     settings: tuple[str, ...]
@@ -48,16 +48,16 @@ PANELS = (
 
 
 def write_report(out: Path, config: SweepConfig, swept: Swept, encodings: Mapping[str, str], command: str = "") -> dict[str, float]:
-    """Write the three files into `out`. Returns what MLflow's parent run shows beside the best figure.
+    """Write the three files into `out`. Returns further figures for MLflow's parent run.
 
-    swept: what the winner's configuration is made of. Needs one trial that has finished.
+    swept: the base of the winner's configuration. At least one trial must have finished.
     """
     results = read_results(out)
     best = winner(results)
     assert best is not None
     encoder = str(best.settings["encoder"])
     identity = read_manifest(location(encodings[encoder]), "encodings").facts["encoder"]
-    chosen = configured(swept, best.settings, identity)
+    chosen = trial_config(swept, best.settings, identity)
     text = best_yaml(chosen, encodings[encoder], selection_folder(out, encoder, chosen.band), best)
     write_atomically(out / BEST, text.encode())
     report = sweep_report(out, results, best, config, swept, text, command)
@@ -70,7 +70,7 @@ def best_yaml(chosen: Swept, encodings: str, selection: Path, best: Result) -> s
     """The winner's training as `semantica train --config FILE --out OUT` takes it."""
     head = f"# {best.name}: Frechet distance {best.final:.4g}.  semantica train --config best.yaml --out OUT\n"
     places = json.dumps({"encodings": encodings})[1:-1], json.dumps({"selection": str(selection)})[1:-1]
-    lines = [line.replace('"', "", 2) for line in places]  # the key without quotes, the path in those of JSON, which YAML reads
+    lines = [line.replace('"', "", 2) for line in places]  # keys without quotes; YAML reads the paths in JSON's quotes
     body = "".join(f"  {line}\n" for line in to_yaml(chosen.train).splitlines())
     return head + "\n".join(lines) + "\ntrain:\n" + body
 
@@ -78,7 +78,7 @@ def best_yaml(chosen: Swept, encodings: str, selection: Path, best: Result) -> s
 def sweep_report(
     out: Path, results: Sequence[Result], best: Result, config: SweepConfig, swept: Swept, best_text: str, command: str
 ) -> Report:
-    """Everything the page shows."""
+    """The whole report."""
     held_out = HeldOut.read(out / HELD_OUT_FILE)
     protocol = _protocol(config, swept, held_out)
     name = f"{held_out.extractor['figure']}, n = {len(held_out.conditions)}"
@@ -137,31 +137,32 @@ def _how_ended(results: Sequence[Result]) -> str:
 
 
 def line_name(panel: Panel, settings: Mapping[str, Setting]) -> str:
-    """What a line of a panel is called: the values of its settings."""
+    """The name of a line of a panel: the values of its settings."""
     if "band_low" in panel.settings:
         return f"{settings['band_low']:g} to {settings['band_high']:g}"
     return ", ".join(f"lr {settings[s]:.4g}" if s == "learning_rate" else str(settings[s]) for s in panel.settings)
 
 
 def lines_of(panel: Panel, results: Sequence[Result], best: Result) -> dict[str, Result]:
-    """One trial for each value of the panel's settings: its other settings are the best trial's, as many of them as there are such
-    trials for; of several, that which came furthest, with the lowest figure.
+    """For each value of the panel's settings, the trial that shares most other settings with the best trial.
+
+    Among equals, the trial that reached the latest point, then the one with the lowest figure.
     """
-    found: dict[str, Result] = {}
+    lines: dict[str, Result] = {}
     for name in dict.fromkeys(line_name(panel, result.settings) for result in results):
-        those = [r for r in results if line_name(panel, r.settings) == name and r.figures]
-        if those:
-            found[name] = min(those, key=lambda r: (len(_others(panel, r, best)), -r.reached, r.figures[-1].frechet, r.index))
-    return found
+        candidates = [r for r in results if line_name(panel, r.settings) == name and r.figures]
+        if candidates:
+            lines[name] = min(candidates, key=lambda r: (len(_others(panel, r, best)), -r.reached, r.figures[-1].frechet, r.index))
+    return lines
 
 
 def _others(panel: Panel, result: Result, best: Result) -> list[str]:
-    """The settings beside the panel's in which a trial differs from the best one."""
+    """The settings, beside the panel's own, in which a trial differs from the best one."""
     return [s for s, value in result.settings.items() if s not in panel.settings and value != best.settings[s]]
 
 
 def panel_curve(panel: Panel, results: Sequence[Result], best: Result, name: str, protocol: Protocol) -> Curve:
-    """A panel of Fig. 2. Where fewer than two values were tried, it says so."""
+    """A panel of Fig. 2. Its caption says when fewer than two values were tried."""
     lines = lines_of(panel, results, best)
     differing = {line: _others(panel, result, best) for line, result in lines.items()}
     marked = {line: f"{line} *" if differing[line] else line for line in lines}
@@ -171,14 +172,18 @@ def panel_curve(panel: Panel, results: Sequence[Result], best: Result, name: str
     if len(lines) < 2:
         says.append(f"Nothing is compared here: only {next(iter(lines))} has figures.")
     else:
-        says.append("One trial a line; its other settings are the best trial's.")
+        says.append("One trial per line; its other settings are the best trial's.")
     if any(differing.values()):
-        says.append("*: no such trial was made; this one differs in " + "; ".join(_said(marked, differing)) + ".")
+        says.append(
+            "*: no trial had the best trial's other settings; this one differs in "
+            + "; ".join(_differences(marked, differing))
+            + "."
+        )
     values = [point.frechet for points in series.values() for point in points]
     return replace(curve, caption=" ".join(says), log_y=min(values) > 0 and max(values) > 5 * min(values))
 
 
-def _said(marked: Mapping[str, str], differing: Mapping[str, Sequence[str]]) -> list[str]:
+def _differences(marked: Mapping[str, str], differing: Mapping[str, Sequence[str]]) -> list[str]:
     return [f"{', '.join(names)} ({marked[line]})" for line, names in differing.items() if names]
 
 
@@ -209,21 +214,23 @@ def _table(results: Sequence[Result], protocol: Protocol) -> Table:
                 round(sum(figure.measuring_seconds for figure in result.figures), 1) if result.figures else None,
             ]
         )
-    caption = "Trials that came to the end first, the lowest figure first. MLflow sorts and plots the same columns by other keys."
-    missing = "no final FD: the trial was stopped before; no train s: it began again in between"
+    caption = "Finished trials first, the lowest figure first. MLflow sorts and plots the same columns by other keys."
+    missing = "no final FD: the trial ended before its last point; no train s: it was restarted between two points"
     return Table(title="Trials", columns=columns, rows=rows, caption=caption, protocol=protocol, missing=missing)
 
 
 def _ranks(finished: Sequence[Result]) -> list[Table]:
     whole = [r for r in finished if len(r.figures) == len(r.steps)]
-    found = rank_correlations([[figure.frechet for figure in result.figures] for result in whole])
-    if not found:
+    correlations = rank_correlations([[figure.frechet for figure in result.figures] for result in whole])
+    if not correlations:
         return []
     steps = whole[0].steps
-    rows: list[list[Value]] = [[f"{i}/{len(steps)}", steps[i - 1], rho if rho == rho else None] for i, rho in enumerate(found, 1)]
+    rows: list[list[Value]] = [
+        [f"{i}/{len(steps)}", steps[i - 1], rho if rho == rho else None] for i, rho in enumerate(correlations, 1)
+    ]
     caption = (
-        f"Spearman's rank correlation of the figures at each point with the final ones, over the {len(whole)} trials that came to "
-        "the end. Early stopping rests on it being high; where trials were stopped, the worst are not among these."
+        f"Spearman's rank correlation between the figures at each point and the final ones, over the {len(whole)} finished trials. "
+        "Early stopping relies on a high correlation. Trials that were stopped early, the worst ones, are not included."
     )
     return [
         Table(

@@ -1,12 +1,12 @@
-"""What a sweep leaves on the disk, and finds again: a folder a trial, with its settings, a file a figure, and how it ended.
+"""The files of a sweep: one folder per trial, with its settings, one file per figure, and how the trial ended.
 
-    trials/NAME/trial.json          the settings, written before the trial begins
-    trials/NAME/figures/point-03.json   one figure, written once: whoever comes again finds it there
+    trials/NAME/trial.json              the settings, written before the trial starts
+    trials/NAME/figures/point-03.json   one figure, written once and never measured again
     trials/NAME/figures/point-03.png    samples at that point
-    trials/NAME/ended.json          "stopped" (by ASHA) or "diverged", with the reason; a trial that came to its end has none
-    trials/NAME/training/           the output of the training: its manifest says that it is whole
+    trials/NAME/ended.json              "stopped", "diverged" or "failed", with the reason; a finished trial has none
+    trials/NAME/training/               the output of the training, with a manifest when it is finished
 
-A sweep goes on from these files and the checkpoints alone.
+A sweep resumes from these files and the checkpoints alone.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ Status = Literal["finished", "stopped", "diverged", "failed", "unfinished"]
 
 @dataclass(frozen=True)
 class Figure:
-    """What was measured at one point of a training, and what it cost: seconds since the point before, without the measuring.
+    """The measurement at one point of a training, and its cost.
 
-    seconds: None where the training began again in between, so that nobody knows.
+    seconds: since the previous point, without the measuring; None when the training was restarted in between.
     """
 
     point: int  # from 1
@@ -48,7 +48,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Result:
-    """A trial as it is on the disk. drawn: what the search chose; flops: of forward and backward for one picture."""
+    """A trial on disk. drawn: the values that the search chose. flops: of one training step, forward and backward."""
 
     index: int
     name: str
@@ -63,42 +63,42 @@ class Result:
 
     @property
     def status(self) -> Status:
-        """How it stands; failed: its band could not be trained on; unfinished: what a next start goes on with."""
+        """The state of the trial. failed: its band could not be trained on. unfinished: the next start resumes it."""
         if self.ended:
             return self.ended
         return "finished" if self.is_trained and self.final is not None else "unfinished"
 
     @property
     def final(self) -> float | None:
-        """The figure of the last point, when it is there."""
+        """The figure of the last point; None before it was measured."""
         last = [figure.frechet for figure in self.figures if figure.point == len(self.steps)]
         return last[0] if last else None
 
     @property
     def reached(self) -> int:
-        """The number of the last point that was measured; 0: none."""
+        """The number of the last measured point; 0 for none."""
         return max((figure.point for figure in self.figures), default=0)
 
     @property
     def share(self) -> float:
-        """The part of its training that was done, as far as figures say."""
+        """The share of the training up to the last measured point."""
         return 1.0 if self.status == "finished" else ([0, *self.steps][self.reached]) / self.steps[-1]
 
 
 def trial_folder(out: Path, name: str) -> Path:
-    """Where a trial is."""
+    """The folder of a trial."""
     return out / TRIALS / name
 
 
 def selection_folder(out: Path, encoder: str, band: BandConfig) -> Path:
-    """Where the view of this band over the scores of this encoder is: one for all trials that have it."""
+    """The folder of the selection of this band over this encoder's scores. All trials with the band share it."""
     return out / SELECTIONS / f"{encoder}-{band.score}-{band.low:.6g}_{band.high:.6g}"
 
 
 def begin(
     out: Path, index: int, name: str, drawn: Mapping[str, Setting], settings: Settings, steps: Sequence[int], flops: float
 ) -> None:
-    """Write down what a trial is, before it begins."""
+    """Write the settings of a trial, before it starts."""
     about = {"index": index, "name": name, "drawn": dict(drawn), "settings": settings, "steps": list(steps), "flops": flops}
     write_atomically(trial_folder(out, name) / TRIAL, json.dumps(about, indent=1).encode())
 
@@ -109,13 +109,13 @@ def figure_path(folder: Path, point: int) -> Path:
 
 
 def keep_figure(folder: Path, figure: Figure) -> Figure:
-    """The figure of this point as it is on the disk: this one, or the one that was there before it."""
+    """Write the figure unless its point has one already. Returns the figure on disk."""
     path = figure_path(folder, figure.point)
     if not path.exists():
         write_atomically(path, json.dumps(asdict(figure)).encode())
-    found = read_figure(folder, figure.point)
-    assert found is not None
-    return found
+    stored = read_figure(folder, figure.point)
+    assert stored is not None
+    return stored
 
 
 def read_figure(folder: Path, point: int) -> Figure | None:
@@ -130,7 +130,7 @@ def read_figure(folder: Path, point: int) -> Figure | None:
 
 
 def end(folder: Path, how: Ending, reason: str) -> None:
-    """Write down that a trial ended before its last point; nothing goes on with it."""
+    """Write that a trial ended before its last point. No start resumes it."""
     if not (folder / ENDED).exists():
         write_atomically(folder / ENDED, json.dumps({"ended": how, "reason": reason}).encode())
 
@@ -141,8 +141,8 @@ def read_result(folder: Path) -> Result:
     try:
         about: dict[str, Any] = json.loads(path.read_text())
         steps = tuple(about.pop("steps"))
-        found = [read_figure(folder, point) for point in range(1, len(steps) + 1)]
-        figures = tuple(figure for figure in found if figure is not None)
+        points = [read_figure(folder, point) for point in range(1, len(steps) + 1)]
+        figures = tuple(figure for figure in points if figure is not None)
         path = folder / ENDED
         ended: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"ended": None, "reason": ""}
         is_trained = (folder / TRAINING / MANIFEST).exists()
@@ -154,6 +154,6 @@ def read_result(folder: Path) -> Result:
 
 
 def read_results(out: Path) -> list[Result]:
-    """All trials that were begun, in the order in which they were."""
+    """All trials started so far, in the order of their start."""
     folders = sorted(path.parent for path in (out / TRIALS).glob(f"*/{TRIAL}"))
     return sorted(map(read_result, folders), key=lambda result: result.index)

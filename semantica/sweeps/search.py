@@ -1,7 +1,7 @@
-"""Which trial comes next: the grid in order, draws of a seeded generator, or Optuna's TPE. Pure: what was tried is given each time.
+"""The search: which trial comes next. The grid in order, draws of a seeded generator, or Optuna's TPE. No state is kept.
 
-The trial of an index is a function of the settings and, for optuna, of the trials before it as the disk has them, so a sweep that
-was killed goes on with the trials that it would have tried.
+The trial of an index is a function of the settings and, for optuna, of the earlier trials on disk. So a sweep that was killed
+continues with the trials that it would have tried.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ def num_trials(config: SweepConfig, encoders: Sequence[str]) -> int:
     return len(grid(config.space, encoders)) if config.search == "grid" else config.num_trials
 
 
-def drawn(config: SweepConfig, encoders: Sequence[str], index: int, before: Sequence[Result] = ()) -> Drawn:
-    """What the search chooses for the trial of this index, from 0. before: the trials that were begun."""
+def choose(config: SweepConfig, encoders: Sequence[str], index: int, before: Sequence[Result] = ()) -> Drawn:
+    """The values that the search chooses for the trial of this index, from 0. before: the trials started so far."""
     if config.search == "grid":
         return grid(config.space, encoders)[index]
-    found = dimensions(config.space, encoders)
-    if config.search == "optuna" and found:
-        return _by_optuna(config, found, index, before)
+    searched = dimensions(config.space, encoders)
+    if config.search == "optuna" and searched:
+        return _by_optuna(config, searched, index, before)
     generator = np.random.default_rng([config.seed, index])
-    return {name: _uniform(dimension, generator) for name, dimension in found.items()}
+    return {name: _uniform(dimension, generator) for name, dimension in searched.items()}
 
 
 def _uniform(dimension: Dimension, generator: np.random.Generator) -> Setting:
@@ -40,17 +40,17 @@ def _uniform(dimension: Dimension, generator: np.random.Generator) -> Setting:
     return float(generator.uniform(dimension.low, dimension.high))
 
 
-def _by_optuna(config: SweepConfig, found: Mapping[str, Dimension], index: int, before: Sequence[Result]) -> Drawn:
-    import optuna  # takes a second, and no other search needs it
+def _by_optuna(config: SweepConfig, searched: Mapping[str, Dimension], index: int, before: Sequence[Result]) -> Drawn:
+    import optuna  # here: the import takes a second, and no other search needs it
     from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
     from optuna.trial import TrialState, create_trial
 
     optuna.logging.set_verbosity(logging.WARNING)
     space: dict[str, BaseDistribution] = {
         name: CategoricalDistribution(d.values) if isinstance(d, Choice) else FloatDistribution(d.low, d.high, log=d.log)
-        for name, d in found.items()
+        for name, d in searched.items()
     }
-    # A study in memory, filled with what the disk has: it has no state of its own that a kill could lose.
+    # A study in memory, filled from the trials on disk, so that a kill loses nothing.
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=config.seed + index, constant_liar=True))
     states = {"finished": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "diverged": TrialState.FAIL, "failed": TrialState.FAIL}
     for result in before:

@@ -1,4 +1,4 @@
-"""The settings of a sweep: the space, the search through it, when a trial is stopped, and how its samples are measured."""
+"""The settings of a sweep: the space, the search, when a trial is stopped, and how its samples are measured."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from semantica.sweeps.space import SpaceConfig
 class MeasureConfig:
     """How a trial is measured: the Fréchet distance of samples of the EMA weights, at evenly spaced points of its training.
 
-    The conditioning images are held-out pictures, the same in all trials and at all points, and so is the noise of each.
-    extractor: the network whose features are compared; "encoder" is that of the first --encodings.
+    The conditioning images are held-out pictures. They and their noise are the same in all trials and at all points.
+    extractor: the network whose features are compared; "encoder" is the encoder of the first --encodings.
     """
 
     num_points: int = 8
-    num: int = 256  # conditioning images, a sample each
-    num_reference: int = 50_000  # held-out pictures that samples are compared with, at most
+    num: int = 256  # conditioning images, with one sample each
+    num_reference: int = 50_000  # the most held-out pictures that samples are compared with
     guidance: float = 0.0
     sampler: SamplerConfig = SamplerConfig(name="dpm_solver", num_steps=32)
     extractor: str = "encoder"
-    num_shown: int = free(8)  # of the samples, in the picture that each point leaves
+    num_shown: int = free(8)  # samples in the picture of each point
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -33,30 +33,31 @@ class MeasureConfig:
             require(getattr(self, name) >= least, name, f"{least} or more", getattr(self, name))
         require(self.guidance >= 0, "guidance", "0 or more", self.guidance)
         if self.extractor != "encoder":
-            from semantica.measure.networks.extractors import feature_names  # late: it loads torch, which --help does not need
+            from semantica.measure.networks.extractors import feature_names  # here: it loads torch, which --help does not need
 
             known = feature_names()
             require(self.extractor in known, "extractor", f"one of {', '.join(known)}", self.extractor)
 
     def steps(self, num_steps: int) -> tuple[int, ...]:
-        """The steps of a training after which it is measured, the last one included. Raises ConfigError for too few steps."""
+        """The steps after which a training is measured; the last step is one. Raises ConfigError for too few steps."""
         if num_steps < self.num_points:
             raise ConfigError(f"measure.num_points must be at most train.num_steps = {num_steps}, got {self.num_points}")
         return tuple(num_steps * point // self.num_points for point in range(1, self.num_points + 1))
 
     @property
     def drawing(self) -> GenerateConfig:
-        """What `sample_pictures` reads of it."""
+        """The settings for `sample_pictures`."""
         return GenerateConfig(sampler=self.sampler, seed=self.seed)
 
 
 @config
 class SweepConfig:
-    """grid tries every combination; random and optuna (TPE) try num_trials of them, and take ranges.
+    """search: grid tries every combination; random and optuna (TPE) try num_trials of them, and accept ranges.
 
-    asha: a trial that is worse than all but one in reduction_factor of those that were at the same point before it is stopped, at
-    the points grace_points, grace_points · reduction_factor, and so on. halving: at these points all trials wait for each other,
-    and the best go on; it needs less of the grid where few run at once, and a search that does not wait for figures.
+    stopping: asha and halving decide at the points grace_points, grace_points · reduction_factor, and so on. asha stops a trial
+    that is not among the best 1 / reduction_factor of the trials that reached the point before it. halving lets all trials wait for
+    each other at the point, and the best continue: it computes less of the grid when few trials run at once, and needs a search
+    that does not wait for figures.
     """
 
     space: SpaceConfig = SpaceConfig()

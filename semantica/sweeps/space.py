@@ -1,7 +1,7 @@
 """What a sweep varies: patching, learning rate, band, and encoder × conditioning (Fig. 2 of the paper).
 
-In: lists of values, or ranges for a search that draws. Out: for every trial its settings by flat names, which people sort and plot
-by, and its configuration, made of them by `semantica.config.override` alone: an unknown or mistyped field is an error.
+In: lists of values, or ranges for a search that draws. Out: for every trial its settings, by flat names that people sort and plot
+by, and its configuration. `semantica.config.override` makes the configuration, so an unknown or mistyped field is an error.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _RANGES = ("learning_rate_range", "band_low_range", "band_high_range")
 
 @config
 class SpaceConfig:
-    """What is swept; what is left empty keeps the preset's own value. The encoders are those of --encodings.
+    """The values to try; an empty list keeps the preset's value. The encoders are those of --encodings.
 
-    band: (low, high) of each. A range takes the place of the list of the same name, for random and optuna: of the learning rate by
-    its logarithm, of the band's two sides each on its own.
+    band: (low, high) of each band. With random and optuna, a range replaces the list of the same name. The learning rate is drawn
+    by its logarithm; the two sides of the band are drawn separately.
     """
 
     patching: tuple[Literal["2x2", "none"], ...] = ("2x2", "none")
@@ -61,13 +61,13 @@ class SpaceConfig:
 
     @property
     def bands(self) -> tuple[tuple[float, float], ...]:
-        """The bands of the list; none where ranges take its place."""
+        """The listed bands; none when ranges replace the list."""
         return () if self.band_low_range else self.band
 
 
 @config
 class Swept:
-    """The configurations that a trial changes: those of the preset, or of the command line."""
+    """The configurations that a trial changes, as the preset and the command line give them."""
 
     train: TrainConfig
     band: BandConfig
@@ -82,7 +82,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Span:
-    """Any number from low to high, by its logarithm or not."""
+    """Any number from low to high; `log`: drawn by its logarithm."""
 
     low: float
     high: float
@@ -93,43 +93,43 @@ Dimension: TypeAlias = Choice | Span
 
 
 def dimensions(space: SpaceConfig, encoders: Sequence[str]) -> dict[str, Dimension]:
-    """What a search chooses, by name, in a fixed order; a band of a list is one choice, named "LOW to HIGH"."""
-    found: dict[str, Dimension] = {}
+    """The dimensions of the search by name, in a fixed order. A listed band is one choice, named "LOW to HIGH"."""
+    searched: dict[str, Dimension] = {}
     if len(encoders) > 1:
-        found["encoder"] = Choice(tuple(encoders))
+        searched["encoder"] = Choice(tuple(encoders))
     if space.conditioning:
-        found["conditioning"] = Choice(space.conditioning)
+        searched["conditioning"] = Choice(space.conditioning)
     if space.patching:
-        found["patching"] = Choice(space.patching)
+        searched["patching"] = Choice(space.patching)
     if space.learning_rate_range:
-        found["learning_rate"] = Span(*space.learning_rate_range, log=True)
+        searched["learning_rate"] = Span(*space.learning_rate_range, log=True)
     elif space.learning_rate:
-        found["learning_rate"] = Choice(space.learning_rate)
+        searched["learning_rate"] = Choice(space.learning_rate)
     if space.bands:
-        found["band"] = Choice(tuple(band_name(*band) for band in space.bands))
+        searched["band"] = Choice(tuple(band_name(*band) for band in space.bands))
     if space.band_low_range and space.band_high_range:
-        found["band_low"], found["band_high"] = Span(*space.band_low_range), Span(*space.band_high_range)
-    return found
+        searched["band_low"], searched["band_high"] = Span(*space.band_low_range), Span(*space.band_high_range)
+    return searched
 
 
 def band_name(low: float | int, high: float | int) -> str:
-    """How a band is called in a list of choices."""
+    """The name of a band in a list of choices."""
     return f"{low:g} to {high:g}"
 
 
 def grid(space: SpaceConfig, encoders: Sequence[str]) -> list[Drawn]:
     """Every combination of the listed values, in a fixed order. Raises ConfigError for a range, which has no list."""
-    found = dimensions(space, encoders)
-    if ranges := [name for name, dimension in found.items() if isinstance(dimension, Span)]:
+    searched = dimensions(space, encoders)
+    if ranges := [name for name, dimension in searched.items() if isinstance(dimension, Span)]:
         raise ConfigError(f"space.{ranges[0]}_range: a grid needs a list of values, got a range; give --search random or optuna")
-    values = [dimension.values for dimension in found.values() if isinstance(dimension, Choice)]
-    return [dict(zip(found, combination, strict=True)) for combination in itertools.product(*values)]
+    values = [dimension.values for dimension in searched.values() if isinstance(dimension, Choice)]
+    return [dict(zip(searched, combination, strict=True)) for combination in itertools.product(*values)]
 
 
 def settings_of(drawn: Mapping[str, Setting], space: SpaceConfig, swept: Swept, encoders: Sequence[str]) -> Settings:
-    """All of SETTINGS: what was drawn over the preset's own values."""
+    """All of SETTINGS: the drawn values over the preset's values."""
     px = swept.train.denoiser.patch_px
-    found: Settings = {
+    settings: Settings = {
         "encoder": encoders[0],
         "conditioning": swept.train.denoiser.conditioning,
         "patching": "none" if px == 1 else f"{px}x{px}",
@@ -140,12 +140,12 @@ def settings_of(drawn: Mapping[str, Setting], space: SpaceConfig, swept: Swept, 
     values = dict(drawn)
     if "band" in values:
         named = {band_name(*band): band for band in space.band}
-        found["band_low"], found["band_high"] = named[str(values.pop("band"))]
-    return found | values
+        settings["band_low"], settings["band_high"] = named[str(values.pop("band"))]
+    return settings | values
 
 
-def configured(swept: Swept, settings: Mapping[str, Setting], encoder: Mapping[str, Any]) -> Swept:
-    """The configuration of a trial. encoder: the identity of the encoder of its encodings, whose sizes the denoiser takes."""
+def trial_config(swept: Swept, settings: Mapping[str, Setting], encoder: Mapping[str, Any]) -> Swept:
+    """The configuration of a trial. encoder: the identity of its encodings' encoder, which gives the denoiser's input sizes."""
     changes: dict[str, Any] = {
         "train.optimizer.learning_rate": settings["learning_rate"],
         "train.denoiser.conditioning": settings["conditioning"],
@@ -162,6 +162,6 @@ def configured(swept: Swept, settings: Mapping[str, Setting], encoder: Mapping[s
 
 
 def trial_name(index: int, settings: Mapping[str, Setting]) -> str:
-    """What a trial and its folder are called: the same at every start, and legible."""
+    """The readable name of a trial and of its folder, the same at every start."""
     rate, low, high = (f"{settings[name]:.4g}" for name in ("learning_rate", "band_low", "band_high"))
     return f"{index:03d}-{settings['encoder']}-{settings['conditioning']}-{settings['patching']}-lr{rate}-band{low}_{high}"

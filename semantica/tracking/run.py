@@ -1,8 +1,8 @@
-"""A run as a stage sees it: one MLflow experiment, a run a stage, a parent run for a whole pipeline.
+"""A run as a stage sees it: one MLflow experiment, one run per stage, one parent run for a whole pipeline.
 
-`Run` is a small picklable handle on a spool (`spool.py`): what a stage records is appended there and nowhere waits for MLflow; a
-thread of the driver that opened the run (`sender.py`) sends it. A server that is down, slow or failing costs a stage nothing,
-and what could not be sent is sent by the next start of the same output. The default store is SQLite in the output folder.
+`Run` is a small picklable handle on a spool (`spool.py`). A stage appends its records to the spool and never waits for MLflow. A
+thread of the driver that opened the run (`sender.py`) sends them. So a server that is down, slow or failing costs a stage nothing:
+records that could not be sent are sent by the next start with the same output. The default store is SQLite beside the output.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from semantica.data.location import Location, explained
 from semantica.errors import ConfigError, Stopped
 from semantica.tracking import sender
 from semantica.tracking.sender import Sender
-from semantica.tracking.server import load, shown
+from semantica.tracking.server import load, redact
 from semantica.tracking.spool import FILES, SPEC, Content, Sent, Spec, Writer, last_status, num_waiting, records, try_lock
-from semantica.tracking.system import sampling
+from semantica.tracking.system import sample_system
 
 log = logging.getLogger(__name__)
 
 _MAX_PARAM, _MAX_TAG = 500, 5000  # characters that MLflow takes in every store
 _SCHEMES = frozenset({"sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks"})
-_BYTES_A_SECOND = 10e6  # of artifacts, for which the end of a run waits longer
+_BYTES_A_SECOND = 10e6  # the end of a run waits one second longer per so many bytes of artifacts
 _ENDED = frozenset({"FINISHED", "FAILED", "KILLED"})
 _WRITERS: dict[str, Writer] = {}
 
@@ -44,9 +44,9 @@ class TrackingConfig:
 
     uri: str = ""
     experiment: str = "semantica"
-    flush_s: float = 30.0  # that the end of a stage waits for a server that does not take everything
+    flush_s: float = 30.0  # the longest that the end of a stage waits for the server
     system_metrics_s: float = 10.0  # between samples of the driver's processors, memory, disk, network and GPUs; 0: none
-    spool: str = ""  # folder for what is not sent yet; "" is beside an output on a disk, else ~/.local/state
+    spool: str = ""  # folder of records that are not sent yet; "" is beside an output on a disk, else ~/.local/state
 
     def __post_init__(self) -> None:
         require(self.flush_s >= 0, "flush_s", "0 or more", self.flush_s)
@@ -55,8 +55,9 @@ class TrackingConfig:
 
 @dataclass(frozen=True)
 class Run:
-    """A handle on one run, by its spool; folder "" (tracking off) accepts every call and records nothing. No call raises or waits
-    for more than the disk.
+    """A handle on one run. folder: its spool; "" (tracking off) accepts every call and records nothing.
+
+    No call raises, and none waits for anything but the disk.
     """
 
     folder: str = ""
@@ -77,7 +78,7 @@ class Run:
         self._append("params", {"values": {name: str(value)[:_MAX_PARAM] for name, value in _flatten(values)}})
 
     def tags(self, values: Mapping[str, Any]) -> None:
-        """Record a (nested) mapping as tags, which may change where parameters may not."""
+        """Record a (nested) mapping as tags. Unlike parameters, tags may change."""
         self._append("tags", {"values": {name: str(value)[:_MAX_TAG] for name, value in _flatten(values)}})
 
     def metrics(self, values: Mapping[str, float | int], step: int = 0) -> None:
@@ -97,21 +98,21 @@ class Run:
         """Record a file as an artifact."""
         self._append("artifact", {"name": path.name, "folder": folder}, path.absolute())
 
-    def recorded(self, name: str) -> dict[int, dict[str, float]]:
-        """By step, the figures that were recorded together with that of this name: by earlier starts of the run, too."""
+    def read_figures(self, name: str) -> dict[int, dict[str, float]]:
+        """All figures recorded together with the figure `name`, by step; figures of earlier starts of the run are included."""
         logged = (record for record, _ in records(Path(self.folder)) if record.get("kind") == "metrics") if self.folder else ()
         return {record["step"]: record["values"] for record in logged if name in record["values"]}
 
     def flush(self, seconds: float | int = 30) -> bool:
-        """Whether MLflow has all that was recorded until now, after waiting for it at most so long."""
+        """Wait up to `seconds` for MLflow. Returns True when MLflow has every record made until now."""
         return not self.settle() and (not self.folder or sender.wait_until_sent(self.folder, seconds))
 
     def settle(self) -> int:
-        """How many records of this process a full disk has not taken yet, after one more attempt."""
+        """Try once more to write the records that a full disk refused. Returns how many of this process are still in memory."""
         return self._writer().retry() if self.folder else 0
 
     def close(self) -> None:
-        """Give back the spool's file, which this process holds open. A later record opens it again."""
+        """Close the spool's file. A later record opens it again."""
         if writer := _WRITERS.pop(self.folder, None):
             writer.close()
 
@@ -120,19 +121,19 @@ class Run:
             self._writer().append(kind, body, data)
 
     def _writer(self) -> Writer:
-        found = _WRITERS.get(self.folder)
-        return found or _WRITERS.setdefault(self.folder, Writer(Path(self.folder)))
+        writer = _WRITERS.get(self.folder)
+        return writer or _WRITERS.setdefault(self.folder, Writer(Path(self.folder)))
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where the spool of a run is. token: what names the run, the same at every start of the same work; "": a new run."""
+    """Where the spool of a run is. token: names the run and is the same at every start of the same work; "" is a new run."""
 
     root: Path
     token: str = ""
 
     def runs(self) -> list[Run]:
-        """The runs of this token whose spools are still here, whatever server they go to; the one recorded last comes last."""
+        """The runs of this token whose spools still exist, for any server. The most recently created comes last."""
         folders = [folder for folder in self.root.glob(f"{self.token}-*") if (folder / SPEC).exists()] if self.token else []
         return [Run(str(folder)) for folder in sorted(folders, key=lambda folder: (folder / SPEC).stat().st_mtime)]
 
@@ -146,7 +147,7 @@ class Place:
 
 
 def resolve_uri(tracking: TrackingConfig, default_folder: Path) -> str:
-    """The tracking URI with the default filled in, SQLite in `default_folder`, and an absolute path; "off" stays "off"."""
+    """The tracking URI with an absolute path. The default "" becomes SQLite in `default_folder`; "off" stays "off"."""
     if tracking.uri == "":
         return f"sqlite:///{default_folder.absolute()}/mlflow.db"
     _check(tracking.uri)
@@ -157,10 +158,10 @@ def resolve_uri(tracking: TrackingConfig, default_folder: Path) -> str:
 
 
 def _check(uri: str) -> None:
-    """Raise ConfigError for a URI that can never work; a server that does not answer yet may."""
-    scheme, found, _ = uri.partition("://")
-    if uri != "off" and (not found or scheme.partition("+")[0] not in _SCHEMES):
-        raise ConfigError(f"tracking.uri: expected sqlite:///FILE, http(s)://SERVER or off, got {shown(uri)!r}")
+    """Raise ConfigError for a URI that can never work. A server that does not answer yet is not an error."""
+    scheme, separator, _ = uri.partition("://")
+    if uri != "off" and (not separator or scheme.partition("+")[0] not in _SCHEMES):
+        raise ConfigError(f"tracking.uri: expected sqlite:///FILE, http(s)://SERVER or off, got {redact(uri)!r}")
 
 
 def _sqlite_folder(uri: str) -> Path | None:
@@ -180,11 +181,11 @@ def start_run(
     place: Place | None = None,
     tracking: TrackingConfig | None = None,
 ) -> Iterator[Run]:
-    """A Run that ends FINISHED, KILLED when the block was stopped, or FAILED when it raises.
+    """A Run that ends FINISHED, KILLED when the block was stopped, or FAILED when the block raises.
 
-    With the same `place` it is the same run in MLflow again.
+    The same `place` continues the same run in MLflow.
 
-    tracking: how long the end waits, and what is sampled; None waits 30 s and samples nothing.
+    tracking: how long the end waits, and how often the machine is sampled; None waits 30 s and samples nothing.
     """
     if uri == "off":
         yield Run()
@@ -198,11 +199,11 @@ def start_run(
     load()
     tracking = tracking or TrackingConfig(system_metrics_s=0.0)
     place = place or Place((database or _states()) / ".tracking")
-    made = {"semantica.stage": name, "mlflow.source.git.commit": git_commit(), **(tags or {})}
+    run_tags = {"semantica.stage": name, "mlflow.source.git.commit": git_commit(), **(tags or {})}
     token = place.token or uuid.uuid4().hex
     folder = place.root / f"{token}-{hashlib.sha256(f'{uri} {experiment}'.encode()).hexdigest()[:8]}"
     send_what_is_left(place.root, but=folder)
-    opened = _opened(folder, Spec(token, uri, experiment, name, made, time.time_ns() // 10**6), parent)
+    opened = _open_spool(folder, Spec(token, uri, experiment, name, run_tags, time.time_ns() // 10**6), parent)
     if opened is None:
         yield Run()
         return
@@ -210,9 +211,9 @@ def start_run(
     run, status = Run(str(folder), uri), "FAILED"
     if not is_new:
         run._append("status", {"status": "RUNNING"})
-        run.tags(made)
+        run.tags(run_tags)
     try:
-        with sampling(run.metrics, tracking.system_metrics_s, sending.spec.started_ms):
+        with sample_system(run.metrics, tracking.system_metrics_s, sending.spec.started_ms):
             yield run
         status = "FINISHED"
     except (Stopped, KeyboardInterrupt):
@@ -223,16 +224,17 @@ def start_run(
         _end(run, sending, tracking.flush_s)
 
 
-def _opened(folder: Path, spec: Spec, parent: Run | None) -> tuple[bool, Sender] | None:
-    """(whether the run is new, its sender): a spool that is there belongs to an earlier start of the run, which goes on.
+def _open_spool(folder: Path, spec: Spec, parent: Run | None) -> tuple[bool, Sender] | None:
+    """Open the spool in `folder`, or create it. Returns (whether the run is new, its sender).
 
-    None when the disk does not take a spool; that is said.
+    An existing spool belongs to an earlier start of the run, and the run continues. Logs a warning and returns None when the disk
+    does not take a spool.
     """
     try:
         if parent is not None and parent.folder:
             spec = replace(spec, parent=Spec.of(Path(parent.folder)))
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = try_lock(folder)  # before there is a spec: what has one and no lock was left by somebody
+        lock = try_lock(folder)  # before the spec is written: a spool with a spec and without a lock has lost its process
         is_new = not (folder / SPEC).exists()
         if is_new:
             spec.keep(folder)
@@ -243,25 +245,26 @@ def _opened(folder: Path, spec: Spec, parent: Run | None) -> tuple[bool, Sender]
 
 
 def _end(run: Run, sending: Sender, seconds: float | int) -> None:
-    """Wait for the sender, a while; say what is left, and where."""
+    """Wait up to `seconds` for the sender. Log how many records are left, and where."""
     folder = Path(run.folder)
     writer = _WRITERS.pop(run.folder)
     if num_held := writer.retry():
-        log.error("tracking: %d records are lost: there is no room for them in %s", num_held + writer.num_lost, folder)
+        log.error("tracking: %d records are lost: the disk of %s is full", num_held + writer.num_lost, folder)
     seconds += sum(path.stat().st_size for path in folder.glob(f"{FILES}/*/*")) / _BYTES_A_SECOND
     if not sending.close(seconds):
         log.warning(
             "tracking: %d records of %s are not at %s yet (%s); they are in %s and are sent while this process lives, "
             "or else by the next start with the same output",
-            num_waiting(folder, Sent.of(folder)), sending.spec.name, shown(run.uri), sending.why(), folder,
+            num_waiting(folder, Sent.of(folder)), sending.spec.name, redact(run.uri), sending.why(), folder,
         )  # fmt: skip
     writer.close()
 
 
 def send_what_is_left(root: Path, *, done: str = "", but: Path | None = None, seconds: float | int = 0) -> None:
-    """Send what earlier processes left in the spools under `root`, in the background, and wait for it at most so long.
+    """Send the records that earlier processes left in the spools under `root`, in the background; wait up to `seconds` for them.
 
-    Their runs end KILLED where they did not end, and FINISHED the one whose token is `done`. `but` is not touched: its run goes on.
+    A run without an end becomes KILLED; the run whose token is `done` becomes FINISHED. The spool `but` is not touched, since its
+    run continues.
     """
     sending = []
     for folder in sorted(root.iterdir()) if root.is_dir() else ():
@@ -270,14 +273,14 @@ def send_what_is_left(root: Path, *, done: str = "", but: Path | None = None, se
         try:
             lock = try_lock(folder)
             if lock is None:  # a living process sends it
-                sending += sender.ending(folder)
+                sending += sender.closing_sender(folder)
                 continue
             load()
             if last_status(folder) not in _ENDED:
                 Writer(folder).append("status", {"status": "FINISHED" if done and folder.name.startswith(done) else "KILLED"})
             sending.append(Sender(folder, lock=lock, keep=lambda status: False))
         except (OSError, ValueError, TypeError) as error:
-            log.warning("tracking: %s cannot be read (%s); it stays", folder, error)
+            log.warning("tracking: %s cannot be read (%s); the folder is left as it is", folder, error)
     deadline = time.monotonic() + seconds
     for one in sending:
         if not one.close(max(0.0, deadline - time.monotonic())) and seconds:
@@ -285,7 +288,7 @@ def send_what_is_left(root: Path, *, done: str = "", but: Path | None = None, se
 
 
 def _states() -> Path:
-    """The user's folder for what programs must not forget."""
+    """The user's folder for the state of programs (XDG)."""
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state").absolute() / "semantica"
 
 

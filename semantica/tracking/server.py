@@ -1,8 +1,8 @@
-"""The MLflow side of tracking: a client, the run of a spec, made once whatever happens, and sending to it.
+"""The MLflow side of tracking: the client, and the run of a spec, which is created once and filled.
 
-Everything here waits for the network or for SQLite, so only the sender's thread calls it. Everything may be done twice and is there
-once afterwards: a run is looked for by its token before it is made; MLflow's metrics have (name, step, time, value) as their key,
-and each is given its time when it is recorded; parameters, tags and artifacts replace themselves.
+Everything here waits for the network or for SQLite, so only the sender's thread calls it. Every call may be repeated without a
+second effect. A run is searched by its token before it is created. MLflow's metrics have (name, step, time, value) as their key,
+and the time is set when the figure is recorded. Parameters, tags and artifacts replace themselves.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from typing import Any
 from semantica.tracking.spool import Spec
 
 TOKEN = "semantica.run"  # the tag by which a run is found again
-_MOST_METRICS, _MOST_WORDS = 1000, 100  # what MLflow takes in one request
-_CLIENTS = threading.Lock()  # two would make the tables of a new SQLite store at once
-_ONE_AT_A_TIME = threading.Lock()  # a child and its parent look for the same run, and make it
-# What MLflow says of a value that it will never take; every other error may pass.
+_MOST_METRICS, _MOST_WORDS = 1000, 100  # the most that MLflow takes in one request
+_CLIENTS = threading.Lock()  # else two threads would create the tables of a new SQLite store at once
+_ONE_AT_A_TIME = threading.Lock()  # else a child and its parent could both create the parent's run
+# MLflow's error codes for a value that it will never accept; every other error may be temporary.
 _FINAL = frozenset({"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"})
 
 
 @lru_cache(maxsize=1)
 def load() -> None:
-    """Import MLflow, which takes two seconds, set up to be quiet. Asks nothing of anybody."""
-    # Read when MLflow is imported: it would report the making of every table of a new SQLite store.
+    """Import MLflow, which takes two seconds, with its messages and telemetry off. Makes no connection."""
+    # Read when MLflow is imported: it would report the creation of every table of a new SQLite store.
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nothing is sent anywhere unless asked for
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # stdout is for results
-    # The sender tries again itself. MLflow would also repeat the making of a run that it has not heard back of: two runs.
+    # The sender retries itself. MLflow's own retry would create a second run when the answer to the first request is lost.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     for name, level in (("alembic", logging.WARNING), ("mlflow", logging.WARNING), ("mlflow.store.db.utils", logging.CRITICAL)):
@@ -46,7 +46,7 @@ def _client(uri: str) -> Any:
     load()
     from mlflow import MlflowClient
 
-    return MlflowClient(tracking_uri=uri)  # opens a SQLite file, and makes its tables
+    return MlflowClient(tracking_uri=uri)  # opens a SQLite file and creates its tables
 
 
 def client(uri: str) -> Any:
@@ -55,8 +55,8 @@ def client(uri: str) -> Any:
         return _client(uri)
 
 
-def shown(text: object) -> str:
-    """The first line of a text without passwords of URIs."""
+def redact(text: object) -> str:
+    """The first line of a text, without the passwords of URIs."""
     lines = str(text).strip().splitlines() or [type(text).__name__]
     return re.sub(r"//[^/@\s]*@", "//", lines[0])[:300]
 
@@ -70,7 +70,7 @@ class Batch:
     tags: dict[str, str] = field(default_factory=dict)
 
     def takes(self, record: dict[str, Any]) -> bool:
-        """Put the record in; False when it belongs into the next request."""
+        """Add the record. Returns False, and adds nothing, when it belongs to the next request."""
         values = record["values"]
         if record["kind"] == "metrics":
             if self.metrics and len(self.metrics) + len(values) > _MOST_METRICS:
@@ -84,7 +84,7 @@ class Batch:
         return True
 
     def single(self) -> list[Batch]:
-        """A batch for every figure."""
+        """One batch per figure."""
         return [
             *(Batch(metrics=[metric]) for metric in self.metrics),
             *(Batch(params={name: value}) for name, value in self.params.items()),
@@ -100,13 +100,13 @@ class ServerRun:
         self.run_id = self.experiment_id = ""
 
     def open(self) -> bool:
-        """Find the run or make it; True when it had to be made."""
+        """Find the run or create it. Returns True when it was created."""
         with _ONE_AT_A_TIME:
             self.experiment_id, self.run_id, is_new = _find_or_make(self.spec)
         return is_new
 
     def send(self, batch: Batch) -> list[tuple[Batch, str]]:
-        """Send figures; returns those that MLflow will never take, with its reason. Raises for what may pass."""
+        """Send figures. Returns those that MLflow will never accept, with its reason. Raises for an error that may be temporary."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -116,7 +116,7 @@ class ServerRun:
                 raise
             single = batch.single()
             if len(single) == 1:
-                return [(batch, shown(error))]
+                return [(batch, redact(error))]
             return [refused for one in single for refused in self.send(one)]
         return []
 
@@ -131,7 +131,7 @@ class ServerRun:
         )
 
     def status(self, status: str, ms: int) -> None:
-        """Set the run's status; one that is not RUNNING ends it at that time."""
+        """Set the run's status. Any status but RUNNING ends the run at the time `ms`."""
         if status == "RUNNING":
             client(self.spec.uri).update_run(self.run_id, status)
         else:
@@ -143,22 +143,24 @@ class ServerRun:
 
 
 def _find_or_make(spec: Spec) -> tuple[str, str, bool]:
-    """(experiment id, run id, whether the run was made now), of a run whose parent is there."""
+    """Find the run, or create it after its parent. Returns (experiment id, run id, whether the run was created now)."""
     mlflow = client(spec.uri)
-    found = mlflow.get_experiment_by_name(spec.experiment)
-    experiment_id = found.experiment_id if found else mlflow.create_experiment(spec.experiment, _artifact_location(spec.uri))
+    experiment = mlflow.get_experiment_by_name(spec.experiment)
+    experiment_id = (
+        experiment.experiment_id if experiment else mlflow.create_experiment(spec.experiment, _artifact_location(spec.uri))
+    )
     runs = mlflow.search_runs([experiment_id], f"tags.`{TOKEN}` = '{spec.token}'", order_by=["start_time ASC"], max_results=1)
     if runs:
         return experiment_id, runs[0].info.run_id, False
     tags = {**spec.tags, TOKEN: spec.token}
     if spec.parent is not None:
         tags["mlflow.parentRunId"] = _find_or_make(spec.parent)[1]
-    made = mlflow.create_run(experiment_id, start_time=spec.started_ms, tags=tags, run_name=spec.name)
-    return experiment_id, made.info.run_id, True
+    run = mlflow.create_run(experiment_id, start_time=spec.started_ms, tags=tags, run_name=spec.name)
+    return experiment_id, run.info.run_id, True
 
 
 def _artifact_location(uri: str) -> str | None:
-    """Beside the SQLite file, so that one folder holds everything; a server decides for itself."""
+    """Beside the SQLite file, so that one folder holds everything; None leaves the choice to the server."""
     if not uri.startswith("sqlite:///"):
         return None
     return (Path(uri.removeprefix("sqlite:///")).absolute().parent / "mlartifacts").as_uri()

@@ -1,12 +1,12 @@
-"""The spool of a run: a folder that holds, in order, what the run records until MLflow has it.
+"""The spool of a run: a folder that keeps the records of the run, in order, until MLflow has them.
 
-`Writer.append` is all that a stage ever waits for: one write at the end of `journal.jsonl`. `records` gives the sender what comes
-after an offset, and `Sent` is how far it got. Everything survives the death of every process; after a power cut the last records
-may be missing. Layout, for one run:
+A stage only waits for `Writer.append`: one write at the end of `journal.jsonl`. The sender reads the records after an offset with
+`records`, and `Sent` stores how far it got. Everything survives the death of every process; a power cut may lose the last records.
+Layout, for one run:
 
-    journal.jsonl    a JSON object a line, in the order of recording
-    files/ID/NAME    what the journal's artifacts hold, deleted when MLflow has it
-    spec.json        what the run is called, where it goes
+    journal.jsonl    one JSON object per line, in the order of recording
+    files/ID/NAME    the content of an artifact, deleted when MLflow has it
+    spec.json        name, destination and parent of the run
     sent.json        how far the sender got
 """
 
@@ -33,15 +33,15 @@ from semantica.data.location import explained
 
 log = logging.getLogger(__name__)
 
-Content: TypeAlias = bytes | Path | None  # of an artifact: itself, or the file that has it
+Content: TypeAlias = bytes | Path | None  # of an artifact: the bytes, or the file that holds them
 JOURNAL, FILES, SPEC, SENT, LOCK = "journal.jsonl", "files", "spec.json", "sent.json", "lock"
-_HELD_BYTES = 64 * 2**20  # what a full disk may make a process keep in memory
-_LINKED_BYTES = 8 * 2**20  # weights: never written in place, and too large to copy while a stage waits
+_HELD_BYTES = 64 * 2**20  # the most that a process keeps in memory while the disk is full
+_LINKED_BYTES = 8 * 2**20  # larger files (weights) are linked: never written in place, and slow to copy while a stage waits
 
 
 @dataclass(frozen=True)
 class Spec:
-    """What a run is, before any server has heard of it. `token` names it in MLflow (tag semantica.run): it is made there once."""
+    """A run's description, written before any server knows the run. `token` names the run in MLflow (tag semantica.run)."""
 
     token: str
     uri: str
@@ -52,12 +52,12 @@ class Spec:
     parent: Spec | None = None
 
     def keep(self, folder: Path) -> None:
-        """Write it into the spool."""
+        """Write the spec into the spool."""
         write_atomically(folder / SPEC, json.dumps(asdict(self)).encode())
 
     @classmethod
     def of(cls, folder: Path) -> Spec:
-        """The spec in the spool. Raises OSError, ValueError or TypeError when there is none that can be read."""
+        """The spec in the spool. Raises OSError, ValueError or TypeError when none can be read."""
         return cls._from(json.loads((folder / SPEC).read_bytes()))
 
     @classmethod
@@ -68,7 +68,7 @@ class Spec:
 
 @dataclass
 class Sent:
-    """How far the sender got: bytes of the journal whose figures, and whose artifacts, MLflow has; its names for the run."""
+    """How far the sender got. figures, files: bytes of the journal whose figures and artifacts MLflow has; then MLflow's ids."""
 
     figures: int = 0
     files: int = 0
@@ -76,12 +76,12 @@ class Sent:
     experiment_id: str = ""
 
     def keep(self, folder: Path) -> None:
-        """Write it into the spool."""
+        """Write the state into the spool."""
         write_atomically(folder / SENT, json.dumps(asdict(self)).encode())
 
     @classmethod
     def of(cls, folder: Path) -> Sent:
-        """What the spool says, or the beginning: to send something again changes nothing."""
+        """The state in the spool; without one, the start of the journal, since sending again changes nothing."""
         try:
             return cls(**json.loads((folder / SENT).read_bytes()))
         except (OSError, ValueError, TypeError):
@@ -89,7 +89,7 @@ class Sent:
 
     @property
     def both(self) -> int:
-        """Bytes of the journal of which nothing is to be sent."""
+        """Bytes at the start of the journal that both lanes have sent."""
         return min(self.figures, self.files)
 
 
@@ -102,7 +102,7 @@ def size(folder: Path) -> int:
 
 
 def records(folder: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
-    """(record, offset behind it) of the whole lines from the offset on; {} for one that a crash cut off."""
+    """(record, offset behind it) of each complete line after `offset`; the record of a damaged line is {}."""
     try:
         stream = (folder / JOURNAL).open("rb")
     except FileNotFoundError:
@@ -110,7 +110,7 @@ def records(folder: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], int
     with stream:
         stream.seek(offset)
         for line in stream:
-            if not line.endswith(b"\n"):  # being written at this moment, or cut off: then the next record ends it
+            if not line.endswith(b"\n"):  # being written now, or cut off by a crash; the next record will end the line
                 return
             offset += len(line)
             record: Any = None
@@ -121,7 +121,7 @@ def records(folder: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], int
 
 
 def last_status(folder: Path) -> str:
-    """The last status that was recorded; "" without one."""
+    """The last recorded status; "" without one."""
     return next((record["status"] for record, _ in reversed(list(records(folder))) if record.get("kind") == "status"), "")
 
 
@@ -135,7 +135,7 @@ def num_waiting(folder: Path, sent: Sent) -> int:
 
 
 def try_lock(folder: Path) -> int | None:
-    """The descriptor that holds the spool for this process alone, until it is closed or the process ends; None: another has it."""
+    """Lock the spool until the returned descriptor is closed or the process ends. None when another process holds the lock."""
     descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
     if durable.try_lock(descriptor):
         return descriptor
@@ -144,9 +144,9 @@ def try_lock(folder: Path) -> int | None:
 
 
 class Writer:
-    """Appends to the spool of one run, from any thread; several processes may write to one spool. Never raises for the disk.
+    """Appends to the spool of one run, from any thread; several processes may share it. Disk errors never raise.
 
-    What a full disk refuses is held in memory, in order, and written with the next record for which there is room.
+    Records that a full disk refuses are held in memory, in order, and written with the next record that fits.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -160,7 +160,7 @@ class Writer:
         self._descriptor: int | None = None
 
     def append(self, kind: str, body: dict[str, Any], data: Content = None) -> None:
-        """Record a thing, with the content of an artifact. Every record has a millisecond of its own in this process."""
+        """Append a record, with `data` the content of an artifact. No two records of a process have the same millisecond."""
         with self._lock:
             self._last_ms = max(self._last_ms + 1, time.time_ns() // 10**6)
             self._held.append(({"kind": kind, "ms": self._last_ms, **body}, data))
@@ -168,13 +168,13 @@ class Writer:
             self._write_held()
 
     def retry(self) -> int:
-        """How many records are still not on the disk, after one more attempt."""
+        """Try once more to write the held records. Returns how many are still not on the disk."""
         with self._lock:
             self._write_held()
             return len(self._held)
 
     def close(self) -> None:
-        """Give the file back; a later record opens it again."""
+        """Close the file; a later record opens it again."""
         with self._lock:
             if self._descriptor is not None:
                 os.close(self._descriptor)
@@ -194,7 +194,7 @@ class Writer:
 
     def _failed(self, error: OSError) -> None:
         if not self._failing:
-            log.error("tracking: cannot write to %s (%s); figures are kept in memory meanwhile", self.folder, explained(error))
+            log.error("tracking: cannot write to %s (%s); records are kept in memory meanwhile", self.folder, explained(error))
         self._failing = True
         while self._held_bytes > _HELD_BYTES:
             self._held_bytes -= _weight(self._held.popleft()[1])
@@ -215,7 +215,7 @@ class Writer:
                 raise
         if self._descriptor is None:
             self._descriptor = os.open(self.folder / JOURNAL, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        # A line break before it, too: it ends what another process or a full disk may have left half written.
+        # The leading line break ends a line that another process or a full disk may have left half written.
         line = f"\n{json.dumps(record)}\n".encode()
         if os.write(self._descriptor, line) != len(line):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -226,7 +226,7 @@ def _weight(data: Content) -> int:
 
 
 def _put(data: bytes | Path, path: Path) -> bool:
-    """Put the content at the path; False when its source is gone. A large file is linked where that works."""
+    """Put the content at `path`; a large file is linked if possible. Returns False when the source file is gone."""
     if isinstance(data, bytes):
         path.write_bytes(data)
         return True

@@ -1,7 +1,7 @@
-"""Samples of the machine beside a run's figures, by MLflow's own names (system/cpu_utilization_percentage, ...).
+"""Samples of the driver's machine, recorded beside a run's figures under MLflow's names (system/cpu_utilization_percentage, ...).
 
-MLflow's SystemMetricsMonitor asks the server before every sample and ends when it does not answer, so only the monitors that it
-reads are taken: processors, memory, disk, network, and NVIDIA GPUs where nvidia-ml-py is installed. The node is the driver's.
+MLflow's SystemMetricsMonitor asks the server before every sample and ends when the server does not answer. So only its single
+monitors are used: processors, memory, disk, network, and NVIDIA GPUs where nvidia-ml-py is installed.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def sampling(record: Callable[[Mapping[str, float | int], int], None], every_s: float, started_ms: int) -> Iterator[None]:
-    """A block in which `record(figures, step)` is called every so many seconds; steps count them from the run's first start on."""
+def sample_system(record: Callable[[Mapping[str, float | int], int], None], every_s: float, started_ms: int) -> Iterator[None]:
+    """A block in which `record(figures, step)` is called every `every_s` seconds. Steps count from the run's first start."""
     if not every_s:
         yield
         return
@@ -54,10 +54,10 @@ def _monitors() -> list[Any]:
     from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
     from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 
-    found: list[Any] = []
+    monitors: list[Any] = []
     for kind in (CPUMonitor, DiskMonitor, NetworkMonitor, GPUMonitor):
         try:
-            found.append(kind())
+            monitors.append(kind())
         except Exception as error:  # noqa: BLE001 - no GPU, no driver, no library
             log.debug("tracking: no %s (%s)", kind.__name__, error)
-    return found
+    return monitors

@@ -1,8 +1,8 @@
-"""Training on XLA devices (TPUs) by torch-xla: the one process of a host drives all its chips, and every step is one graph.
+"""Training on XLA devices (TPUs) by torch-xla: one process per host drives all its chips, and every step is one graph.
 
-In: what `fit` has for any device: network, EMA, settings, the host's share of a batch. Out: the same, laid out over the mesh of all
-chips of all hosts: batches are split by slots, weights are whole on every chip or split by rows. XLA puts the sums over the
-chips into the graph (SPMD), so that nothing here averages gradients. torch_xla is imported when a mesh is made, and not before.
+In: network, EMA, settings and the host's share of a batch, as `fit` has them for any device. Out: the same, laid out over the mesh
+of all chips of all hosts. Batches are split by slots; weights are whole on every chip or split by rows. XLA adds the sums over the
+chips to the graph (SPMD), so nothing here averages gradients. torch_xla is imported when a mesh is created, and not before.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from semantica.training.recipe import ComputeConfig, EmaConfig, OptimizerConfig,
 from semantica.training.step import StepNoise
 
 _AXIS = "chips"
-_SPLIT_FROM = 2**16  # weights of fewer numbers stay whole: to gather them costs more than they take [C]
+_SPLIT_FROM = 2**16  # smaller weights stay whole: gathering them costs more than the memory that splitting saves [C]
 
 
 class TracedAdam(torch.optim.Adam):
-    """Adam in operations that XLA traces, with the numbers of the fused kernel up to rounding; on any device.
+    """Adam in operations that XLA traces, equal to the fused kernel up to rounding. It runs on any device.
 
-    Learning rate, count and `found_inf` are tensors: no value of theirs is part of the graph. Where it is 1, weights, moments
-    and count stay. State is there from the start, so that the first step has the graph of all others.
+    Learning rate, count and `found_inf` are tensors, so their values are no part of the graph. When `found_inf` is 1, weights,
+    moments and count do not change. The state exists from the start, so the first step has the same graph as all others.
     """
 
     found_inf: Tensor
@@ -63,9 +63,9 @@ class TracedAdam(torch.optim.Adam):
             beta1, beta2 = group["betas"]
             weights = [p for p in group["params"] if p.grad is not None]
             counts = [self.state[p]["step"] for p in weights]
-            # All weights have a gradient at every step, so that they have one count.
+            # All weights have a gradient at every step, so their counts are equal.
             count = counts[0] + 1
-            rate = _uploaded(group["lr"], count.device) / _correction(beta1, count)
+            rate = _upload(group["lr"], count.device) / _correction(beta1, count)
             scale = _correction(beta2, count).sqrt()
             for p in weights:
                 mean, square = self.state[p]["exp_avg"], self.state[p]["exp_avg_sq"]
@@ -73,27 +73,29 @@ class TracedAdam(torch.optim.Adam):
                 new_mean = mean + (p.grad - mean) * (1 - beta1)
                 new_square = square * beta2 + p.grad * p.grad * (1 - beta2)
                 new = p - rate * new_mean / (new_square.sqrt() / scale + group["eps"])
-                # Not a product with the mask: 0 · NaN is NaN.
+                # `where`, not a product with the mask: 0 · NaN is NaN.
                 for old, updated in ((p, new), (mean, new_mean), (square, new_square)):
                     old.copy_(torch.where(skipped, old, updated))
             for held in counts:
                 held += 1 - self.found_inf
 
 
-def _uploaded(value: float, device: torch.device) -> Float[Tensor, ""]:
-    """The number as data of its own. Numbers and tensors of no dimension that are equal are one parameter of an XLA graph, so that
-    a decay which once is 0.1, as 1 - beta1 is, would make another graph.
+def _upload(value: float, device: torch.device) -> Float[Tensor, ""]:
+    """The number as separate data on the device.
+
+    Equal numbers and equal tensors without dimensions become one parameter of an XLA graph. So a decay that happens to equal
+    another number of the graph, as 1 - beta1 = 0.1, would change the graph.
     """
     return torch.tensor([value], dtype=torch.float32).to(device)[0]
 
 
 def _correction(beta: float, count: Float[Tensor, ""]) -> Float[Tensor, ""]:
-    """1 - beta^count, which float32 would take from two numbers near 1 at the first steps."""
+    """1 - beta^count, without the loss of digits that float32 has at the first steps, where beta^count is near 1."""
     return -torch.expm1(count * (math.log(beta) if beta else -math.inf))
 
 
 class Seeded(nn.Module):
-    """The network, whose dropout is drawn from the seed that torch's generator was given last, on XLA's own generator."""
+    """The network, with dropout drawn by XLA's generator from the last seed of torch's generator."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -102,18 +104,18 @@ class Seeded(nn.Module):
     def forward(self, z: Tensor, logsnr: Tensor, cond: Conditioning) -> Tensor:
         import torch_xla
 
-        torch_xla.manual_seed(torch.initial_seed())  # a parameter of the graph, not a part of it
+        torch_xla.manual_seed(torch.initial_seed())  # the seed is a parameter of the graph, so a new seed compiles nothing
         v_hat: Tensor = self.network(z, logsnr, cond)
         return v_hat
 
 
 class TracedEma(Ema):
-    """The average of `Ema`, by a decay that is a tensor."""
+    """`Ema` with its decay as a tensor."""
 
     @torch.no_grad()
     def update(self) -> None:
         """Move the average towards the current weights by 1 - decay."""
-        weight = _uploaded(1.0 - self.settings.at(self.num_updates), next(iter(self.values.values())).device)
+        weight = _upload(1.0 - self.settings.at(self.num_updates), next(iter(self.values.values())).device)
         for name, value in self.values.items():
             value.lerp_(self._live[name].detach().float(), weight)
         self.num_updates += 1
@@ -121,42 +123,43 @@ class TracedEma(Ema):
 
 @cache
 def _lower_what_is_missing() -> Library:
-    """Operations of the denoiser that torch-xla 2.9 would leave to the host, in the middle of a step, by ones that it traces."""
+    """Replace the denoiser's operations that torch-xla 2.9 would run on the host, amid a step, by ones that it traces."""
     library = Library("aten", "IMPL")  # type: ignore[no-untyped-call]
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Warning only once", UserWarning)  # of the override
+        warnings.filterwarnings("ignore", "Warning only once", UserWarning)  # about the override
         library.impl("exp2", lambda x: torch.pow(torch.full_like(x, 2.0), x), "XLA")  # type: ignore[no-untyped-call]
-        # torch-xla's own leaves CPUs to the host.
-        library.impl("upsample_nearest2d_backward", _summed, "XLA", allow_override=True)  # type: ignore[no-untyped-call]
-    return library  # its operations last as long as it does
+        # On CPUs, torch-xla's own runs on the host.
+        library.impl("upsample_nearest2d_backward", _sum_copies, "XLA", allow_override=True)  # type: ignore[no-untyped-call]
+    return library  # the operations are registered for as long as this object exists
 
 
-def _summed(
+def _sum_copies(
     gradient: Tensor,
     output_size: Sequence[int],
     input_size: Sequence[int],
     scale_h: float | None = None,
     scale_w: float | None = None,
 ) -> Tensor:
-    """The gradient of nearest neighbours by whole factors: the sum over the copies of each pixel."""
+    """The gradient of nearest-neighbour upsampling by whole factors: the sum over the copies of each pixel."""
     batch, channels, height, width = input_size
     copies = gradient.reshape(batch, channels, height, output_size[0] // height, width, output_size[1] // width)
     return copies.sum((3, 5))
 
 
 @dataclass(frozen=True)
-class Compiled:
-    """What XLA has compiled in this process so far: how many graphs, in how many seconds."""
+class CompileStats:
+    """How many graphs XLA has compiled in this process so far, and in how many seconds."""
 
     num_graphs: int
     seconds: float
 
 
 class XlaMesh:
-    """The backend of XLA devices: all chips of all hosts as one. `fit(..., backend=mesh)` trains on it.
+    """The backend of XLA devices: all chips of all hosts as one device. `fit(..., backend=mesh)` trains on it.
 
-    split_weights: every large weight, its average and its moments are split by rows over the chips (FSDP, by SPMD annotations); the
-    numbers are those of whole weights up to the order of sums. The first mesh of a process turns SPMD on, before any XLA tensor.
+    split_weights: every large weight, its average and its moments are split by rows over the chips (FSDP, by SPMD annotations).
+    The result equals that of whole weights up to the order of sums. The first mesh of a process turns SPMD on, and must do so
+    before any XLA tensor exists.
     """
 
     def __init__(self, *, split_weights: bool = False) -> None:
@@ -171,45 +174,45 @@ class XlaMesh:
         self.device: torch.device = torch_xla.device()
         self.num_chips: int = xr.global_runtime_device_count()
         self.num_hosts: int = xr.process_count()
-        # Which slots this host feeds. Ray's rank is another number, and may change when a group starts again.
+        # Decides which slots this host feeds. Ray's rank is another number, and may change when a group is restarted.
         self.loader_rank: int = xr.process_index()
-        # Samples and tokens on the fly are computed on the host: XLA would compile them too.
+        # Samples and on-the-fly tokens are computed on the host's CPUs: XLA would compile their graphs too.
         self.aside = torch.device("cpu")
         self._mesh = xs.Mesh(np.arange(self.num_chips), (self.num_chips,), (_AXIS,))
 
     @property
     def gathers(self) -> bool:
-        """The chips of all hosts bring split weights together."""
+        """Whether split weights must be gathered from the chips of all hosts."""
         return self.split_weights
 
     def sharing(self, compute: ComputeConfig) -> Sharing:
-        """All of the state, on every host: XLA shares it out over chips, not over workers. The first worker writes."""
+        """Every host has all of the state, since XLA splits it over chips and not over workers. The first worker writes."""
         return Sharing(0, 1, dist.get_rank() if dist.is_initialized() else 0)
 
     def prepare(self, config: TrainConfig) -> None:
-        """Make float32 mean float32, where the recipe does. Raises ConfigError for a recipe that this mesh does not run."""
+        """Set the precision of products as the recipe says. Raises ConfigError for a recipe that this mesh cannot run."""
         parts = self.num_chips * math.ceil(config.batch_size / (config.micro_batch_size or config.batch_size))
         if config.batch_size % parts:
             raise ConfigError(
-                f"train.batch_size must be a multiple of {parts} ({self.num_chips} chips times the micro-batches, which are of all "
-                f"chips together), got {config.batch_size}; change it or train.micro_batch_size"
+                f"train.batch_size must be a multiple of {parts} ({self.num_chips} chips times the number of micro-batches, each "
+                f"for all chips together), got {config.batch_size}; change it or train.micro_batch_size"
             )
         if config.compute.compile:
-            raise ConfigError("train.compute.compile must be false on XLA, which compiles every step as a whole; got true")
+            raise ConfigError("train.compute.compile must be false on XLA, which compiles every step as a whole, got true")
         if config.compute.recompute != "none":
             raise ConfigError(
-                f"train.compute.recompute must be none on XLA, which removes computing twice, got {config.compute.recompute}; "
-                "use smaller micro-batches"
+                f"train.compute.recompute must be none on XLA, whose compiler removes the recomputation, got "
+                f"{config.compute.recompute}; use smaller micro-batches"
             )
         if config.compute.parallel == "hsdp":
             raise ConfigError("train.compute.parallel must be ddp or fsdp on XLA, got hsdp")
         if self.split_weights and self.num_hosts > 1 and config.sample_every is not None:
             raise ConfigError(
-                "train.sample_every must be None with train.compute.parallel fsdp on several XLA hosts: none has all weights"
+                "train.sample_every must be None with train.compute.parallel fsdp on several XLA hosts: no host has all weights"
             )
         import torch_xla.backends as backends
 
-        # TPUs would round the factors of float32 products to bfloat16.
+        # By default TPUs round the factors of float32 products to bfloat16.
         precision = "highest" if config.compute.precision == "float32" else "default"
         if backends.get_mat_mul_precision() != precision:
             backends.set_mat_mul_precision(precision)
@@ -223,19 +226,19 @@ class XlaMesh:
         return TracedEma(network, settings)
 
     def wrap(self, network: UViT, compute: ComputeConfig) -> nn.Module:
-        """The network, with dropout of XLA's own generator."""
+        """The network, with dropout from XLA's generator."""
         return Seeded(network)
 
     def lay_out(self, network: UViT, ema: Ema, optimizer: torch.optim.Optimizer) -> None:
-        """Give every tensor of the training its place on the mesh."""
+        """Place every tensor of the training on the mesh."""
         import torch_xla
         import torch_xla.distributed.spmd as xs
 
-        held = [*network.parameters(), *ema.values.values()]
-        held += [tensor for state in optimizer.state.values() for tensor in state.values()]
-        torch_xla.sync()  # what is still to be computed has no place yet
-        for tensor in held:
-            # Also where it is whole: XLA takes a tensor without a word about that for another graph's.
+        tensors = [*network.parameters(), *ema.values.values()]
+        tensors += [tensor for state in optimizer.state.values() for tensor in state.values()]
+        torch_xla.sync()  # tensors that are not computed yet have no place
+        for tensor in tensors:
+            # Whole tensors are marked too: without a mark the next step would compile another graph.
             rows = _AXIS if self._is_split(tensor) else None
             xs.mark_sharding(tensor, self._mesh, (rows, *[None] * (tensor.ndim - 1)) if tensor.ndim else ())
 
@@ -243,12 +246,12 @@ class XlaMesh:
         return self.split_weights and tensor.ndim > 0 and tensor.numel() >= _SPLIT_FROM and len(tensor) % self.num_chips == 0
 
     def place(self, batch: Batch, noise: StepNoise) -> tuple[Batch, StepNoise]:
-        """The batch of all hosts and its noise on the chips, of which this host gives its own slots. Any thread may ask.
+        """The batch of all hosts and its noise, on the chips; this host gives its own slots. Any thread may call this.
 
-        The rows are in the order of the chips, not of the slots: nothing after this asks which slot a row is.
+        The rows are in the order of the chips, not of the slots; no later step needs the slot of a row.
         """
         cond, moved = batch.cond.map(self._split), noise.map(self._split)
-        # The same slots on every host: they seed dropout, which all hosts must draw alike.
+        # The slots must be the same on every host: they seed dropout, and all hosts must draw the same masks.
         return Batch(self._split(batch.x), cond, range(len(batch.slots) * self.num_hosts)), moved
 
     def _split(self, tensor: Tensor) -> Tensor:
@@ -259,19 +262,19 @@ class XlaMesh:
         return cast("Tensor", xm.send_cpu_data_to_device([tensor.contiguous()], self.device, spec)[0])
 
     def step(self) -> AbstractContextManager[object]:
-        """The context of one step: one graph, sent off at its end.
+        """The context of one step: one graph, which starts to run at the end of the context.
 
-        Raises RuntimeError where the host would wait within it, but for the backward pass, which torch runs on another thread: what
-        waits there shows in `compiled`.
+        Raises RuntimeError when the host would wait within the step. It cannot see the backward pass, which torch runs on another
+        thread: a wait there shows in `compile_stats`.
         """
         import torch_xla
 
         return cast("AbstractContextManager[object]", torch_xla.compile(full_graph=True))
 
     def total(self, figures: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """The figures of `StepSums.report` (its last seven are counts and clocks of a worker) as if every chip were a worker.
+        """The figures of `StepSums.report` as if every chip were a worker; the last seven are counts and times of a worker.
 
-        The batch is that of all hosts already. MFU is a share of what all chips can do.
+        The batch is already that of all hosts. MFU is a share of the peak of all chips.
         """
         on_host = figures.cpu()
         scale = torch.ones_like(on_host)
@@ -280,9 +283,9 @@ class XlaMesh:
         return on_host * scale
 
 
-def compiled() -> Compiled:
-    """What XLA has compiled so far. A step whose graph changes from call to call shows here."""
+def compile_stats() -> CompileStats:
+    """What XLA has compiled so far. The count grows when the graph of a step changes from call to call."""
     import torch_xla.debug.metrics as metrics
 
     total = (metrics.metric_data("CompileTime") or [0, 0.0])[1]  # nanoseconds
-    return Compiled(metrics.counter_value("UncachedCompile") or 0, total / 1e9)
+    return CompileStats(metrics.counter_value("UncachedCompile") or 0, total / 1e9)

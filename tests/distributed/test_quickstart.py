@@ -8,7 +8,7 @@ import pytest
 from small import SmallRun, draw_pages
 
 from semantica.config import override
-from semantica.distributed.pipeline import fitted
+from semantica.distributed.pipeline import fit_to_corpus
 from semantica.distributed.quickstart import quickstart
 from semantica.errors import ConfigError, DataError
 from semantica.presets import tiny
@@ -17,8 +17,8 @@ from semantica.tracking import TrackingConfig
 
 
 def test_a_corpus_that_is_large_enough_changes_nothing() -> None:
-    assert fitted(tiny(), 300, 30, 2) == (tiny(), 2)
-    assert fitted(tiny(), 300, 30, 3) == (tiny(), 3)  # which semantica train refuses: 3 workers do not divide its 4 lanes
+    assert fit_to_corpus(tiny(), 300, 30, 2) == (tiny(), 2)
+    assert fit_to_corpus(tiny(), 300, 30, 3) == (tiny(), 3)  # which semantica train refuses: 3 workers do not divide its 4 lanes
 
 
 @pytest.mark.parametrize(
@@ -27,13 +27,13 @@ def test_a_corpus_that_is_large_enough_changes_nothing() -> None:
 def test_a_small_corpus_gets_fewer_lanes_workers_and_conditions(
     num_held_out: int, filled: int, lanes: int, workers: int, conditions: int
 ) -> None:
-    config, num_workers = fitted(tiny(), num_held_out, filled, 2)
+    config, num_workers = fit_to_corpus(tiny(), num_held_out, filled, 2)
     assert (config.train.num_lanes, num_workers, config.generate.num_conditions) == (lanes, workers, conditions)
 
 
 def test_too_few_held_out_pictures_are_refused_before_training() -> None:
     with pytest.raises(DataError, match="3 pictures are held out, at least 4"):
-        fitted(tiny(), 3, 29, 2)
+        fit_to_corpus(tiny(), 3, 29, 2)
 
 
 def test_html_pages_and_the_folder_preset_do_not_go_together(tmp_path: Path) -> None:

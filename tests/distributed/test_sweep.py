@@ -25,7 +25,7 @@ from semantica.errors import DataError
 from semantica.jobs.train import main as train_job
 from semantica.runtime import Runtime
 from semantica.sweeps.halving import simulated_asha
-from semantica.sweeps.plan import SweepPlan, begun
+from semantica.sweeps.plan import SweepPlan, read_plan
 from semantica.sweeps.points import Points, TrialMeasurer
 from semantica.sweeps.ranking import winner
 from semantica.sweeps.results import Result, read_results
@@ -195,8 +195,8 @@ def test_the_winners_file_trains_the_winner_again(swept: Swept, tmp_path: Path) 
 
 def test_a_finished_sweep_is_done_and_its_plan_is_found_by_name(swept: Swept) -> None:
     before = contents(swept.out)
-    assert begun(swept.out) == swept.plan
-    sweep(begun(swept.out), out=swept.out, runtime=swept.runtime)
+    assert read_plan(swept.out) == swept.plan
+    sweep(read_plan(swept.out), out=swept.out, runtime=swept.runtime)
     assert contents(swept.out) == before
     changed = from_dict(SweepPlan, to_dict(swept.plan) | {"band": {"low": 0.1, "high": 0.9, "score": "cosine"}})
     with pytest.raises(DataError, match=r"^sweep: .* was made with another configuration \(band.low: was -1.0, now 0.1;"):

@@ -45,14 +45,14 @@ def test_every_gpu_multiplies_matrices():
 
 def test_no_tpu_is_no_failure_and_a_tpu_without_torch_xla_is(monkeypatch):
     assert tpus([]).status == "OK"
-    if devices.installed("torch-xla") is None:
+    if devices.installed_version("torch-xla") is None:
         finding = tpus(["/dev/accel0"])
         assert finding.status == "FAIL"
         assert "docs/reference/tpu.md" in finding.remedy
 
 
 def test_what_is_asked_of_a_tpu_is_answered_by_its_own_process_or_in_time(monkeypatch):
-    monkeypatch.setattr(devices, "installed", lambda name: "2.9.0")
+    monkeypatch.setattr(devices, "installed_version", lambda name: "2.9.0")
     for code, said in (
         ("print(8.0)", None),
         ("raise OSError('chips are held')", "chips are held"),

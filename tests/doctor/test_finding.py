@@ -7,7 +7,7 @@ import time
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semantica.doctor.finding import ORDER, Finding, as_json, as_text, exit_code, fail, guarded, ok, warn, worst
+from semantica.doctor.finding import ORDER, Finding, as_json, as_text, exit_code, fail, ok, run_check, warn, worst
 
 KINDS = [
     ValueError,
@@ -31,7 +31,7 @@ def test_whatever_a_check_raises_is_a_failed_finding_and_what_it_found_before_st
             yield ok(f"part {number}", "there")
         raise kind(text)
 
-    found = guarded("some", check)
+    found = run_check("some", check)
     assert [f.name for f in found] == [*(f"part {n}" for n in range(before)), "some"]
     assert found[-1].status == "FAIL"
     assert kind.__name__ in found[-1].found
@@ -48,7 +48,7 @@ def test_a_check_that_hangs_is_a_failed_finding_in_time():
         yield ok("second", "there")
 
     started = time.monotonic()
-    found = guarded("some", check, seconds=0.2)
+    found = run_check("some", check, seconds=0.2)
     assert time.monotonic() - started < 30
     release.set()
     assert [(f.name, f.status) for f in found] == [("first", "OK"), ("some", "FAIL")]
@@ -56,7 +56,10 @@ def test_a_check_that_hangs_is_a_failed_finding_in_time():
 
 
 def test_a_check_that_finds_nothing_wrong_is_passed_on():
-    assert guarded("some", lambda: [ok("a", "b"), warn("c", "d", "e")]) == [Finding("a", "OK", "b"), Finding("c", "WARN", "d", "e")]
+    assert run_check("some", lambda: [ok("a", "b"), warn("c", "d", "e")]) == [
+        Finding("a", "OK", "b"),
+        Finding("c", "WARN", "d", "e"),
+    ]
 
 
 @given(findings)

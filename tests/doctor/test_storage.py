@@ -7,7 +7,7 @@ import uuid
 import pytest
 
 from semantica.data.location import location
-from semantica.doctor.storage import _seen_while_replaced, check_storage, file_system, shared, space
+from semantica.doctor.storage import _seen_while_replaced, check_shared, check_storage, file_system, space
 
 GOOD = ["storage.place", "storage.rename", "storage.create"]
 
@@ -88,11 +88,13 @@ def test_room_is_asked_for(tmp_path, free, status):
 
 
 def test_a_disk_of_one_machine_is_a_warning_where_there_are_others(tmp_path):
-    assert shared(tmp_path, "ext4", None).status == "OK"
-    assert shared(tmp_path, "ext4", "127.0.0.1:6379").status == "WARN"  # a head may have nodes elsewhere, or be behind a tunnel
-    assert shared(tmp_path, "ext4", "10.0.0.7:6379").status == "WARN"
-    assert shared(tmp_path, "nfs4", "10.0.0.7:6379").status == "OK"
-    assert shared(tmp_path, "fuse.gcsfuse", None).status == "FAIL"
+    assert check_shared(tmp_path, "ext4", None).status == "OK"
+    assert (
+        check_shared(tmp_path, "ext4", "127.0.0.1:6379").status == "WARN"
+    )  # a head may have nodes elsewhere, or be behind a tunnel
+    assert check_shared(tmp_path, "ext4", "10.0.0.7:6379").status == "WARN"
+    assert check_shared(tmp_path, "nfs4", "10.0.0.7:6379").status == "OK"
+    assert check_shared(tmp_path, "fuse.gcsfuse", None).status == "FAIL"
 
 
 def test_the_kind_of_a_file_system_is_that_of_the_nearest_mount():

@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 from packaging.specifiers import SpecifierSet
 
-from semantica.doctor.versions import check_versions, installed, package_version, pinned, python_version, requirement, wanted
+from semantica.doctor.versions import (
+    check_versions,
+    installed_version,
+    own_bounds,
+    package_version,
+    python_version,
+    read_pins,
+    requirement,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,19 +36,21 @@ def package(tmp_path, monkeypatch):
 def test_what_the_tests_run_with_is_what_the_constraints_say():
     found = {finding.name: finding for finding in check_versions()}
     assert set(found) >= {"versions.python", "versions.ray", "versions.torch", "versions.torchvision", "versions.mlflow"}
-    assert found["versions.pyarrow"].found.startswith(installed("pyarrow"))
+    assert found["versions.pyarrow"].found.startswith(installed_version("pyarrow"))
     assert all(
-        finding.status == "OK" for name, finding in found.items() if finding.found == pinned(ROOT / "constraints.txt").get(name[9:])
+        finding.status == "OK"
+        for name, finding in found.items()
+        if finding.found == read_pins(ROOT / "constraints.txt").get(name[9:])
     )
 
 
 def test_bounds_are_those_of_the_project_and_pins_those_of_the_constraints():
-    assert wanted()["pyarrow"] == SpecifierSet(">=22")
-    assert wanted()["ray"] == SpecifierSet(">=2.60")  # with its extras
-    assert "pytest" not in wanted()  # of an extra
-    assert pinned(ROOT / "constraints.txt")["ray"] == "2.60.0"
-    assert pinned(ROOT / "constraints.txt")["torch-fidelity"] == "0.4.0"
-    assert pinned(ROOT / "no such file") == {}
+    assert own_bounds()["pyarrow"] == SpecifierSet(">=22")
+    assert own_bounds()["ray"] == SpecifierSet(">=2.60")  # with its extras
+    assert "pytest" not in own_bounds()  # of an extra
+    assert read_pins(ROOT / "constraints.txt")["ray"] == "2.60.0"
+    assert read_pins(ROOT / "constraints.txt")["torch-fidelity"] == "0.4.0"
+    assert read_pins(ROOT / "no such file") == {}
 
 
 def test_a_missing_package_fails_unless_it_is_for_tpus_alone():

@@ -11,7 +11,7 @@ from semantica.jobs.sweep import SweepJob, fig2, main, places, sections
 from semantica.presets import preset
 from semantica.runtime import ClusterConfig
 from semantica.sweeps.halving import milestones
-from semantica.sweeps.plan import SweepPlan, begun, keep
+from semantica.sweeps.plan import SweepPlan, read_plan, write_plan
 from semantica.sweeps.points import FRECHET
 from semantica.sweeps.settings import SweepConfig
 from semantica.sweeps.space import SpaceConfig, Swept, grid
@@ -78,11 +78,11 @@ def test_a_plan_comes_back_from_its_folder(tmp_path):
     plan = SweepPlan(
         encodings={"a": "/e"}, scores={"a": "/s"}, sweep=SweepConfig(space=fig2(tiny)), band=tiny.band, train=tiny.train
     )
-    keep(plan, tmp_path)
-    assert begun(tmp_path) == plan
+    write_plan(plan, tmp_path)
+    assert read_plan(tmp_path) == plan
     (tmp_path / "asked.json").write_text("{")
     with pytest.raises(DataError, match=r"^--resume: .*asked.json is damaged"):
-        begun(tmp_path)
+        read_plan(tmp_path)
 
 
 @pytest.mark.parametrize(

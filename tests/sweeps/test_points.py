@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from semantica.presets import preset
-from semantica.sweeps.points import FRECHET, PointMeter, Points, reported
+from semantica.sweeps.points import FRECHET, PointMeter, Points, tune_values
 from semantica.sweeps.results import Figure, figure_path, keep_figure
 from semantica.sweeps.settings import MeasureConfig
 
@@ -23,10 +23,10 @@ def points(tmp_path):
 
 def test_a_figure_on_disk_is_given_again_and_one_that_is_not_is_measured(points):
     meter = PointMeter(points, preset("tiny").train, points.folder, None, "cpu", is_new=True)
-    assert points.known(3) is None
+    assert points.read_figure(3) is None
     keep_figure(points.folder, FIGURE)
     figure_path(points.folder, 1).with_suffix(".png").write_bytes(b"a picture")
-    assert points.known(3) == FIGURE
+    assert points.read_figure(3) == FIGURE
     assert meter.figure(3, {}) == FIGURE
     assert points.picture(FIGURE) == b"a picture"
     with pytest.raises(FileNotFoundError, match="nowhere"):  # what it would be measured by
@@ -34,5 +34,5 @@ def test_a_figure_on_disk_is_given_again_and_one_that_is_not_is_measured(points)
 
 
 def test_only_the_figure_of_the_last_point_is_reported_as_the_final_one():
-    assert reported(FIGURE, 2) == {FRECHET: 2.5, "point": 1}
-    assert reported(replace(FIGURE, point=2), 2) == {FRECHET: 2.5, "point": 2, "frechet_final": 2.5}
+    assert tune_values(FIGURE, 2) == {FRECHET: 2.5, "point": 1}
+    assert tune_values(replace(FIGURE, point=2), 2) == {FRECHET: 2.5, "point": 2, "frechet_final": 2.5}

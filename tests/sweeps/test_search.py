@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from semantica.config import from_dict
-from semantica.sweeps.search import drawn, num_trials
+from semantica.sweeps.search import choose, num_trials
 from semantica.sweeps.settings import MeasureConfig, SweepConfig
 from semantica.sweeps.space import SpaceConfig, grid
 
@@ -14,14 +14,14 @@ RANGES = SpaceConfig(learning_rate_range=(1e-5, 1e-1), band_low_range=(-1.0, 0.2
 def test_the_grid_comes_in_order():
     config = SweepConfig(space=SpaceConfig(learning_rate=(1e-3, 2e-3)))
     assert num_trials(config, ["one"]) == 4
-    assert [drawn(config, ["one"], index) for index in range(4)] == grid(config.space, ["one"])
+    assert [choose(config, ["one"], index) for index in range(4)] == grid(config.space, ["one"])
 
 
 def test_random_draws_depend_on_seed_and_index_alone_and_fill_the_ranges():
     config = SweepConfig(space=RANGES, search="random", num_trials=300)
-    found = [drawn(config, ["a", "b"], index) for index in range(300)]
-    assert found == [drawn(config, ["a", "b"], index) for index in range(300)]
-    assert found[:50] != [drawn(replace(config, seed=1), ["a", "b"], index) for index in range(50)]
+    found = [choose(config, ["a", "b"], index) for index in range(300)]
+    assert found == [choose(config, ["a", "b"], index) for index in range(300)]
+    assert found[:50] != [choose(replace(config, seed=1), ["a", "b"], index) for index in range(50)]
     exponents = np.log10([choice["learning_rate"] for choice in found])
     assert exponents.min() >= -5
     assert exponents.max() <= -1
@@ -39,7 +39,7 @@ def searched(made, config, num, figure):
     """The trials of a search whose figure is `figure(drawn)`."""
     results = []
     for index in range(num):
-        choice = drawn(config, ["one"], index, results)
+        choice = choose(config, ["one"], index, results)
         results.append(replace(made(index, [figure(choice)] * 4), drawn=choice))
     return results
 
@@ -63,14 +63,14 @@ def test_optuna_comes_nearer_to_the_best_than_random_draws(made):
 def test_optuna_goes_on_from_the_disk_as_if_it_had_not_been_stopped(made):
     config = SweepConfig(space=SpaceConfig(learning_rate_range=(1e-6, 1e-1)), search="optuna", num_trials=14)
     whole = searched(made, config, 14, far_from_best)
-    assert [drawn(config, ["one"], index, whole[:index]) for index in range(14)] == [result.drawn for result in whole]
+    assert [choose(config, ["one"], index, whole[:index]) for index in range(14)] == [result.drawn for result in whole]
 
 
 def test_optuna_takes_stopped_diverged_and_running_trials(made):
     config = SweepConfig(space=SpaceConfig(learning_rate=(1e-3, 2e-3)), search="optuna", num_trials=30)
     results = []
     for index in range(16):
-        choice = drawn(config, ["one"], index, results)
+        choice = choose(config, ["one"], index, results)
         assert set(choice) == {"patching", "learning_rate"}
         curve = [5.0 + index] * (4, 2, 1, 0)[index % 4]
         made_one = made(index, curve, status=("", "stopped", "diverged", "running")[index % 4])

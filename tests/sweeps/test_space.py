@@ -14,10 +14,10 @@ from semantica.sweeps.space import (
     Span,
     Swept,
     band_name,
-    configured,
     dimensions,
     grid,
     settings_of,
+    trial_config,
     trial_name,
 )
 
@@ -41,7 +41,7 @@ def test_what_is_not_swept_keeps_the_presets_own_value():
     tiny = swept()
     found = settings_of({}, SpaceConfig(patching=()), tiny, ["one"])
     assert list(found) == list(SETTINGS)
-    assert configured(tiny, found, ENCODER) == tiny
+    assert trial_config(tiny, found, ENCODER) == tiny
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -50,14 +50,14 @@ def test_every_presets_own_settings_give_the_preset_back(name):
     sizes = {field: getattr(own.train.denoiser, field) for field in ENCODER}
     for patching in ((), ("2x2",), ("none",)):
         found = settings_of({}, SpaceConfig(patching=patching), own, ["one"])
-        assert configured(own, found, sizes) == own
+        assert trial_config(own, found, sizes) == own
 
 
 def test_without_patching_the_papers_base_becomes_its_no_patch_shape():
     base = swept("base")
     sizes = {field: getattr(base.train.denoiser, field) for field in ENCODER}
     found = settings_of({"patching": "none"}, SpaceConfig(), base, ["one"])
-    assert configured(base, found, sizes).train.denoiser == configs.base_no_patch()
+    assert trial_config(base, found, sizes).train.denoiser == configs.base_no_patch()
 
 
 @settings(deadline=None, max_examples=30)
@@ -70,7 +70,7 @@ def test_without_patching_the_papers_base_becomes_its_no_patch_shape():
 def test_settings_say_what_the_configuration_is(patching, rate, band, conditioning):
     drawn = {"patching": patching, "learning_rate": rate, "band_low": band[0], "band_high": band[1], "conditioning": conditioning}
     tiny = swept()
-    chosen = configured(tiny, settings_of(drawn, SpaceConfig(), tiny, ["one"]), ENCODER)
+    chosen = trial_config(tiny, settings_of(drawn, SpaceConfig(), tiny, ["one"]), ENCODER)
     again = settings_of({}, SpaceConfig(), chosen, ["one"])
     assert {name: again[name] for name in drawn} == drawn
     assert from_dict(Swept, to_dict(chosen)) == chosen
@@ -81,7 +81,7 @@ def test_settings_say_what_the_configuration_is(patching, rate, band, conditioni
 
 def test_an_encoder_gives_the_denoiser_its_sizes():
     sizes = {"token_dim": 96, "num_tokens": 17, "pooled_dim": 32}
-    chosen = configured(swept(), settings_of({}, SpaceConfig(), swept(), ["one"]), sizes)
+    chosen = trial_config(swept(), settings_of({}, SpaceConfig(), swept(), ["one"]), sizes)
     assert {name: getattr(chosen.train.denoiser, name) for name in sizes} == sizes
 
 

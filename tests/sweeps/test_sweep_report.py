@@ -56,7 +56,7 @@ def test_a_line_of_another_setting_is_marked(made):
     other = made(1, [9, 8, 7, 6.5], band_low=-1.0, band_high=1.0, learning_rate=5e-3)
     curve = panel_curve(BY_TITLE["Band"], [best, other], best, "FD", Protocol())
     assert set(curve.series) == {"0.3 to 0.9", "-1 to 1 *"}
-    assert "*: no such trial was made; this one differs in learning_rate (-1 to 1 *)." in curve.caption
+    assert "*: no trial had the best trial's other settings; this one differs in learning_rate (-1 to 1 *)." in curve.caption
 
 
 def test_of_several_the_one_that_came_furthest_is_shown(made):

@@ -52,7 +52,7 @@ def trained(tiny, meshes):
     """trained(folder, config, xla=None, start=None, skipped=()): a run and what it reported and compiled; saves in folder/STEP."""
     from semantica.training.checkpoint import write_checkpoint
     from semantica.training.loop import Hooks, fit
-    from semantica.training.xla import compiled
+    from semantica.training.xla import compile_stats
 
     def run(folder, config, xla=None, start=None, skipped=()):
         reports, graphs = [], []
@@ -62,13 +62,13 @@ def trained(tiny, meshes):
 
         network = fit(
             config,
-            Varied(tiny.loader(config), skipped, lambda: graphs.append(compiled().num_graphs)),
+            Varied(tiny.loader(config), skipped, lambda: graphs.append(compile_stats().num_graphs)),
             tiny.provenance,
             Hooks(reports.append, saved),
             start=start,
             backend=xla,
         )
-        return SimpleNamespace(folder=folder, network=network, reports=reports, graphs=[*graphs, compiled().num_graphs])
+        return SimpleNamespace(folder=folder, network=network, reports=reports, graphs=[*graphs, compile_stats().num_graphs])
 
     return run
 

@@ -13,7 +13,7 @@ from semantica.errors import ConfigError
 from semantica.training.checkpoint import open_checkpoint
 from semantica.training.recipe import ComputeConfig
 from semantica.training.step import step_noise
-from semantica.training.xla import compiled
+from semantica.training.xla import compile_stats
 from tests.signals import dropping
 
 pytestmark = pytest.mark.tpu
@@ -76,9 +76,9 @@ def test_no_step_after_the_first_compiles_anything(on_xla):
 
 
 def test_a_second_run_compiles_nothing(trained, recipe, tmp_path, mesh, on_xla):
-    before = compiled().num_graphs
+    before = compile_stats().num_graphs
     again = trained(tmp_path, recipe(), mesh, skipped=SKIPPED)
-    assert compiled().num_graphs == before
+    assert compile_stats().num_graphs == before
     for kind in KINDS:
         assert same_bytes(again.folder / "12", on_xla.folder / "12", kind)
 
@@ -128,9 +128,9 @@ def test_each_path_goes_on_from_the_others_checkpoint_to_the_same_end(trained, r
 
 
 def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit_with_dropout(trained, recipe, tmp_path, mesh, dropped):
-    before = compiled().num_graphs
+    before = compile_stats().num_graphs
     resumed = trained(tmp_path, recipe(dropout=0.3), mesh, open_checkpoint(dropped.folder / "5"))
-    assert compiled().num_graphs - before <= 1
+    assert compile_stats().num_graphs - before <= 1
     for kind in KINDS:
         assert same_bytes(resumed.folder / "12", dropped.folder / "12", kind)
 

@@ -175,7 +175,7 @@ from semantica.tracking import Place, TrackingConfig, start_run
 uri, root, last = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 with start_run(uri, "driver", "train", place=Place(root, "driver"), tracking=TrackingConfig(system_metrics_s=0.0)) as run:
     run.params({"seed": 0})
-    known = run.recorded("loss")  # one more than was printed, if it was killed before it could print
+    known = run.read_figures("loss")  # one more than was printed, if it was killed before it could print
     for step in range(max(known, default=-1) + 1, last):
         run.metrics({"loss": 1 / (step + 1), "same": 0.5}, step=step)
         time.sleep(0.01)
@@ -202,7 +202,7 @@ def test_a_driver_killed_while_it_sends_goes_on_in_the_same_run_and_nothing_is_l
     proxy.delay_s = 0.0
     (spool,) = (tmp_path / "spools").iterdir()
     with start_run(proxy.uri, "driver", "train", place=Place(tmp_path / "spools", "driver"), tracking=PATIENT) as run:
-        done = 1 + max(run.recorded("loss"))
+        done = 1 + max(run.read_figures("loss"))
         log_steps(run, done, done + 20)
     (found,) = up.runs("driver")
     assert found.info.status == "FINISHED"

@@ -1,8 +1,9 @@
 """FD-DINOv2 (Stein 2023): pictures -> the CLS features of DINOv2 ViT-L/14, as the project dgm-eval computes them.
 
 In: a folder in the hub's format (config.json, model.safetensors), loaded by transformers; only safetensors is opened. A picture is
-squashed to 224 px by Pillow's bicubic filter and normalised with ImageNet's mean and std. The table of positions is for 518 px;
-DINOv2's own code shrinks it with a scale of (16 + 0.1) / 37, transformers with 16 / 37: here it is the former, which figures use.
+squashed to 224 px by Pillow's bicubic filter and normalised with ImageNet's mean and std. The table of positions is for 518 px.
+DINOv2's own code shrinks it with a scale of (16 + 0.1) / 37, transformers with 16 / 37. This file does as DINOv2's own code, which
+published figures use.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from semantica.assets import cache_folder
 from semantica.errors import AbsentWeights, WeightsError
 from semantica.measure.networks.extractors import extractor
 from semantica.measure.networks.resize import resize_as_pillow
-from semantica.measure.networks.weights import WeightFile, checked_file
+from semantica.measure.networks.weights import WeightFile, check_file
 
 REPOSITORY = "facebook/dinov2-large"
 REVISION = "47b73eefe95e8d44ec3623f8890bd894b6ea2d6c"
@@ -54,41 +55,41 @@ class Dinov2Features(nn.Module):
 
 
 def find_dinov2(*, local_folder: str = "", allow_network: bool = False) -> Path:
-    """The folder with DINOv2 ViT-L/14. Raises AbsentWeights, and WeightsError when its weights are others."""
+    """The folder with DINOv2 ViT-L/14. Raises AbsentWeights without one, and WeightsError when it holds other weights."""
     from huggingface_hub import snapshot_download
 
-    kept = cache_folder() / "weights" / FOLDER
+    cached = cache_folder() / "weights" / FOLDER
     given = Path(local_folder).expanduser()
-    places = [given / FOLDER, given, kept] if local_folder else [kept]
+    places = [given / FOLDER, given, cached] if local_folder else [cached]
     for place in places:
         if (place / WEIGHTS.name).is_file():
-            return checked_folder(place)
+            return check_folder(place)
     try:
-        # Without the network too: the hub's own cache may have it.
+        # Also called without the network, since the hub's own cache may have the files.
         files = ["config.json", WEIGHTS.name]
-        found = snapshot_download(REPOSITORY, revision=REVISION, allow_patterns=files, local_files_only=not allow_network)
-    except Exception as error:  # noqa: BLE001 - the hub's client lets classes of its HTTP library through, which change with it
+        snapshot = snapshot_download(REPOSITORY, revision=REVISION, allow_patterns=files, local_files_only=not allow_network)
+    except Exception as error:  # noqa: BLE001 - the hub's client raises classes of its HTTP library, which change with its version
         why = f"cannot be fetched ({(str(error).strip().splitlines() or [''])[0][:160]})" if allow_network else "got none"
         raise AbsentWeights(f"{TITLE}: expected {WEIGHTS.described}, {why}; put {WEIGHTS.url} into {places[0]}") from None
-    if not (Path(found) / WEIGHTS.name).is_file():  # a snapshot that was fetched for its configuration only
+    if not (Path(snapshot) / WEIGHTS.name).is_file():  # a snapshot that was fetched for its configuration only
         raise AbsentWeights(f"{TITLE}: expected {WEIGHTS.described}, got none; put {WEIGHTS.url} into {places[0]}")
-    return checked_folder(Path(found))
+    return check_folder(Path(snapshot))
 
 
-def checked_folder(folder: Path) -> Path:
-    """`folder` itself, once it holds the known weights. Raises WeightsError."""
+def check_folder(folder: Path) -> Path:
+    """Check that `folder` holds the known weights, and return it. Raises WeightsError."""
     if not (folder / "config.json").is_file():
         raise AbsentWeights(
             f"{TITLE}: expected config.json beside {folder / WEIGHTS.name}, got none; put {WEIGHTS.url} into {folder}"
         )
-    return checked_file(folder / WEIGHTS.name, WEIGHTS).parent
+    return check_file(folder / WEIGHTS.name, WEIGHTS).parent
 
 
 def load_dinov2(folder: Path, device: torch.device | str = "cpu") -> Dinov2Features:
-    """The network in evaluation mode, in float32, with its table of positions for 224 px; which weights
-    the folder holds is checked by `checked_folder`.
+    """The network in evaluation mode, in float32, with its table of positions for 224 px.
 
-    Raises WeightsError when the folder does not hold a whole DINOv2.
+    Raises WeightsError when the folder does not hold a complete DINOv2. Does not verify which weights these are; `check_folder`
+    does.
     """
     from safetensors import SafetensorError
     from transformers import Dinov2Model
@@ -97,7 +98,7 @@ def load_dinov2(folder: Path, device: torch.device | str = "cpu") -> Dinov2Featu
     transformers_logging.disable_progress_bar()
     remedy = f"put {WEIGHTS.url} there"
     try:
-        # use_safetensors: a pickle is never opened, whatever the folder holds.
+        # use_safetensors: a pickle in the folder is never opened.
         model, loading = Dinov2Model.from_pretrained(
             folder, use_safetensors=True, local_files_only=True, output_loading_info=True, dtype=torch.float32
         )
@@ -115,7 +116,7 @@ def load_dinov2(folder: Path, device: torch.device | str = "cpu") -> Dinov2Featu
 
 
 def positions_for(table: Float[Tensor, "1 n d"], side: int) -> Float[Tensor, "1 m d"]:
-    """The table of positions for side x side patches: CLS, then bicubic as DINOv2's own code does it."""
+    """The table of positions for side x side patches: CLS unchanged, the rest interpolated bicubically as in DINOv2's own code."""
     cls, patches = table[:, :1], table[:, 1:]
     stored = round(patches.shape[1] ** 0.5)
     if stored == side:
@@ -127,7 +128,7 @@ def positions_for(table: Float[Tensor, "1 n d"], side: int) -> Float[Tensor, "1 
 
 
 def prepare(images: UInt8[Tensor, "b 3 h w"]) -> Float32[Tensor, "b 3 224 224"]:
-    """What the network reads."""
+    """Resize and normalise pictures for the network."""
     mean, std = (torch.tensor(values, device=images.device).view(3, 1, 1) for values in (_MEAN, _STD))
     return (resize_as_pillow(images, INPUT_PX).float() / 255 - mean) / std
 
@@ -138,4 +139,4 @@ def _side(size: Any) -> int:
 
 @extractor("dinov2", key="fd-dinov2", figure="FD-DINOv2", resize=RESIZE, dim=FEATURE_DIM, weights=WEIGHTS, find=find_dinov2)
 def _load(folder: Path, device: torch.device | str) -> tuple[Callable[[Tensor], Tensor], nn.Module]:
-    return prepare, load_dinov2(checked_folder(folder), device)
+    return prepare, load_dinov2(check_folder(folder), device)

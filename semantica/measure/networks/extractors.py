@@ -1,9 +1,9 @@
-"""The registry of the networks that measure pictures: each has a name, and its file says how it is found, loaded and called.
+"""The registry of the networks that measure pictures. Each network has a name; its file says how it is found, loaded and called.
 
-`@extractor("inception", ...)` stands above a loader of features, `@perceptual("lpips-alex", ...)` above one of a distance, both
-in a file of this package. `resolve` says where the weights of a name are on this machine, or raises: a network that is absent is
-never replaced by another. `resolve_available` is the explicit other way: which of several are here, and for the report why
-others are not. The answer of a loaded network for a picture does not depend on its batch.
+`@extractor("inception", ...)` registers a loader of features, and `@perceptual("lpips-alex", ...)` a loader of a distance, both in
+a file of this package. `resolve` returns where the weights of a name are on this machine, or raises: a missing network is never
+replaced by another. `resolve_available` returns those of several names that are here, and for the report why the others are not.
+The result of a loaded network for a picture does not depend on the other pictures of its batch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from semantica.encoders.encoder import Encoder, EncoderIdentity
 from semantica.errors import AbsentWeights, ConfigError, DataError
 from semantica.measure.networks.weights import WeightFile, find_file
 
-ENCODER = "encoder"  # the checkpoint's own, whose weights come with its configuration
+ENCODER = "encoder"  # the checkpoint's own encoder, whose weights its configuration names
 ENCODER_KEY = "fd-encoder"
 
 Find: TypeAlias = Callable[..., Path]  # (local_folder=, allow_network=) -> where the weights are
@@ -34,9 +34,10 @@ DistanceLoader: TypeAlias = Callable[[Path], torch.nn.Module]
 
 @dataclass(frozen=True)
 class ExtractorIdentity:
-    """What makes two figures comparable. title: the network, for people; figure: what its distance is called; dim: of a feature.
+    """Two figures can be compared when their identities are equal.
 
-    A perceptual net gives distances, no features: its dim is 0.
+    title: the network's name for people. figure: the name of its distance. dim: of a feature; 0 for a perceptual net, which gives
+    distances and no features.
     """
 
     name: str
@@ -67,7 +68,7 @@ class NetworkWeights:
 
 @dataclass(frozen=True)
 class AbsentNetwork:
-    """A network that was left out on purpose, because its weights are not here: which file to put where."""
+    """A network that was left out because its weights are not here. reason: which file is missing, and where to put it."""
 
     name: str
     reason: str
@@ -75,7 +76,7 @@ class AbsentNetwork:
 
 @dataclass(frozen=True)
 class _Registered:
-    """One network: what its figure is called in report.json, its identity, and how it is found and loaded."""
+    """One network: the name of its figure in report.json, its identity, and how it is found and loaded."""
 
     key: str
     identity: ExtractorIdentity
@@ -95,8 +96,8 @@ def extractor(
 ) -> Callable[[FeatureLoader], FeatureLoader]:
     """Register a loader (path, device) -> (prepare, network) under `name`.
 
-    key: its distance in report.json ("fid"); figure: the same for people; weights: the file that says which network it is; find:
-    where its weights are, by default the file itself.
+    key: the its name in report.json ("fid"). figure: the name for people. weights: the file that identifies the network.
+    find: returns where the weights are; by default, the file itself.
     """
     identity = ExtractorIdentity(name, weights.what, figure, weights.sha256, resize, dim)
 
@@ -132,7 +133,7 @@ def _finder(weights: WeightFile) -> Find:
     return find
 
 
-def _registered(name: str) -> _Registered:
+def _look_up(name: str) -> _Registered:
     if name == ENCODER:
         raise ConfigError('extractor: "encoder" is the encoder of the encodings, whose weights come with their configuration')
     known = _all()
@@ -160,22 +161,22 @@ def perceptual_names() -> tuple[str, ...]:
 
 
 def key_of(name: str) -> str:
-    """What the figure of a network is called in report.json."""
-    return ENCODER_KEY if name == ENCODER else _registered(name).key
+    """The name of a network's figure in report.json."""
+    return ENCODER_KEY if name == ENCODER else _look_up(name).key
 
 
 def identity_of(name: str) -> ExtractorIdentity:
-    """The identity of each network but "encoder", without its weights: their hash is known. Raises ConfigError for other names."""
-    return _registered(name).identity
+    """The identity of a network other than "encoder". Needs no weights, since their hash is known. Raises ConfigError otherwise."""
+    return _look_up(name).identity
 
 
 def resolve(name: str, *, local_folder: str = "", allow_network: bool = False) -> NetworkWeights:
-    """Where the weights of `name` are, their hash checked: local_folder, then the caches, then the network where it is allowed.
+    """Find the weights of `name` and check their hash: in local_folder, then the caches, then the network if it is allowed.
 
-    Raises ConfigError for an unknown name, WeightsError for other weights under the name, and AbsentWeights that says which file
+    Raises ConfigError for an unknown name, WeightsError for a file with another hash, and AbsentWeights, which says which file
     (name, SHA-256, size) to put where.
     """
-    network = _registered(name)
+    network = _look_up(name)
     path = network.find(local_folder=local_folder, allow_network=allow_network)
     return NetworkWeights(name, str(path), network.identity)
 
@@ -183,7 +184,7 @@ def resolve(name: str, *, local_folder: str = "", allow_network: bool = False) -
 def resolve_available(
     names: Sequence[str], *, local_folder: str = "", allow_network: bool = False
 ) -> tuple[tuple[NetworkWeights, ...], tuple[AbsentNetwork, ...]]:
-    """Those of `names` whose weights are here, and those that are left out. Only absence is forgiven: see `resolve`."""
+    """The networks of `names` whose weights are here, and the ones left out. Raises as `resolve`, but not for missing weights."""
     here, absent = list[NetworkWeights](), list[AbsentNetwork]()
     for name in names:
         try:
@@ -194,7 +195,7 @@ def resolve_available(
 
 
 class FeatureExtractor:
-    """Pictures -> features, by one network on one device. `identity` names it."""
+    """Pictures -> features, by one network on one device. `identity` names the network."""
 
     def __init__(
         self,
@@ -213,20 +214,20 @@ class FeatureExtractor:
         for start in range(0, len(images), self.batch_size):
             chunk = images[start : start + self.batch_size]
             with torch.inference_mode(), _whole_float32():
-                values = self._network(_filled(self._prepare(chunk.to(self.device)), self.batch_size))
+                values = self._network(_pad_batch(self._prepare(chunk.to(self.device)), self.batch_size))
             parts.append(values[: len(chunk)].float().cpu())
         return torch.cat(parts)
 
 
 class PerceptualNet:
-    """Two pictures -> their distance, by one network on one device. `identity` names it."""
+    """Two pictures -> their distance, by one network on one device. `identity` names the network."""
 
     def __init__(self, identity: ExtractorIdentity, network: torch.nn.Module, device: torch.device | str, batch_size: int) -> None:
         self.identity, self.device, self.batch_size = identity, torch.device(device), batch_size
         self._network = network.to(self.device)
 
     def distances(self, a: UInt8[Tensor, "b 3 h w"], b: UInt8[Tensor, "b 3 h w"]) -> Float32[Tensor, " b"]:
-        """The distance of each pair of pictures of one size (RGB, 0-255), on the CPU. Raises DataError when they are too small."""
+        """The distance of each pair of pictures of one size (RGB, 0-255), on the CPU. Raises DataError for too small pictures."""
         if a.shape != b.shape:
             raise DataError(
                 f"{self.identity.title}: pairs must be of one size, got {tuple(a.shape)} and {tuple(b.shape)}; resize first"
@@ -235,14 +236,14 @@ class PerceptualNet:
         for start in range(0, len(a), self.batch_size):
             pair = [images[start : start + self.batch_size].to(self.device) for images in (a, b)]
             with _whole_float32():
-                values = perceptual_distance(self._network, *(_filled(images, self.batch_size) for images in pair))
+                values = perceptual_distance(self._network, *(_pad_batch(images, self.batch_size) for images in pair))
             parts.append(values[: len(pair[0])].cpu())
         return torch.cat(parts)
 
 
 def load_features(weights: NetworkWeights, device: torch.device | str = "cpu", batch_size: int = 32) -> FeatureExtractor:
-    """The extractor, from weights whose hash is checked again. Raises WeightsError when they are others."""
-    network = _registered(weights.name)
+    """Load the extractor; the hash of the weights is checked again. Raises WeightsError for another hash."""
+    network = _look_up(weights.name)
     if not network.has_features:
         known = ", ".join(feature_names()[:-1])
         raise ConfigError(f"extractor: expected one of {known}, got {weights.name!r}; it has no features")
@@ -251,12 +252,12 @@ def load_features(weights: NetworkWeights, device: torch.device | str = "cpu", b
 
 
 def encoder_features(encoder: Encoder, batch_size: int = 32) -> FeatureExtractor:
-    """The extractor "encoder": the pooled embedding of the run's own encoder, with its own preprocessing."""
+    """The extractor "encoder": the pooled embedding of the run's encoder, with the encoder's own preprocessing."""
     return FeatureExtractor(encoder_identity(encoder.identity), encoder.fit, _Pooled(encoder), encoder.device, batch_size)
 
 
 def encoder_identity(own: EncoderIdentity) -> ExtractorIdentity:
-    """The identity of "encoder", from what a manifest of encodings says of it."""
+    """The identity of the extractor "encoder", from the encoder's identity in a manifest of encodings."""
     seen = own.preprocessing
     cut = f", the middle {seen.image_px} px" if seen.resize_px != seen.image_px else ""
     resize = f"{seen.resize_px} px, {seen.resample} (antialiased){cut}, as the encoder's own"
@@ -264,8 +265,8 @@ def encoder_identity(own: EncoderIdentity) -> ExtractorIdentity:
 
 
 def load_perceptual(weights: NetworkWeights, device: torch.device | str = "cpu", batch_size: int = 32) -> PerceptualNet:
-    """The perceptual net, from weights whose hash is checked again. Raises WeightsError when they are others."""
-    network = _registered(weights.name)
+    """Load the perceptual net; the hash of the weights is checked again. Raises WeightsError for another hash."""
+    network = _look_up(weights.name)
     if network.has_features:
         known = ", ".join(perceptual_names())
         raise ConfigError(f"perceptual net: expected one of {known}, got {weights.name!r}; it gives no distance")
@@ -273,9 +274,9 @@ def load_perceptual(weights: NetworkWeights, device: torch.device | str = "cpu",
 
 
 def perceptual_distance(model: torch.nn.Module, a: UInt8[Tensor, "b 3 h w"], b: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
-    """Distance of each pair of RGB pictures (0-255), at their own size: 0 for equal ones, about 0.5 for unrelated ones.
+    """Distance of each pair of RGB pictures (0-255), at their own size: 0 for equal pictures, about 0.5 for unrelated ones.
 
-    Raises DataError when they are smaller than what the net's pools leave a pixel of.
+    Raises DataError for pictures that the net's pools would shrink to nothing.
     """
     if min(a.shape[2:]) < model.min_px:  # type: ignore[operator]
         raise DataError(
@@ -295,14 +296,14 @@ class _Pooled:
         return self.encoder.encode_fitted(fitted).pooled
 
 
-def _filled(images: Tensor, batch_size: int) -> Tensor:
-    """Pictures up to batch_size, the last one repeated: kernels are chosen by shape, and round differently."""
+def _pad_batch(images: Tensor, batch_size: int) -> Tensor:
+    """Fill the batch to batch_size by repeating the last picture: kernels are chosen by shape, and round differently."""
     return torch.cat([images, images[-1:].expand(batch_size - len(images), -1, -1, -1)]) if len(images) < batch_size else images
 
 
 @contextmanager
 def _whole_float32() -> Iterator[None]:
-    """Without TF32, bfloat16 passes and autotuned kernels, which move a figure in its third decimal from machine to machine."""
+    """Turn off TF32, bfloat16 passes and autotuned kernels, with which a figure differs in its third decimal between machines."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

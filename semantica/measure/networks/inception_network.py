@@ -1,8 +1,8 @@
 """The network of the FID: Inception-v3 as the TensorFlow graph of 2015 has it, up to its pool features. Pictures in, (b, 2048) out.
 
-It is not torchvision's Inception-v3: average pools leave padding out of the mean, the last block pools by maximum, and its weights
-are TensorFlow's (Szegedy 2016, figures 5 to 7; Heusel 2017 for its use). Batch norms without a scale are folded into the
-convolutions, so the network is convolutions with a bias, rectifiers and pools.
+It differs from torchvision's Inception-v3: average pools leave padding out of the mean, the last block pools by maximum, and the
+weights are TensorFlow's (Szegedy 2016, figures 5 to 7; Heusel 2017 for the use in the FID). Batch norms without a scale are folded
+into the convolutions, so the network consists of convolutions with a bias, rectifiers and pools.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class _Conv(nn.Conv2d):
 
 
 class _Branches(nn.ModuleList):
-    """Several ways from the same input, channels one after the other."""
+    """Several branches of the same input, with their channels concatenated."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([branch(x) for branch in self], dim=1)
@@ -53,18 +53,20 @@ def inception_network() -> nn.Sequential:
             _Conv(3, 32, 3, stride=2),
             _Conv(32, 32, 3),
             _Conv(32, 64, 3, padding=1),
-            _shrunk(),
+            _shrink(),
             _Conv(64, 80, 1),
             _Conv(80, 192, 3),
-            _shrunk(),
+            _shrink(),
             *(_block_35(num_in, pooled) for num_in, pooled in ((192, 32), (256, 64), (288, 64))),
-            _Branches([_way(288, (384, _3), halved=True), _way(288, (64, _1), (96, _3), (96, _3), halved=True), _shrunk()]),
+            _Branches(
+                [_conv_chain(288, (384, _3), halved=True), _conv_chain(288, (64, _1), (96, _3), (96, _3), halved=True), _shrink()]
+            ),
             *(_block_17(width) for width in (128, 160, 160, 192)),
             _Branches(
                 [
-                    _way(768, (192, _1), (320, _3), halved=True),
-                    _way(768, (192, _1), (192, _1X7), (192, _7X1), (192, _3), halved=True),
-                    _shrunk(),
+                    _conv_chain(768, (192, _1), (320, _3), halved=True),
+                    _conv_chain(768, (192, _1), (192, _1X7), (192, _7X1), (192, _3), halved=True),
+                    _shrink(),
                 ]
             ),
             _block_8(1280, nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False)),
@@ -76,7 +78,7 @@ def inception_network() -> nn.Sequential:
 
 
 def with_weights(network: nn.Sequential, convs: Sequence[NormedConv]) -> nn.Sequential:
-    """The network in evaluation mode with these convolutions, in the graph's order; its batch norms folded in float64."""
+    """The network in evaluation mode with the given convolutions, in the graph's order. Batch norms are folded in float64."""
     own = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
     for module, conv in zip(own, convs, strict=True):
         assert module.weight.shape == conv.weight.shape, (module.weight.shape, conv.weight.shape)
@@ -88,36 +90,40 @@ def with_weights(network: nn.Sequential, convs: Sequence[NormedConv]) -> nn.Sequ
 
 
 def _block_35(num_in: int, pooled: int) -> _Branches:
-    ways = [_way(num_in, (64, _1)), _way(num_in, (48, _1), (64, _5)), _way(num_in, (64, _1), (96, _3), (96, _3))]
-    return _Branches([*ways, _pooled(num_in, pooled)])
+    ways = [
+        _conv_chain(num_in, (64, _1)),
+        _conv_chain(num_in, (48, _1), (64, _5)),
+        _conv_chain(num_in, (64, _1), (96, _3), (96, _3)),
+    ]
+    return _Branches([*ways, _pool_branch(num_in, pooled)])
 
 
 def _block_17(width: int) -> _Branches:
-    two = _way(768, (width, _1), (width, _1X7), (192, _7X1))
-    four = _way(768, (width, _1), (width, _7X1), (width, _1X7), (width, _7X1), (192, _1X7))
-    return _Branches([_way(768, (192, _1)), two, four, _pooled(768, 192)])
+    two = _conv_chain(768, (width, _1), (width, _1X7), (192, _7X1))
+    four = _conv_chain(768, (width, _1), (width, _7X1), (width, _1X7), (width, _7X1), (192, _1X7))
+    return _Branches([_conv_chain(768, (192, _1)), two, four, _pool_branch(768, 192)])
 
 
 def _block_8(num_in: int, pool: nn.Module) -> _Branches:
-    one = nn.Sequential(_way(num_in, (384, _1)), _fork())
-    two = nn.Sequential(_way(num_in, (448, _1), (384, _3)), _fork())
-    return _Branches([_way(num_in, (320, _1)), one, two, nn.Sequential(pool, _way(num_in, (192, _1)))])
+    one = nn.Sequential(_conv_chain(num_in, (384, _1)), _fork())
+    two = nn.Sequential(_conv_chain(num_in, (448, _1), (384, _3)), _fork())
+    return _Branches([_conv_chain(num_in, (320, _1)), one, two, nn.Sequential(pool, _conv_chain(num_in, (192, _1)))])
 
 
 def _fork() -> _Branches:
-    return _Branches([_way(384, (384, _1X3)), _way(384, (384, _3X1))])
+    return _Branches([_conv_chain(384, (384, _1X3)), _conv_chain(384, (384, _3X1))])
 
 
-def _pooled(num_in: int, num_out: int) -> nn.Sequential:
-    return nn.Sequential(nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False), _way(num_in, (num_out, _1)))
+def _pool_branch(num_in: int, num_out: int) -> nn.Sequential:
+    return nn.Sequential(nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False), _conv_chain(num_in, (num_out, _1)))
 
 
-def _shrunk() -> nn.Module:
+def _shrink() -> nn.Module:
     return nn.MaxPool2d(3, stride=2)
 
 
-def _way(num_in: int, *convs: tuple[int, _Size], halved: bool = False) -> nn.Sequential:
-    """Convolutions one after the other that keep the size; `halved`: but the last, which takes every second place."""
+def _conv_chain(num_in: int, *convs: tuple[int, _Size], halved: bool = False) -> nn.Sequential:
+    """A chain of convolutions that keep the size; with `halved` the last one has stride 2."""
     layers = []
     for index, (num_out, size) in enumerate(convs):
         last = halved and index == len(convs) - 1

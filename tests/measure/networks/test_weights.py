@@ -5,7 +5,7 @@ import torch
 
 from semantica.errors import AbsentWeights, WeightsError
 from semantica.measure.networks import dinov2, inception, perceptual
-from semantica.measure.networks.weights import WeightFile, checked_file, find_file
+from semantica.measure.networks.weights import WeightFile, check_file, find_file
 
 CONTENT = b"weights"
 
@@ -17,7 +17,7 @@ def a_file(url=""):
 def test_a_file_with_the_known_hash_is_returned(tmp_path):
     path = tmp_path / "w.pt"
     path.write_bytes(CONTENT)
-    assert checked_file(path, a_file()) == path
+    assert check_file(path, a_file()) == path
 
 
 def test_a_missing_file_is_named_with_hash_size_and_remedy(tmp_path):
@@ -25,7 +25,7 @@ def test_a_missing_file_is_named_with_hash_size_and_remedy(tmp_path):
     with pytest.raises(
         AbsentWeights, match=rf"X: expected w\.pt \(SHA-256 {digest}, 7 bytes\) at .*w\.pt, got none; download u and"
     ):
-        checked_file(tmp_path / "w.pt", a_file("u"))
+        check_file(tmp_path / "w.pt", a_file("u"))
 
 
 LOADERS = [inception.load_inception, perceptual.load_shift_tolerant_lpips, perceptual.load_lpips]
