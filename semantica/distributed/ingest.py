@@ -25,7 +25,7 @@ from semantica.episodes.census import Census, PageIds
 from semantica.episodes.decoder import PictureDecoder, open_decoder
 from semantica.episodes.fetch import FetchConfig, config_per_fetcher
 from semantica.episodes.fetch.fetcher import Fetcher
-from semantica.episodes.fetch.store import FetchedPictures, fetch_into, resolve
+from semantica.episodes.fetch.store import FetchedPictures, fetch_into, fetchable_urls, resolve
 from semantica.episodes.images import ImageConfig
 from semantica.episodes.ingest import IngestConfig, IngestedPage, count_pictures, ingest_pages, num_damaged, sample
 from semantica.episodes.pages import Page, Part
