@@ -62,7 +62,10 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
             time.sleep(1)
         yield env
     finally:
+        children = psutil.Process(process.pid).children(recursive=True)
         process.terminate()
+        for child in psutil.wait_procs(children, timeout=5)[1]:
+            child.kill()  # it waits 30 s for jobs, of which there are none
         process.wait(timeout=60)
 
 
