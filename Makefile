@@ -28,8 +28,10 @@ demo-html: $(INSTALLED)
 	@$(BIN)/semantica quickstart --preset tiny-html --source html-docs --out runs/quickstart-html
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not ray and not slow" --numprocesses auto --dist loadfile
-	$(BIN)/python -m pytest -m "ray and not slow"
+	@log=$$(mktemp) && echo "The tests on Ray run at the same time, into $$log" \
+		&& { $(BIN)/python -m pytest -m "ray and not slow" > $$log 2>&1 & } && ray=$$! && trap "kill $$ray; exit 130" INT TERM; status=0; \
+		$(BIN)/python -m pytest -m "not ray and not slow" --numprocesses auto --dist loadfile || status=$$?; \
+		wait $$ray || status=$$?; cat $$log; rm $$log; exit $$status
 
 test-tpu: $(TPU_INSTALLED)
 	PJRT_DEVICE=CPU $(VENV_TPU)/bin/python -m pytest tests/tpu

@@ -34,7 +34,7 @@ from semantica.pairs.selection import BandConfig, select, selection_stage
 from semantica.planning.memory import training_memory
 from semantica.planning.model import denoiser_costs, encoder_shape
 from semantica.planning.pairs import MIN_PAGES, PageCounts, expected_pairs, page_counts
-from semantica.planning.storage import checkpoint_bytes, dataset_bytes, extrapolated
+from semantica.planning.storage import checkpoint_bytes, dataset_bytes, extrapolate_corpus
 from semantica.presets import preset
 from semantica.signals import IMAGES
 from semantica.training.checkpoint import Provenance, TrainState, write_checkpoint
@@ -201,7 +201,7 @@ def planned_and_found(top: Path, encode: EncodeConfig) -> dict[str, tuple[float,
     manifests = {kind: read_manifest(top / kind, kind) for kind in STAGES}
     episodes, counts = manifests["episodes"], page_counts(top / "scores", BandConfig())
     ingest = preset("base").ingest
-    corpus = extrapolated(int(counts.images.sum()), episodes, ingest, float(counts.scored.mean()))
+    corpus = extrapolate_corpus(int(counts.images.sum()), episodes, ingest, float(counts.scored.mean()))
     plan = dataset_bytes(corpus, encode, len(episodes.shards()), rows_per_group=encode.rows_per_group)
     found = {kind: sum(file.num_bytes for file in manifest.files) for kind, manifest in manifests.items()}
     found["selection"] = (top / "selection" / "manifest.json").stat().st_size

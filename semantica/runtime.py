@@ -1,4 +1,4 @@
-"""Where and how wide a stage runs, never what it computes: no field here changes a result, so none enters a dataset's identity."""
+"""Where a stage runs and with how many processes. No field here changes a result, so none is part of a dataset's identity."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ def device() -> str:
 
 @config
 class ClusterConfig:
-    """Ray resources. num_cpus and object_store_mb are for a local Ray only; with RAY_ADDRESS set, the cluster decides."""
+    """Ray resources. num_cpus and object_store_mb apply to a local Ray only; with RAY_ADDRESS set, the cluster decides both."""
 
     num_cpus: int | None = None  # of a local Ray; None: all of this machine
     object_store_mb: int = 512
-    num_fetchers: int = 2  # of ingest with fetch_urls; they share the rate at which a host is asked
+    num_fetchers: int = 2  # of ingest with fetch_urls; together they keep to the request rate per host
     min_actors: int = 1  # of encode, generate and evaluate: actors to start with
     num_actors: int = 2  # actors to grow to
     cpus_per_actor: float = 1.0
     gpus_per_actor: float = 0.0
     num_workers: int = 2  # of train
-    min_workers: int | None = None  # of train: the group may shrink to this number when machines go, and grow again later
+    min_workers: int | None = None  # of train: the group may shrink to this number when machines are lost, and grow again later
     resize_every_s: float = 60.0  # with min_workers: how often the group looks for more machines
     cpus_per_worker: float = 1.0
     use_gpu: bool = False  # one GPU per training worker
     tpu_type: str | None = None  # such as "TPU-V6E": train on TPUs by torch-xla, one worker per host
     tpu_topology: str | None = None  # of one slice, such as "4x4"; num_workers is the number of hosts of all slices
     xla_cpu_devices: int | None = None  # train on this number of devices of XLA's CPU client, as on TPUs
-    loader_mb: int = 2048  # row groups that a training worker keeps in memory, so that it reads each once
-    loader_threads: int = 1  # of a training worker, to decode a batch; on a GPU several of its cpus_per_worker
-    max_failures: int = 3  # of training workers before the job gives up; after each, training resumes from the last checkpoint
-    # A training is restarted (one of max_failures) after this long without a step. Must exceed the first step, which compiles, and
-    # the longest drawing of samples.
+    loader_mb: int = 2048  # memory for the row groups of a training worker, so that it reads each of them once
+    loader_threads: int = 1  # threads per training worker that decode a batch; with a GPU use several of its cpus_per_worker
+    max_failures: int = 3  # of training workers before the job stops; after each, training resumes from the last checkpoint
+    # Training restarts (one of max_failures) after this long without a step. Must exceed the first step, which compiles, and the
+    # longest sampling.
     stall_s: float = 600.0
-    worker_logs: bool = False  # show what workers print
+    worker_logs: bool = False  # show the output of workers
 
     def __post_init__(self) -> None:
         for name in ("num_fetchers", "min_actors", "num_actors", "num_workers", "loader_mb", "loader_threads"):
@@ -68,8 +68,8 @@ class Runtime:
 
     cluster: ClusterConfig = ClusterConfig()
     tracking: TrackingConfig = TrackingConfig()
-    fresh: bool = False  # replace an output that another configuration made
-    max_damaged_share: float = 0.2  # a stage fails when more of its input (pictures, files, episodes) is broken
+    fresh: bool = False  # replace an output that was made with another configuration
+    max_damaged_share: float = 0.2  # a stage fails when a larger share of its input (pictures, files, episodes) is damaged
 
     def __post_init__(self) -> None:
         require(0 <= self.max_damaged_share <= 1, "max_damaged_share", "in 0..1", self.max_damaged_share)

@@ -17,8 +17,8 @@ from semantica.encoders.totals import (
     check_damage,
     counts_of,
     damage_notes,
-    encoded_so_far,
     finish_encodings,
+    finished_shards,
     num_in,
     num_lost,
     num_pictures,
@@ -48,7 +48,7 @@ def encode(config: EncodeConfig, *, episodes: Location, out: Location, runtime: 
     most = runtime.max_damaged_share
 
     def passes(session: StageSession) -> Iterator[Pass[EpisodesShard, Counter[str]]]:
-        done = encoded_so_far(session.out)
+        done = finished_shards(session.out)
         counts = sum(done.values(), Counter[str]())
 
         def check(result: Counter[str]) -> None:

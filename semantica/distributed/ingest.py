@@ -23,9 +23,9 @@ from semantica.distributed.session import say
 from semantica.distributed.stage import Pass, Stage, StageSession, run_stage
 from semantica.episodes.census import Census, PageIds
 from semantica.episodes.decoder import PictureDecoder, open_decoder
-from semantica.episodes.fetch import FetchConfig, shared_by
+from semantica.episodes.fetch import FetchConfig, config_per_fetcher
 from semantica.episodes.fetch.fetcher import Fetcher
-from semantica.episodes.fetch.store import FetchedPictures, fetch_into, fetchable, resolve
+from semantica.episodes.fetch.store import FetchedPictures, fetch_into, fetchable_urls, resolve
 from semantica.episodes.images import ImageConfig
 from semantica.episodes.ingest import IngestConfig, IngestedPage, count_pictures, ingest_pages, num_damaged, sample
 from semantica.episodes.pages import Page, Part
@@ -72,7 +72,7 @@ def ingest(
             if not config.fetch.contact:
                 say(f"{'fetch':<9} --fetch.contact is empty; set an address at which the owners of servers can reach you")
             width = runtime.cluster.num_fetchers
-            fetch = (*crawl, shared_by(config.fetch, width))
+            fetch = (*crawl, config_per_fetcher(config.fetch, width))
             yield Pass(worker=_FetchPart, arguments=fetch, shards=todo, name="fetch", unit="parts", width=width)
         digest = ""
         if todo and config.census_mb:
@@ -217,7 +217,7 @@ class _FetchPart(_Part):
         try:
             for page in self.source_pages(shard):
                 looked_at, _ = sample(page, self.config)
-                yield from fetchable(replace(page, images=tuple(looked_at)), respect_opt_out=self.fetch.respect_opt_out)
+                yield from fetchable_urls(replace(page, images=tuple(looked_at)), respect_opt_out=self.fetch.respect_opt_out)
         except DamagedFile:  # the ingest pass will quarantine the part as a whole
             return
 

@@ -1,8 +1,7 @@
 """DINOv2 (ViT-B/14, ViT-L/14 and their sizes), with or without registers, through transformers.
 
-*tokens* is the final block's output after the final layer norm, CLS first; *pooled* is the CLS token (the paper, §4.2). Registers
-stand for no place in the picture and take up what would otherwise disturb the patch tokens, so they are left out of the tokens:
-CLS and patches, as without registers.
+*tokens* is the final block's output after the final layer norm, CLS first; *pooled* is the CLS token (the paper, §4.2). Register
+tokens stand for no patch of the picture, so *tokens* leaves them out: it holds CLS and patches, as without registers.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from semantica.encoders.family import Family, patches_a_side
+from semantica.encoders.family import Family, patches_per_side
 
 
 def _plain_class() -> Any:
@@ -39,7 +38,7 @@ def _run_with_registers(model: nn.Module, pixel_values: Tensor) -> tuple[Tensor,
 
 
 def _num_tokens(config: Any, image_px: int) -> int:
-    return 1 + patches_a_side(config, image_px) ** 2
+    return 1 + patches_per_side(config, image_px) ** 2
 
 
 DINOV2 = Family("dinov2", "DINOv2", frozenset({"dinov2"}), _plain_class, _run, _num_tokens, "bicubic")

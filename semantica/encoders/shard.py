@@ -1,9 +1,10 @@
 """One shard of episodes -> one shard of encodings, row group by row group: the pure function behind a worker of the stage `encode`.
 
 In: the shard's files (training, held out) as the episodes' manifest names them. Out: the same files with encodings, a quarantine
-file, and a receipt with counts and sums. A file is read only when its SHA-256 is the manifest's. One that is truncated, or of
-another content or format, is quarantined whole: its encodings are empty, and the receipt says path, reason and how many pictures
-are lost. A picture that does not decode is one row of the quarantine. **Encoded + undecodable + in damaged files = pictures in.**
+file, and a receipt with counts and sums. A file is read only when its SHA-256 is the manifest's. A file that is truncated, or has
+other content or another format, is quarantined whole: its encodings are empty, and the receipt holds its path, the reason and the
+number of lost pictures. A picture that does not decode is one row of the quarantine. **Encoded + undecodable + in damaged files =
+pictures in.**
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ from semantica.encoders.settings import EncodeConfig
 QUARANTINE_FOLDER = "quarantine"
 _DAMAGED_FILE = "damaged_file"  # the code that ingest gives a damaged file of a crawl
 _CHUNK_BYTES = 2**20
-_TABLE_BYTES = 2**24  # of a table on its way, pictures and encodings: a few are in memory at once
+_TABLE_BYTES = 2**24  # of one table with pictures and encodings; a few tables are in memory at once
 
 
 class DamagedEpisodes(Exception):
-    """A file of episodes that is not what its manifest says. Never leaves this module: it becomes a row and a count."""
+    """A file of episodes that differs from its manifest. Never leaves this module: it becomes a row and a count."""
 
     def __init__(self, prefix: str, reason: str) -> None:
         super().__init__(prefix, reason)
@@ -44,7 +45,7 @@ class DamagedEpisodes(Exception):
 
 @dataclass(frozen=True)
 class EpisodesShard:
-    """What one call encodes: the name of the shard and its files by sub-folder ("" is the folder itself)."""
+    """The input of one call: the name of the shard and its files by sub-folder ("" is the folder itself)."""
 
     name: str
     entries: Mapping[str, FileEntry]
@@ -65,7 +66,7 @@ def encode_shard(
         while True:
             try:
                 return _write(stage, episodes, shard, paths, damaged, encoder, settings)
-            except DamagedEpisodes as error:  # the right bytes, but not of episodes: begin again without them
+            except DamagedEpisodes as error:  # the bytes are right but hold no episodes: begin again without this file
                 damaged[error.prefix] = error.reason
                 del paths[error.prefix]
 
@@ -106,14 +107,14 @@ def _write(
 
 
 class _Sums:
-    """Counts and the sum of pooled embeddings of one file."""
+    """The counts and the sum of pooled embeddings of one file."""
 
     def __init__(self, pooled_dim: int) -> None:
         self.num_episodes = self.num_images = self.num_undecodable = self.num_episodes_lost = 0
         self.pooled_sum = np.zeros(pooled_dim)
 
     def add(self, encoded: EncodedEpisodes) -> None:
-        """Count one table."""
+        """Add one table."""
         self.num_episodes += encoded.table.num_rows
         self.num_images += encoded.num_images
         self.num_undecodable += encoded.quarantine.num_rows
@@ -127,7 +128,7 @@ class _Sums:
 
 @contextmanager
 def _verified(path: Location, prefix: str, entry: FileEntry) -> Iterator[Path]:
-    """A local file that holds the bytes of the manifest: the file itself, or a copy of what is stored elsewhere, read once."""
+    """A local file whose bytes are those of the manifest: the file itself, or a copy of a remote file, which is read once."""
     digest, size = hashlib.sha256(), 0
     with ExitStack() as files:
         copy = None if isinstance(path, Path) else files.enter_context(tempfile.NamedTemporaryFile(suffix=".parquet"))
@@ -153,20 +154,20 @@ def _verified(path: Location, prefix: str, entry: FileEntry) -> Iterator[Path]:
 
 
 def _image_bytes(encoder: Encoder, settings: EncodeConfig) -> int:
-    """The bytes of the encodings of one picture."""
+    """The bytes of one picture's encodings."""
     identity = encoder.identity
     tokens = identity.num_tokens * identity.token_dim if settings.store_tokens else 0
     return np.dtype(np.float16).itemsize * (identity.pooled_dim + tokens)
 
 
 def _tables(paths: Mapping[str, Path], rows: int, image_bytes: int, order: deque[str]) -> Iterator[pa.Table]:
-    """The episodes of all files in tables of up to `rows` pages and about 16 MiB, with what the encoder adds, or of one page.
+    """The episodes of all files, in tables of up to `rows` pages and about 16 MiB (encodings included), at least one page each.
 
-    The sub-folder of each table is put into `order`. Pages are read one by one: Arrow reads no nested column of 2 GiB at once.
+    The sub-folder of each table is put into `order`. Pages are read one by one: Arrow cannot read a nested column of 2 GiB at once.
     """
     for prefix, path in paths.items():
         try:
-            # Without pre_buffer=False Arrow keeps what it has read of all row groups until the end.
+            # Without pre_buffer=False, Arrow keeps all row groups that it has read until the end.
             with path.open("rb") as stream, pq.ParquetFile(stream, pre_buffer=False) as file:
                 pages, size = list[pa.Table](), 0
                 for batch in file.iter_batches(batch_size=1, columns=EPISODES.names, use_threads=False):
@@ -180,17 +181,17 @@ def _tables(paths: Mapping[str, Path], rows: int, image_bytes: int, order: deque
                 if pages:
                     order.append(prefix)
                     yield pa.concat_tables(pages).combine_chunks()
-        except (pa.ArrowMemoryError, pa.ArrowNotImplementedError):  # this machine's and Arrow's limits: the file may be sound
+        except (pa.ArrowMemoryError, pa.ArrowNotImplementedError):  # limits of the machine and of Arrow: the file may be sound
             raise
         except (OSError, ValueError, KeyError, pa.ArrowException) as error:
             raise DamagedEpisodes(prefix, f"not a Parquet file of episodes ({' '.join(str(error).split())[:200]})") from None
 
 
 def _page(batch: pa.RecordBatch) -> pa.Table:
-    """One row as EPISODES. Raises ValueError or KeyError when its columns are of something else."""
+    """One row as EPISODES. Raises ValueError or KeyError when its columns are others."""
     try:
         return pa.Table.from_batches([batch]).select(EPISODES.names).cast(EPISODES)
-    except pa.ArrowNotImplementedError as error:  # a cast that does not exist: unlike in reading, this is the file's fault
+    except pa.ArrowNotImplementedError as error:  # no such cast: the file has another schema (in reading it is Arrow's limit)
         raise ValueError(str(error)) from None
 
 
@@ -203,9 +204,9 @@ def _damaged_rows(shard: EpisodesShard, damaged: Mapping[str, str]) -> pa.Table:
 
 
 def _num_images(episodes: Location, shard: EpisodesShard) -> dict[str, int]:
-    """How many pictures ingest wrote into each file of the shard; {} when its receipts were not kept."""
+    """The number of pictures that ingest wrote into each file of the shard; {} when its receipts are gone."""
     source = read_manifest(episodes, "episodes")
-    for found, stats in StageOutput.of(episodes, source).receipts():
-        if found == shard.name:
+    for name, stats in StageOutput.of(episodes, source).receipts():
+        if name == shard.name:
             return {p: int(stats["num_held_out_images" if p else "num_train_images"]) for p in shard.entries}
     return {}

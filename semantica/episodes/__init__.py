@@ -1,1 +1,1 @@
-"""First stage of the flow, page -> Episode: pages come in from `sources/`, episodes and a quarantine table go out of `ingest`."""
+"""First stage of the flow, page -> episode: `sources/` reads pages, `ingest` turns them into episodes and a quarantine table."""

@@ -1,10 +1,10 @@
-"""What must be known of all pages before any is ingested, in a fixed amount of memory however many pictures there are.
+"""Statistics of all pages that ingest needs before the first page, in a fixed amount of memory for any number of pictures.
 
-Comes in: the ids of the pictures of each page, and which side of the split the page is on. Goes out: two questions any worker can
-ask: does this picture stand on more pages than a limit (furniture), and does a training page show it. Both are sketches over the
-bits of the id, which is a SHA-256 and needs no further hash: a count-min sketch (Cormode & Muthukrishnan 2005) and a partitioned
-Bloom filter. They err on one side only: a count is never too small, a training picture is never missed. With at least 16 bytes a
-distinct picture the share of pictures refused by error is below 1e-5; sketches of disjoint sets of pages add up in any order.
+In: the ids of the pictures of each page, and the page's side of the split. Out: answers to two questions of the workers: is this
+picture on more pages than a limit (furniture), and is it on a training page? The first is a count-min sketch (Cormode &
+Muthukrishnan 2005), the second a partitioned Bloom filter. Both use the bits of the id, which is a SHA-256 and needs no further
+hash. They err on one side only: a count is never too small, and no training picture is missed. With at least 16 bytes per distinct
+picture, the share of pictures refused by error is below 1e-5. Sketches of disjoint sets of pages may be added in any order.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ BYTES_PER_PICTURE = 16  # of the census, half for counts, half for the filter: e
 
 @dataclass(frozen=True)
 class PageIds:
-    """The distinct pictures of some pages: for each (page, picture) the id, 16 bytes, and whether the page is held out."""
+    """The distinct pictures of some pages: one 16-byte id per (page, picture), and whether the page is held out."""
 
     num_pages: int
     ids: UInt8[np.ndarray, "n 16"]
@@ -55,17 +55,17 @@ class PageIds:
 
 
 class Census:
-    """On how many pages a picture stands, and whether a training page shows it, of all pages added so far."""
+    """The number of pages that show a picture, and whether a training page shows it, over all pages added so far."""
 
     def __init__(self, megabytes: int) -> None:
         half = megabytes * 2**20 // 2
         self.num_pages = 0
         self.num_entries = 0  # (page, picture) pairs
         self._counts = np.zeros((_ROWS, half // (2 * _ROWS)), np.uint16)
-        self._filter = np.zeros((_ROWS, half // _ROWS), np.uint8)  # 8 bits a byte
+        self._filter = np.zeros((_ROWS, half // _ROWS), np.uint8)  # 8 bits per byte
 
     def add(self, pages: PageIds) -> None:
-        """Count the pictures of further pages."""
+        """Add the pictures of more pages."""
         self.num_pages += pages.num_pages
         self.num_entries += len(pages.ids)
         for row, places in enumerate(self._places(pages.ids, self._counts.shape[1])):
@@ -76,7 +76,7 @@ class Census:
             np.bitwise_or.at(self._filter[row], bits >> np.uint64(3), (np.uint64(1) << (bits & np.uint64(7))).astype(np.uint8))
 
     def is_furniture(self, image_id: str, limit: float | int) -> bool:
-        """True when the picture stands on more than `limit` pages (a count above 65,535 is taken as 65,535)."""
+        """True when the picture is on more than `limit` pages (a count above 65,535 is taken as 65,535)."""
         places = self._places(np.frombuffer(bytes.fromhex(image_id), np.uint8)[None], self._counts.shape[1])
         count = min(int(self._counts[row, place[0]]) for row, place in enumerate(places))
         return count > min(limit, _SATURATED - 1)
@@ -88,16 +88,16 @@ class Census:
 
     @property
     def megabytes_wanted(self) -> int:
-        """What the census should have for the pictures it holds; more than it has means more pictures refused by error."""
+        """The size that the census needs for its pictures. With a smaller size, more pictures are refused by error."""
         return -(-self.num_entries * BYTES_PER_PICTURE // 2**20)
 
     @property
     def megabytes(self) -> int:
-        """What it has."""
+        """The size of the census."""
         return (self._counts.nbytes + self._filter.nbytes) // 2**20
 
     def to_bytes(self) -> bytes:
-        """A file that `from_bytes` reads; empty cells cost next to nothing."""
+        """A file that `from_bytes` reads; it is compressed, so empty cells take almost no bytes."""
         stream = io.BytesIO()
         np.savez_compressed(stream, sizes=[self.num_pages, self.num_entries], counts=self._counts, filter=self._filter)
         return stream.getvalue()
@@ -113,7 +113,7 @@ class Census:
 
     @staticmethod
     def _places(ids: UInt8[np.ndarray, "n 16"], width: int) -> list[UInt64[np.ndarray, " n"]]:
-        """Where each id falls in each of the rows of `width` cells."""
+        """For each row of `width` cells, the cell of each id."""
         hashes = np.ascontiguousarray(ids).view(np.uint32).reshape(-1, _ROWS).astype(np.uint64)
-        # Multiply and shift instead of a remainder: as even for any width, which is at most 2**32 (a census of 32 TB).
+        # Multiply and shift instead of a remainder: equally even for any width up to 2**32 (a census of 32 TB).
         return [(hashes[:, row] * np.uint64(width)) >> np.uint64(32) for row in range(_ROWS)]

@@ -1,7 +1,7 @@
-"""Pictures that are good files but add nothing to an episode: copies of others on the same page.
+"""Near-duplicates: pictures that repeat another picture of the same page and so add nothing to an episode.
 
-Comes in: what `ingest` has read of a page. Goes out: who is a near-duplicate of whom. What a site repeats on all of its pages is
-found by the census (`census.py`).
+In: the decoded pictures of a page. Out: for each, the earlier picture that it repeats, if any. Pictures that a site repeats on many
+pages are found by the census (`census.py`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def image_id(data: bytes) -> str:
 
 @dataclass(frozen=True)
 class Signature:
-    """What two pictures are compared by: the signs of 64 brightness gradients and the colours of 16x16 cells."""
+    """The features by which two pictures are compared: the signs of 64 brightness gradients and the colours of 16x16 cells."""
 
     gradients: np.uint64
     cells: Int16[np.ndarray, "16 16 3"]
@@ -39,11 +39,12 @@ def signature(picture: Image.Image) -> Signature:
 
 @dataclass
 class NearDuplicates:
-    """The pictures kept so far of one page, which a further picture is compared with.
+    """The kept pictures of one page, with which further pictures are compared.
 
     Two pictures are near-duplicates when their difference hashes differ in at most `max_bits` of 64 AND no cell of their 16x16
-    thumbnails differs by more than `max_levels` of 255 in any channel. The hash alone sees only the signs of gradients: on the
-    flat ground of clip art most are zero, and two clock faces with other hands, or a red and a blue key, have the same hash.
+    thumbnails differs by more than `max_levels` of 255 in any channel. The hash alone is not enough, since it holds only the signs
+    of gradients. On the flat background of clip art most gradients are zero: two clock faces with different hands, or a red and a
+    blue key, have the same hash.
     """
 
     max_bits: int
@@ -60,6 +61,6 @@ class NearDuplicates:
         return None
 
     def keep(self, name: str, new: Signature) -> None:
-        """Compare later pictures with this one too."""
+        """Add a picture with which later pictures are compared."""
         self._kept.append((name, new))
         self._gradients = np.append(self._gradients, new.gradients)

@@ -1,7 +1,7 @@
-"""Whatever a decoder gives -> RGB of 8 bits that mean sRGB: transparency, wide greys, CMYK, embedded colour profiles.
+"""Any decoded picture -> 8-bit sRGB: transparency, 16-bit and float greys, CMYK, embedded colour profiles.
 
-Used by `images` in two steps: `flatten` before the picture is resized, `to_srgb` on the small square, where a profile costs 2 ms
-and not 20. A picture without a profile is taken as sRGB, as browsers do.
+`images` uses it in two steps: `flatten` before the picture is resized, and `to_srgb` on the small square, where a profile takes
+2 ms instead of 20. A picture without a profile is taken as sRGB, as browsers do.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from PIL import Image, ImageCms
 
 from semantica.episodes.quarantine import Reason, Refused
 
-# ICC.1, table 19: the colour space a profile is for -> Pillow's mode with as many channels. Others are ignored.
+# ICC.1, table 19: colour space of a profile -> Pillow's mode with as many channels. Profiles for other spaces are ignored.
 _MODE = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
-_MAX_PROFILE_BYTES = 4_000_000  # profiles of presses have up to 3 MB
-_SAME_LEVELS = 2  # of 255: a profile that moves no colour by more is sRGB under another name
+_MAX_PROFILE_BYTES = 4_000_000  # profiles of printing presses have up to 3 MB
+_SAME_LEVELS = 2  # of 255: a profile that changes no colour by more is taken as sRGB
 _GRID = np.stack(np.meshgrid(*[np.arange(0, 256, 51, dtype=np.uint8)] * 3, indexing="ij"), -1).reshape(1, -1, 3)
 
 
 def flatten(image: Image.Image) -> Image.Image:
-    """The image as RGB, L or CMYK of 8 bits: transparency over white, 16 bits scaled (not clipped), palettes resolved.
+    """The image as 8-bit RGB, L or CMYK: transparency over white, 16 bits scaled (not clipped), palettes resolved.
 
     Raises Refused for modes without a defined range.
     """
@@ -39,7 +39,7 @@ def flatten(image: Image.Image) -> Image.Image:
 def to_srgb(picture: Image.Image, profile: bytes | None) -> Image.Image:
     """The picture (RGB, L or CMYK) as sRGB by its ICC profile (perceptual intent).
 
-    A profile that is damaged, or for another number of channels, is ignored: the numbers are taken as sRGB, of CMYK as ideal inks.
+    A profile that is damaged, or for another number of channels, is ignored: values are taken as sRGB, or as ideal inks for CMYK.
     """
     if profile and len(profile) <= _MAX_PROFILE_BYTES:
         mode, transform = _transform(profile)
@@ -50,16 +50,16 @@ def to_srgb(picture: Image.Image, profile: bytes | None) -> Image.Image:
     return picture.convert("RGB")
 
 
-@lru_cache(maxsize=16)  # most of the web's profiles are a handful
+@lru_cache(maxsize=16)  # most pictures on the web use one of a few profiles
 def _transform(profile: bytes) -> tuple[str, ImageCms.ImageCmsTransform | None]:
-    """(the mode of the pictures that the profile is for, what makes sRGB of them; None: they are sRGB, or nothing can be done)."""
+    """(mode of the pictures for this profile, its transform to sRGB or None). None: already sRGB, or the profile is unusable."""
     try:
-        opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        mode = _MODE.get(opened.profile.xcolor_space.strip(), "")
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        mode = _MODE.get(source.profile.xcolor_space.strip(), "")
         if not mode:
             return "", None
         target = ImageCms.createProfile("sRGB")
-        transform = ImageCms.buildTransform(opened, target, mode, "RGB", ImageCms.Intent.PERCEPTUAL)
+        transform = ImageCms.buildTransform(source, target, mode, "RGB", ImageCms.Intent.PERCEPTUAL)
         if mode == "RGB":
             grid = Image.fromarray(_GRID)
             moved = ImageCms.applyTransform(grid, transform)
@@ -67,15 +67,15 @@ def _transform(profile: bytes) -> tuple[str, ImageCms.ImageCmsTransform | None]:
                 return mode, None
     except MemoryError:
         raise
-    except Exception:  # noqa: BLE001 - a damaged profile raises anything; the picture is still a picture
+    except Exception:  # noqa: BLE001 - a damaged profile raises any exception; the picture itself may be sound
         return "", None
     return mode, transform
 
 
 def _wide_grey(image: Image.Image) -> Image.Image:
-    """A grey image of 16 or 32 bits a pixel as L; PIL's own convert would clip everything above 255 to white.
+    """A grey image of 16 or 32 bits per pixel as L. (PIL's own convert clips everything above 255 to white.)
 
-    Integers up to 65535 are 16-bit whatever the mode (PNG), floats must be in 0..1 (TIFF), other ranges are refused.
+    Integers up to 65535 are taken as 16-bit in any mode (PNG); floats must be in 0..1 (TIFF); other ranges are refused.
     """
     values = np.asarray(image)
     low, high = float(values.min()), float(values.max())
@@ -85,5 +85,5 @@ def _wide_grey(image: Image.Image) -> Image.Image:
     grey = np.rint(values.astype(np.float32) * (255.0 / full)).astype(np.uint8)
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):
-        grey[values == transparent] = 255  # PNG's tRNS names one grey that is clear
+        grey[values == transparent] = 255  # PNG's tRNS names one grey that is transparent
     return Image.fromarray(grey)

@@ -1,11 +1,10 @@
-"""Decoders that survive their pictures: `images.normalise` in a child process that may die, hang or run out of memory.
+"""Isolated decoding: `images.normalise` in a child process that may die, hang or run out of memory.
 
-`ingest` gives the bytes of files to what `open_decoder` returns and gets a NormalisedImage or `Refused` for each, the same as
-from `normalise`. With `isolate` (the default) a picture that kills the child, or keeps it too long, is refused and a new child
-serves the next. This contains accidents; it is no sandbox against an attacker who took the decoder over and could open a socket.
+`ingest` calls the decoder from `open_decoder` with the bytes of each file, and gets a NormalisedImage or `Refused`, the same as
+from `normalise`. With `isolate` (the default), a picture that kills the child or takes too long is refused, and a new child decodes
+the next one. This contains accidents. It is not a sandbox: an attacker who takes over the decoder could open a socket.
 
-The child is started by exec, never by fork, as is safe in a worker with threads. It inherits two pipes and no
-environment.
+The child is started by exec, never by fork, which is safe in a worker with threads. It inherits two pipes and no environment.
 """
 
 from __future__ import annotations
@@ -33,21 +32,21 @@ from semantica.episodes.decoder_child import READY, REPLY, REQUEST
 from semantica.episodes.images import ImageConfig, NormalisedImage, check_length, normalise
 from semantica.episodes.quarantine import Reason, Refused
 
-COMMAND = (sys.executable, "-P", "-m", "semantica.episodes.decoder_child")  # -P: the current folder is nobody's library
+COMMAND = (sys.executable, "-P", "-m", "semantica.episodes.decoder_child")  # -P: do not import from the current folder
 
-_START_SECONDS = 120.0  # a child imports numpy and Pillow in 0.3 s; from a network disk that is busy it may take long
-_PICTURES_PER_CHILD = 20_000  # then a new one: a library that leaks must not grow for days
-_PIPE_BYTES = 2**20  # one write for most files, one read for every reply; Linux gives 64 KiB unless asked
+_START_SECONDS = 120.0  # a child imports numpy and Pillow in 0.3 s, but from a busy network disk it may take long
+_PICTURES_PER_CHILD = 20_000  # then a new child starts, so that leaks of a library do not add up for days
+_PIPE_BYTES = 2**20  # one write for most files, one read for every reply; the default of Linux is 64 KiB
 _MAX_TEXT_BYTES = 2**20
-# glibc gives what a picture freed back to the kernel, and pays for it with page faults at the next: 3 ms of 19 for a JPEG of
-# 800x600. So it keeps up to 64 MiB.
+# By default glibc returns freed memory to the kernel after each picture, and page faults follow at the next: 3 ms of 19 for a JPEG
+# of 800x600. With these settings it keeps up to 64 MiB.
 _MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**26)}
 _KEPT_VARIABLES = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONHOME")
 
 
 @runtime_checkable
 class PictureDecoder(Protocol):
-    """data -> NormalisedImage, or raises Refused. To be closed, by `with` or `close`."""
+    """data -> NormalisedImage, or raises Refused. Must be closed, by `with` or `close`."""
 
     def __call__(self, data: bytes) -> NormalisedImage: ...
 
@@ -59,19 +58,19 @@ class PictureDecoder(Protocol):
 
 
 def open_decoder(settings: ImageConfig) -> PictureDecoder:
-    """The decoder that the settings ask for."""
+    """The decoder for these settings: in a child process (`isolate`) or in this one."""
     return Decoder(settings) if settings.isolate else InProcessDecoder(settings)
 
 
 class InProcessDecoder:
-    """`images.normalise` in this process: what a broken decoder does, it does to all of it.
+    """`images.normalise` in this process, which dies or hangs when a decoder does.
 
-    What libtiff prints of damaged files shows on stderr, which belongs to the whole process; Pillow's complaints do not.
+    libtiff prints warnings about damaged files to stderr, which belongs to the whole process; those of Pillow are silenced.
     """
 
     def __init__(self, settings: ImageConfig) -> None:
         self._settings = settings
-        logging.getLogger("PIL").setLevel(logging.CRITICAL)  # what is wrong with a picture is said in its quarantine row
+        logging.getLogger("PIL").setLevel(logging.CRITICAL)  # the quarantine row says what is wrong with a picture
 
     def __call__(self, data: bytes) -> NormalisedImage:
         """The picture. Raises Refused."""
@@ -88,11 +87,11 @@ class InProcessDecoder:
 
 
 class Decoder:
-    """`images.normalise` in one child at a time, started when the first picture comes. Threads may share it; they wait in turn.
+    """`images.normalise` in one child at a time, started with the first picture. Threads may share a Decoder; they take turns.
 
-    What is said of a picture depends on that picture alone: when a child that has seen others before dies or runs out of memory,
-    the picture is tried once more in a fresh one. So neither a leak, nor damage that an earlier picture did, nor somebody's kill
-    is blamed on it.
+    The result for a picture depends on this picture alone: when a child that has decoded others dies or runs out of memory, the
+    picture is tried once more in a fresh child. So no picture is refused for a leak, for damage by an earlier picture, or for a
+    kill from outside.
     """
 
     def __init__(self, settings: ImageConfig, command: Sequence[str] = COMMAND) -> None:
@@ -112,7 +111,7 @@ class Decoder:
                 except Refused as refused:
                     if refused.reason not in {Reason.DECODER_DIED, Reason.DECODER_MEMORY}:
                         raise
-            return self._ask(self._started(), data)
+            return self._ask(self._get_child(), data)
 
     @property
     def pid(self) -> int | None:
@@ -120,7 +119,7 @@ class Decoder:
         return None if self._child is None else self._child.pid
 
     def close(self) -> None:
-        """End the child. The next picture would start another."""
+        """End the child. A further picture starts another."""
         with self._lock:
             self._stop()
 
@@ -143,7 +142,7 @@ class Decoder:
                 self._stop()
         return image
 
-    def _started(self) -> _Child:
+    def _get_child(self) -> _Child:
         if self._child is None:
             self._child = _Child(self._command)
             self.num_started += 1
@@ -164,10 +163,10 @@ class _Lost(Exception):
 
 
 class _Child:
-    """One process and the two pipes to it, which never block for longer than a deadline."""
+    """One process and the two pipes to it. No call on the pipes blocks beyond its deadline."""
 
     def __init__(self, command: Sequence[str]) -> None:
-        """Raises RuntimeError when the command does not come up: that is a broken installation, no picture's fault."""
+        """Raises RuntimeError when the command does not start: the installation is broken, no picture is at fault."""
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0, env=_environment()
         )
@@ -188,7 +187,7 @@ class _Child:
             ) from None
 
     def decode(self, data: bytes, settings: ImageConfig) -> NormalisedImage:
-        """What the child makes of the file. Raises Refused; after DECODER_DIED and DECODER_TIMEOUT the child is of no more use."""
+        """The child's result for the file. Raises Refused; after DECODER_DIED and DECODER_TIMEOUT the child must not be used."""
         self.num_pictures += 1
         try:
             return self._exchange(data, settings.image_px, time.monotonic() + settings.decode_timeout_s)
@@ -201,7 +200,7 @@ class _Child:
         self._write(REQUEST.pack(len(data)), deadline)
         self._write(data, deadline)
         is_accepted, width, height, num_bytes = REPLY.unpack(self._read(REPLY.size, deadline))
-        if num_bytes > _MAX_TEXT_BYTES + 8 * side * side:  # more than twice the size of the pixels, which lossless WebP never takes
+        if num_bytes > _MAX_TEXT_BYTES + 8 * side * side:  # lossless WebP never takes twice the size of the pixels
             raise _Lost(f"it announced {num_bytes} bytes")
         reply = bytes(self._read(num_bytes, deadline))
         if not is_accepted:
@@ -210,7 +209,7 @@ class _Child:
         return NormalisedImage(reply, Image.frombytes("RGB", (side, side), pixels), width, height)
 
     def kill(self) -> None:
-        """End the process, whatever it does; it has nothing to lose."""
+        """Kill the process; it has no state to save."""
         self._process.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
@@ -242,7 +241,7 @@ class _Child:
         return data
 
     def _wait(self, pipe: int, event: int, deadline: float) -> None:
-        """Until the pipe can be used, or is broken. By poll: select refuses the file numbers above 1023 of a busy worker."""
+        """Wait until the pipe is usable or broken. Uses poll: select refuses file numbers above 1023, which busy workers have."""
         seconds = deadline - time.monotonic()
         poll = select.poll()
         poll.register(pipe, event)
@@ -252,7 +251,7 @@ class _Child:
     def _ending(self) -> str:
         """How the process ended, in words."""
         try:
-            code = self._process.wait(timeout=1)  # its pipes closed a moment before it
+            code = self._process.wait(timeout=1)  # the pipes close shortly before the process ends
         except subprocess.TimeoutExpired:
             return "it closed its pipe"
         if code >= 0:
@@ -261,7 +260,7 @@ class _Child:
 
 
 def _refusal(text: bytes) -> Refused:
-    """The refusal that a child wrote. Raises _Lost when it is none."""
+    """The refusal in a child's reply. Raises _Lost when the reply cannot be read."""
     try:
         reason, detail = json.loads(text)
         return Refused(Reason(reason), str(detail))
@@ -270,15 +269,15 @@ def _refusal(text: bytes) -> Refused:
 
 
 def _environment() -> dict[str, str]:
-    """What Python needs to start and to find the same packages as here; no credentials, no settings of other libraries."""
-    kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
+    """The variables that Python needs to start and to find the same packages as here; no credentials, no other settings."""
+    variables = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
     folders = [str(Path(semantica.__file__).parents[1]), *(os.path.abspath(folder) for folder in sys.path)]
-    return {**kept, **_MALLOC, "PYTHONPATH": os.pathsep.join(dict.fromkeys(folders)), "OPENBLAS_NUM_THREADS": "1"}
+    return {**variables, **_MALLOC, "PYTHONPATH": os.pathsep.join(dict.fromkeys(folders)), "OPENBLAS_NUM_THREADS": "1"}
 
 
 def _widen(pipe: int) -> None:
     if sys.platform == "linux":
         try:
             fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-        except PermissionError:  # the user's pipes have taken their share; this one stays as it is, only slower
+        except PermissionError:  # the user's limit for pipes is reached; this pipe keeps its size and is only slower
             return

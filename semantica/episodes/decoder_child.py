@@ -1,7 +1,7 @@
-"""The child of `decoder`: reads files from stdin, writes what `images.normalise` makes of each to stdout, until stdin ends.
+"""The child process of `decoder`: reads files from stdin and writes the result of `images.normalise` for each to stdout.
 
-Started as `python -m semantica.episodes.decoder_child SETTINGS`, the ImageConfig as JSON. A message is a header and its bytes,
-never a pickle: the parent believes nothing that this process says, since a broken decoder may have taken it over.
+Started as `python -m semantica.episodes.decoder_child SETTINGS`, with the ImageConfig as JSON; it ends when stdin ends. A message
+is a header and its bytes, never a pickle: the parent trusts no message, since a file may have taken over the decoder.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ REQUEST = struct.Struct("!Q")  # bytes of the file, which follow
 REPLY = struct.Struct("!?III")
 READY = b"R"  # sent once, when the child can decode
 
-# A decoder that hangs is killed by its parent. Should the parent be gone, the kernel's alarm ends it this much later.
+# The parent kills a decoder that hangs. When the parent is gone, the kernel's alarm ends the child this much later.
 _ORPHAN_SECONDS = 5.0
 
 
@@ -34,10 +34,10 @@ def main() -> None:
     """Serve one parent until it closes stdin."""
     settings = ImageConfig(**json.loads(sys.argv[1]))
     requests, replies = sys.stdin.buffer, take_stdout()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent; its end is the end of stdin
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent; when it ends, stdin ends
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     warnings.simplefilter("ignore")
-    AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # there is a decoder for every CPU of the machine
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # one decoder runs per CPU of the machine
     limit_resources(settings.decode_memory_mb * 2**20)
     replies.write(READY)
     replies.flush()
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def take_stdout() -> BinaryIO:
-    """The pipe that stdout was; from now on whatever C libraries print there goes nowhere."""
+    """The pipe of stdout. From now on, output that C libraries print to stdout is discarded."""
     pipe = os.dup(1)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
@@ -70,18 +70,18 @@ def answer(data: bytes, settings: ImageConfig, replies: BinaryIO) -> None:
 
 
 def write_image(image: NormalisedImage, replies: BinaryIO) -> None:
-    """Write the reply of an accepted picture. Its pixels go along, since decoding the WebP again would take the parent 2 ms."""
+    """Write the reply for an accepted picture. It includes the pixels, which saves the parent 2 ms of decoding the WebP."""
     replies.write(REPLY.pack(True, image.original_width, image.original_height, len(image.data)))
     replies.write(image.data)
     replies.write(image.pixels.tobytes())
 
 
 def limit_resources(memory_bytes: int) -> None:
-    """Allow this much more private memory than the process has now, and neither core dumps nor written files.
+    """Allow `memory_bytes` more private memory than the process has now, and neither core dumps nor written files.
 
-    RLIMIT_DATA counts what malloc gets from the kernel (since Linux 4.7 private writable mappings too), thus what decoders ask
-    for, touched or not. RLIMIT_AS would also count libraries, and the 64 MiB that glibc reserves for every thread and never uses;
-    RLIMIT_RSS is not enforced. Elsewhere than on Linux there is no such limit to be had.
+    RLIMIT_DATA counts the memory that malloc gets from the kernel (since Linux 4.7 private writable mappings too), that is, all
+    memory that decoders request, touched or not. RLIMIT_AS would also count libraries, and the 64 MiB that glibc reserves per
+    thread and never uses. RLIMIT_RSS is not enforced. Other systems than Linux have no such limit.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
@@ -93,7 +93,7 @@ def limit_resources(memory_bytes: int) -> None:
 
 
 def data_bytes() -> int:
-    """What RLIMIT_DATA counts of this process, in bytes."""
+    """The bytes of this process that RLIMIT_DATA counts."""
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmData:"))
 

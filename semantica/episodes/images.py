@@ -1,10 +1,10 @@
-"""The one boundary where untrusted bytes become pixels: decode by Pillow, crop to a square, store as lossless WebP.
+"""The only place where untrusted bytes become pixels: decode by Pillow, crop to a square, store as lossless WebP.
 
-Comes in: the bytes of one file of a crawl. Goes out: an sRGB square of `image_px`, or `Refused` with a reason code. What a file
-claims in its header (pixels, sides) is checked before a single pixel is decoded. `decoder` runs this in a child that may die.
+In: the bytes of one file of a crawl. Out: an sRGB square of `image_px`, or `Refused` with a reason code. The sizes in the file's
+header are checked before any pixel is decoded. `decoder` runs this module in a child process that may die.
 
-WebP at effort (method 1, quality 0) takes 8 ms and 31 KB a 256 px picture; Pillow's default (4, 80) 39 ms and 29 KB, PNG 8 ms and
-43 KB (one core of a shared Xeon, 24 pictures of arcade, augly and astronomy).
+Lossless WebP with (method 1, quality 0) takes 8 ms and 31 KB per 256 px picture, Pillow's default (4, 80) 39 ms and 29 KB, PNG 8 ms
+and 43 KB (one core of a shared Xeon, 24 pictures of arcade, augly and astronomy).
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from semantica.config import config, free, require
 from semantica.episodes import colour
 from semantica.episodes.quarantine import Reason, Refused
 
-# Pillow guesses among these only: its other sixty decoders are rarely used on the web and rarely attacked by their authors.
+# Pillow tries these formats only: its other sixty decoders are rare on the web and rarely hardened by their authors.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF")
 
-# Above this Pillow itself refuses (2 × Image.MAX_IMAGE_PIXELS), a limit of the process that we do not touch.
+# Pillow itself refuses more pixels (2 × Image.MAX_IMAGE_PIXELS). That limit belongs to the process and is not changed here.
 PILLOW_MAX_PIXELS = 178_956_970
 
-# EXIF orientation -> what brings the picture upright (EXIF 2.3, tag 0x0112).
+# EXIF orientation -> the transposition that turns the picture upright (EXIF 2.3, tag 0x0112).
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -53,17 +53,17 @@ _SIDEWAYS = frozenset(_UPRIGHT[orientation] for orientation in (5, 6, 7, 8))  # 
 
 @config
 class ImageConfig:
-    """What counts as a picture, and what it becomes."""
+    """Which files count as pictures, and how pictures are stored."""
 
     image_px: int = 256  # side of the stored square
-    min_side_px: int = 64  # a shorter side makes an icon, refused as too_small
-    max_aspect: float = 3.0  # long side over short side; banners and rulers are beyond
-    max_pixels: int = 50_000_000  # refused from the header, before decoding
+    min_side_px: int = 64  # a picture with a shorter side is refused as too_small
+    max_aspect: float = 3.0  # long side over short side; banners and rulers have more
+    max_pixels: int = 50_000_000  # checked in the header, before decoding
     max_bytes: int = 50_000_000  # of the file
     blank_levels: int = 4  # refused as blank when no channel varies by more than this (of 255) in the square
     isolate: bool = free(True)  # decode in a child process that may die, hang or run out of memory; False: in this process
-    decode_timeout_s: float = free(20.0)  # of one picture in the child, by the clock of any machine; a usual picture takes 0.02 s
-    decode_memory_mb: int = 2048  # what one picture may take in the child, in MiB; 50 million pixels take up to 1 GiB
+    decode_timeout_s: float = free(20.0)  # wall-clock time per picture in the child; a usual picture takes 0.02 s
+    decode_memory_mb: int = 2048  # memory per picture in the child, in MiB; 50 million pixels take up to 1 GiB
 
     def __post_init__(self) -> None:
         require(1 <= self.image_px <= 4096, "image_px", "in 1..4096", self.image_px)
@@ -95,9 +95,9 @@ class NormalisedImage:
 
 
 def normalise(data: bytes, settings: ImageConfig) -> NormalisedImage:
-    """The picture in `data` as it is stored: short side resized to image_px (antialiased), the middle square kept, in sRGB.
+    """The picture in `data` as it is stored: short side resized to image_px (antialiased), middle square, sRGB.
 
-    Pictures smaller than image_px (but not than min_side_px) are scaled up, so that all have one size. Raises Refused.
+    Pictures between min_side_px and image_px are scaled up, so that all have one size. Raises Refused.
     """
     check_length(data, settings)
     try:
@@ -124,7 +124,7 @@ def check_length(data: bytes, settings: ImageConfig) -> None:
 
 @dataclass(frozen=True)
 class Decoded:
-    """A picture, upright, of mode RGB, L or CMYK; its full size as displayed; the ICC profile that gives its numbers meaning."""
+    """An upright picture of mode RGB, L or CMYK; its full size as displayed; its ICC profile, which defines its colours."""
 
     picture: Image.Image
     width: int
@@ -133,18 +133,18 @@ class Decoded:
 
 
 def decode(data: bytes, settings: ImageConfig) -> Decoded:
-    """The picture in `data`. Of an animation the first frame; a large JPEG at 1/2, 1/4 or 1/8 scale, never below twice image_px.
+    """The picture in `data`: the first frame of an animation; a large JPEG at 1/2, 1/4 or 1/8 scale, never below twice image_px.
 
-    Raises Refused for everything that is no whole, usable picture, MemoryError, and no other exception, whatever the bytes.
+    Raises Refused for everything that is not a whole, usable picture, and MemoryError. No bytes raise any other exception.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a decompression bomb meets our own limit; what else is odd is decoded or refused
+            warnings.simplefilter("ignore")  # decompression bombs meet our own limit; other odd files are decoded or refused
             _check_webp_canvas(data, settings)
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 width, height = image.size
                 _check_header(width, height, settings)
-                image.draft(None, (2 * settings.image_px, 2 * settings.image_px))  # JPEG only: fewer coefficients are decoded
+                image.draft(None, (2 * settings.image_px, 2 * settings.image_px))  # JPEG only: decodes fewer coefficients
                 is_reduced = image.size != (width, height)
                 image.load()
                 if not is_reduced:
@@ -162,7 +162,7 @@ def decode(data: bytes, settings: ImageConfig) -> Decoded:
         raise Refused(Reason.NOT_AN_IMAGE, f"expected {', '.join(FORMATS)}; the file starts with {data[:16]!r}") from None
     except Image.DecompressionBombError as error:
         raise Refused(Reason.TOO_MANY_PIXELS, str(error)) from None
-    except Exception as error:  # noqa: BLE001 - decoders raise anything over damaged bytes; the row keeps the text
+    except Exception as error:  # noqa: BLE001 - decoders raise any exception on damaged bytes; the row keeps the text
         raise Refused(Reason.UNDECODABLE, f"{type(error).__name__}: {error}") from None
 
 
@@ -179,7 +179,7 @@ def _check_header(width: int, height: int, settings: ImageConfig) -> None:
 def _check_webp_canvas(data: bytes, settings: ImageConfig) -> None:
     """Raise Refused when a WebP of the extended kind claims too many pixels (RFC 9649, 2.7).
 
-    Pillow asks for two canvases of 4 bytes a pixel while it opens the file, before `_check_header` can see the size.
+    Pillow allocates two canvases of 4 bytes per pixel when it opens the file, before `_check_header` knows the size.
     """
     if data[:4] == b"RIFF" and data[8:16] == b"WEBPVP8X" and len(data) >= 30:
         width, height = (1 + int.from_bytes(data[at : at + 3], "little") for at in (24, 27))

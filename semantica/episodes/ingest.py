@@ -1,11 +1,11 @@
 """Pages -> episodes: reads, decodes, cleans and splits the pictures of pages; the pure function behind the first stage.
 
-Comes in: the pages of a source, one at a time, and the census of all pages. Goes out, page by page: at most one episode for
-training, one held out, and a quarantine row for everything else, so memory is that of one page. Pages do not influence each other,
-so any cut of a crawl into calls gives the same rows. **Pictures in = training + held out + quarantined, always.**
+In: the pages of a source, one at a time, and the census of all pages. Out, page by page: at most one training episode, at most one
+held-out episode, and a quarantine row for everything else. Memory holds one page. Pages do not influence each other, so any
+division of a crawl into calls gives the same rows. **Pictures in = training + held out + quarantined, always.**
 
-A page with more than `max_images_per_page` pictures is a listing, not a page with a meaning, and its pairs grow with the square: of
-its references a sample of that size is kept, those whose SHA-256 of seed, page and URL is smallest, in the order of the page.
+A page with more than `max_images_per_page` pictures is usually a listing, and its pairs grow with the square of its pictures. A
+sample of `max_images_per_page` references is kept, in the order of the page: those with the smallest SHA-256 of seed, page and URL.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from semantica.episodes.quarantine import DAMAGE, PAGE_REASONS, DamagedFile, Qua
 
 Decode: TypeAlias = Callable[[bytes], NormalisedImage]  # raises Refused
 
-# A page that says so is not used to train on, whatever the source; the fetcher heeds more (noindex, none).
+# A page with one of these directives is never used for training, in any source. The fetcher obeys more of them (noindex, none).
 _NO_TRAINING = frozenset({"noai", "noimageai"})
 
 
@@ -35,26 +35,26 @@ _NO_TRAINING = frozenset({"noai", "noimageai"})
 class IngestConfig:
     """How pages become episodes."""
 
-    source: str = "folder"  # the format of the crawl, a name of `episodes.sources`
+    source: str = "folder"  # the format of the crawl: a name registered in `episodes.sources`
     read: ReadConfig = ReadConfig()
-    fetch_urls: bool = False  # get pictures that the crawl only names, from the web
+    fetch_urls: bool = False  # fetch pictures from the web when the crawl holds their URL only
     fetch: FetchConfig = FetchConfig()
     image: ImageConfig = ImageConfig()
     max_images_per_page: int = 512
     drop_near_duplicates: bool = True
-    near_duplicate_bits: int = 4  # of the 64 of a difference hash; both limits must hold
+    near_duplicate_bits: int = 4  # of the 64 of a difference hash; near-duplicates are within both limits
     near_duplicate_levels: int = 24  # of 255, in any channel of any cell of a 16x16 thumbnail
-    max_furniture_pages: int = 10  # a picture on more pages than this AND than the share below is furniture
+    max_furniture_pages: int = 10  # furniture: a picture on more pages than this AND than the share below
     max_furniture_page_share: float = 0.0
-    census_mb: int = 64  # memory of the census on the driver and on each worker: 16 bytes a picture; 0: no census, one pass less
-    held_out_share: float = 0.15  # 1: nothing to train on, all conditioning images (an evaluation set, a user's own pictures)
+    census_mb: int = 64  # memory of the census on driver and workers, 16 bytes per picture; 0: no census, one pass less
+    held_out_share: float = 0.15  # 1: no training pictures, only conditioning images (an evaluation set, own pictures)
     split_by: Literal["image", "page"] = "page"
-    min_images: int = 2  # of a training episode; fewer give no pair
+    min_images: int = 2  # per training episode; one picture gives no pair
     seed: int = 0
     rows_per_group: int = 64
 
     def __post_init__(self) -> None:
-        from semantica.episodes.sources import SOURCES  # late: the sources import what is imported here
+        from semantica.episodes.sources import SOURCES  # late: the sources import modules that are imported here
 
         SOURCES.check(self.source)
         require(0 <= self.near_duplicate_bits <= 64, "near_duplicate_bits", "in 0..64", self.near_duplicate_bits)
@@ -69,9 +69,9 @@ class IngestConfig:
 
 
 def is_held_out(page: Page, picture_id: str, config: IngestConfig) -> bool:
-    """Which side a picture of a page is on: a pure function of the seed and the id of what is split, picture or page.
+    """Whether a picture of a page is held out: a pure function of the seed and the id of the picture or page (`split_by`).
 
-    By image, a picture is on one side wherever it stands, and a page may give an episode to each side. By page, all pieces of a
+    By image, a picture is on the same side on all pages, and a page may have an episode on each side. By page, all pieces of a
     page_url are on one side.
     """
     name = picture_id if config.split_by == "image" else episode_id(config.source, page.page_url)
@@ -80,28 +80,28 @@ def is_held_out(page: Page, picture_id: str, config: IngestConfig) -> bool:
 
 
 def episode_id(source_name: str, page_url: str, piece: str = "") -> str:
-    """The name of an episode: the first 32 hex digits of the SHA-256 of source, page URL and, where there is one, piece."""
+    """The name of an episode: the first 32 hex digits of the SHA-256 of source, page URL and, if any, piece."""
     text = f"{source_name}\n{page_url}\n{piece}" if piece else f"{source_name}\n{page_url}"
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def count_pictures(pages: Iterable[Page], config: IngestConfig) -> PageIds:
-    """What the census adds up: the pictures of some pages and the side of each page. Reads every file once, decodes none.
+    """The input of the census: the pictures of some pages and the side of each page. Reads every file once, decodes none.
 
-    A file that cannot be read is not counted here: `ingest_pages` meets it again and writes its row.
+    A file that cannot be read is not counted here: `ingest_pages` reads it again and writes its row.
     """
     try:
         return PageIds.of(_picture_ids(pages, config))
-    except DamagedFile:  # the part is refused whole when it is ingested, so none of its pages counts
+    except DamagedFile:  # `ingest_pages` refuses the whole part, so none of its pages counts
         return PageIds.of([])
 
 
 def _picture_ids(pages: Iterable[Page], config: IngestConfig) -> Iterator[tuple[bool, list[str]]]:
     for page in pages:
-        kept, _ = sample(page, config)
-        # By image a page has no side and nothing can be on both; all is counted as training.
+        references, _ = sample(page, config)
+        # By image, a page has no side and no picture can be on both sides: all pages count as training.
         held_out = config.split_by == "page" and is_held_out(page, "", config)
-        yield held_out, [name for name in (_file_id(image, config.image.max_bytes) for image in kept) if name]
+        yield held_out, [name for name in (_file_id(image, config.image.max_bytes) for image in references) if name]
 
 
 def _file_id(image: ImageRef, max_bytes: int) -> str:
@@ -113,7 +113,7 @@ def _file_id(image: ImageRef, max_bytes: int) -> str:
 
 @dataclass(frozen=True)
 class IngestedPage:
-    """What one page became: rows of EPISODES, or None, and a row for each picture (and for the page itself) that is in neither."""
+    """The result for one page: a row of EPISODES or None per side, and a quarantine row per refused picture or refused page."""
 
     num_images_in: int
     train: dict[str, Any] | None
@@ -123,14 +123,14 @@ class IngestedPage:
 
     @property
     def num_bytes(self) -> int:
-        """Of the pictures that are kept."""
+        """Bytes of the pictures in the episodes."""
         return sum(len(image["bytes"]) for row in (self.train, self.held_out) if row for image in row["images"])
 
     def counts(self) -> Counter[str]:
-        """Counts that may be added over pages. Raises AssertionError unless every picture that came in is in exactly one place.
+        """Counts that may be summed over pages. Raises AssertionError unless every input picture is in exactly one place.
 
-        num_images_in = num_train_images + num_held_out_images + num_quarantined; num_quarantined counts pictures, and
-        num_quarantined_REASON counts the rows of each reason that occurs, those of whole pages too.
+        num_images_in = num_train_images + num_held_out_images + num_quarantined. num_quarantined counts pictures;
+        num_quarantined_REASON counts the rows of each reason that occurs, including rows of whole pages.
         """
         train = len(self.train["images"]) if self.train else 0
         held_out = len(self.held_out["images"]) if self.held_out else 0
@@ -151,13 +151,13 @@ class IngestedPage:
 
 
 def num_damaged(counts: Counter[str]) -> int:
-    """How many pictures, pages and files were refused because they are broken, as against unwanted."""
+    """The number of pictures, pages and files that were refused as damaged, not as unwanted."""
     return sum(counts[f"num_quarantined_{reason}"] for reason in DAMAGE)
 
 
 @dataclass(frozen=True)
 class _Picture:
-    """A picture that is accepted: a row of schemas.IMAGE."""
+    """An accepted picture: a row of schemas.IMAGE."""
 
     image_id: str
     url: str
@@ -171,9 +171,9 @@ class _Picture:
 
 
 def ingest_pages(pages: Iterable[Page], census: Census | None, config: IngestConfig, decode: Decode) -> Iterator[IngestedPage]:
-    """What each page became, in order. `census` is of all pages of the crawl, not only of these; without one, nothing is furniture.
+    """The result for each page, in order. `census` covers all pages of the crawl, not only these; without it, nothing is furniture.
 
-    A picture of a held-out page that a training page shows too is refused as in_training, so that no picture is on both sides.
+    A picture of a held-out page that is also on a training page is refused as in_training, so that no picture is on both sides.
     Raises DamagedFile when the source does.
     """
     limit = max(config.max_furniture_pages, config.max_furniture_page_share * census.num_pages) if census else 0
@@ -198,21 +198,21 @@ def ingest_pages(pages: Iterable[Page], census: Census | None, config: IngestCon
 def _read_page(
     page: Page, census: Census | None, limit: float | int, config: IngestConfig, decode: Decode
 ) -> tuple[list[_Picture], list[QuarantineRow]]:
-    """The pictures of the page that are good and unlike each other, and a row for each other one."""
+    """The accepted pictures of the page, and a quarantine row for each of the others."""
     if page.problem:
         return [], [QuarantineRow(page.page_url, "", Reason(page.problem), page.detail)]
     if not page.images:
         return [], [QuarantineRow(page.page_url, "", Reason.PAGE_WITHOUT_IMAGES, "the page shows no picture")]
-    kept, over = sample(page, config)
+    references, over = sample(page, config)
     detail = f"the page has {len(page.images)} pictures, a sample of {config.max_images_per_page} is kept"
     refused = [QuarantineRow(page.page_url, image.url, Reason.PAGE_CAP, detail) for image in over]
     if directives := _NO_TRAINING.intersection(page.opt_out):
-        said = f"the page says {', '.join(sorted(directives))}"
-        return [], refused + [QuarantineRow(page.page_url, image.url, Reason.OPTED_OUT, said) for image in kept]
+        detail = f"the page says {', '.join(sorted(directives))}"
+        return [], refused + [QuarantineRow(page.page_url, image.url, Reason.OPTED_OUT, detail) for image in references]
     accepted: list[_Picture] = []
     seen: dict[str, str] = {}
     similar = NearDuplicates(config.near_duplicate_bits, config.near_duplicate_levels)
-    for image in kept:
+    for image in references:
         try:
             accepted.append(_accept(image, census, limit, seen, similar, config, decode))
         except Refused as refusal:
@@ -221,7 +221,7 @@ def _read_page(
 
 
 def sample(page: Page, config: IngestConfig) -> tuple[list[ImageRef], list[ImageRef]]:
-    """(the references that are looked at, those over the page's cap), both in the order of the page."""
+    """(the references that are used, the references over the page's cap), both in the order of the page."""
     if len(page.images) <= config.max_images_per_page:
         return list(page.images), []
     key = f"{config.seed}\n{page.page_url}\n"
@@ -242,7 +242,7 @@ def _accept(
     config: IngestConfig,
     decode: Decode,
 ) -> _Picture:
-    """The picture as it is stored, which is then in `seen` (id -> URL) and `similar`. Raises Refused."""
+    """The picture as it is stored; also added to `seen` (id -> URL) and `similar`. Raises Refused."""
     data = read_image(image, config.image.max_bytes)
     name = image_id(data)
     if census and census.is_furniture(name, limit):
@@ -261,7 +261,7 @@ def _accept(
 
 
 def read_image(image: ImageRef, max_bytes: int) -> bytes:
-    """The bytes of the picture, which are at most max_bytes. Raises Refused."""
+    """The bytes of the picture, at most max_bytes. Raises Refused."""
     if image.problem:
         raise Refused(Reason(image.problem), image.detail)
     if image.data is not None:
@@ -272,7 +272,7 @@ def read_image(image: ImageRef, max_bytes: int) -> bytes:
             data = read_range(path, image.offset, min(image.length or max_bytes + 1, max_bytes + 1))
         except OSError as error:
             if not is_local(path) and not isinstance(error, (FileNotFoundError, PermissionError)):
-                raise  # the network's trouble, not the picture's: the part is tried again
+                raise  # a failure of the network, not of the picture: the part is read again
             raise Refused(Reason.UNREADABLE_FILE, f"{type(error).__name__}: {error.strerror or error}") from None
     if len(data) > max_bytes:
         raise Refused(Reason.TOO_MANY_BYTES, f"expected at most {max_bytes} bytes, got more")

@@ -1,8 +1,8 @@
-"""What a source hands to ingest: parts of a crawl, the pages of a part, and the pictures that a page shows, as plain data.
+"""The data that a source gives to ingest: parts of a crawl, the pages of a part, and the pictures of a page.
 
-A source (`sources/`) lists a crawl as *parts* on the driver, cheaply, and reads the pages of one part on a worker, lazily. The
-bytes of a picture stay where they are until `ingest` reads them, unless the source holds them already (a compressed archive). A
-reference that leads nowhere is kept, with its problem, so that ingest can count it, or fetch it when asked to.
+A source (`sources/`) lists a crawl as *parts* on the driver, cheaply, and reads the pages of one part on a worker, lazily. `ingest`
+reads the bytes of a picture later, unless the source has them in memory already (from a compressed archive). A reference without a
+file is kept with its problem, so that ingest can count it, or fetch it when asked to.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from semantica.data.location import Location
 
 @dataclass(frozen=True)
 class ImageRef:
-    """One picture of a page: its URL (a path relative to the root where it has none) and where its bytes are, or why nowhere.
+    """One picture of a page: its URL (a path relative to the root when it has none), and its bytes, their place, or a problem.
 
     Exactly one of `path`, `data` and `problem` is set.
     """
@@ -25,42 +25,42 @@ class ImageRef:
     url: str
     path: str = ""  # a local file or URI that holds the bytes
     problem: str = ""  # a code of episodes.quarantine.Reason
-    detail: str = ""  # what a person needs to understand the problem
+    detail: str = ""  # explains the problem to a person
     data: bytes | None = None  # the bytes themselves, from a source that cannot seek
-    offset: int = 0  # where in `path` the bytes begin
-    length: int = 0  # how many they are; 0: all there are from the offset
+    offset: int = 0  # of the first byte in `path`
+    length: int = 0  # number of bytes; 0: all bytes from the offset on
 
 
 @dataclass(frozen=True)
 class Page:
-    """One page, which becomes at most one episode. `problem` says why the page itself could not be read."""
+    """One page, which becomes at most one episode per side. `problem` says why the page itself could not be read."""
 
     page_url: str
     images: tuple[ImageRef, ...]
     problem: str = ""
     detail: str = ""
-    piece: str = ""  # tells rows of one page_url apart: a chunk of a label, a page that another file of the crawl holds too
+    piece: str = ""  # distinguishes rows of one page_url: chunks of a label, or copies of a page in several files of the crawl
     has_url: bool = True  # False: the source carries no page URL, and page_url only names the picture
     opt_out: tuple[str, ...] = ()  # robots directives of the page, lower case: "noai", "noimageai", "noindex", ...
 
 
 @dataclass(frozen=True)
 class Part:
-    """What one task reads and makes one shard of: files of the crawl, or a slice of one. Plain data, the same on every machine."""
+    """The input of one task, which makes one shard of it: files of the crawl, or a slice of one. The same on every machine."""
 
     paths: tuple[str, ...]  # relative to the root; ("",) when the root is a file
-    start: int = 0  # the slice, in the source's own unit (row groups, say); 0, 0: all of it
+    start: int = 0  # the slice start..stop, in the source's own unit (such as row groups); 0, 0: the whole
     stop: int = 0
-    fingerprint: str = ""  # sizes of what is read, so that a changed crawl has another listing
+    fingerprint: str = ""  # of the sizes of the files, so that a changed crawl has another listing
 
 
 @config
 class ReadConfig:
-    """How sources cut and read a crawl."""
+    """How sources cut a crawl into parts and read it."""
 
-    pages_per_part: int = 256  # of trees and label folders; archives and tables are cut by their own files and row groups
+    pages_per_part: int = 256  # of trees and label folders; archives and tables are cut by files and row groups
     images_per_label: int = 64  # a label episode is a random chunk of this many pictures of one class
-    join_window_mb: int = 512  # of WARC pages and pictures that wait for each other
+    join_window_mb: int = 512  # memory for WARC pages and pictures that wait for each other
     max_image_bytes: int = 50_000_000
 
     def __post_init__(self) -> None:
@@ -73,7 +73,7 @@ class Source(Protocol):
     """One format of crawl."""
 
     def parts(self, root: Location, settings: ReadConfig) -> Sequence[Part]:
-        """The parts of the crawl under `root` (a folder or one file), in a fixed order. Runs on the driver and opens little.
+        """The parts of the crawl under `root` (a folder or one file), in a fixed order. Runs on the driver, so it opens few files.
 
         Raises DataError when the root is missing or holds nothing of the format.
         """

@@ -1,6 +1,6 @@
-"""Why a page or a picture is not in an episode: the reason codes, the exception that carries one, and the quarantine table.
+"""Why a page or a picture is not in an episode: the reason codes, the exceptions that carry them, and the quarantine table.
 
-Every other module of `episodes/` refuses with a `Reason`; `ingest` turns each refusal into one row here, so that accepted +
+Every other module of `episodes/` refuses with a `Reason`. `ingest` turns each refusal into one row of the table, so that accepted +
 quarantined = input. Nothing is dropped without a row.
 """
 
@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from semantica.data.schemas import QUARANTINE
 
-MAX_TEXT = 500  # characters of a URL or a detail that a row keeps; a data: URL may have millions
+MAX_TEXT = 500  # a row keeps this many characters of a URL or a detail; a data: URL may have millions
 
 
 class Reason(StrEnum):
@@ -23,7 +23,7 @@ class Reason(StrEnum):
     # A page (the row's url is "").
     PAGE_WITHOUT_IMAGES = "page_without_images"
     PAGE_UNREADABLE = "page_unreadable"
-    DAMAGED_FILE = "damaged_file"  # a file of the crawl that is truncated or of another format; all of its pages
+    DAMAGED_FILE = "damaged_file"  # a file of the crawl, with all its pages, that is truncated or of another format
     # A reference that leads to no file of the tree.
     REMOTE_URL = "remote_url"
     DATA_URL = "data_url"
@@ -31,7 +31,7 @@ class Reason(StrEnum):
     OUTSIDE_ROOT = "outside_root"
     MISSING_FILE = "missing_file"
     NOT_IN_ARCHIVE = "not_in_archive"
-    # A URL that the fetcher did not, or must not, get.
+    # A URL that the fetcher could not, or must not, fetch.
     ADDRESS_BLOCKED = "address_blocked"
     ROBOTS = "robots"
     OPTED_OUT = "opted_out"
@@ -39,7 +39,7 @@ class Reason(StrEnum):
     FETCH_TIMEOUT = "fetch_timeout"
     FETCH_FAILED = "fetch_failed"
     TOO_MANY_REDIRECTS = "too_many_redirects"
-    # A file that is no picture we can use.
+    # A file that is not a usable picture.
     UNREADABLE_FILE = "unreadable_file"
     EMPTY_FILE = "empty_file"
     TOO_MANY_BYTES = "too_many_bytes"
@@ -52,7 +52,7 @@ class Reason(StrEnum):
     DECODER_TIMEOUT = "decoder_timeout"
     DECODER_MEMORY = "decoder_memory"
     BLANK = "blank"
-    # A good picture in the wrong place.
+    # A sound picture that its page or the split does not use.
     FURNITURE = "furniture"
     DUPLICATE = "duplicate"
     NEAR_DUPLICATE = "near_duplicate"
@@ -61,10 +61,11 @@ class Reason(StrEnum):
     TOO_FEW_IMAGES = "too_few_images"
 
 
-# Of rows that stand for a page or a file of pages, not for a picture.
+# The reasons of rows that stand for a page or a file of pages, not for a picture.
 PAGE_REASONS = frozenset({Reason.PAGE_WITHOUT_IMAGES, Reason.PAGE_UNREADABLE, Reason.DAMAGED_FILE})
 
-# What is wrong with a file, as against pictures that are whole but not wanted, or only named. Many of these: a broken crawl.
+# The reasons that mean a damaged file, unlike pictures that are sound but unwanted, or have no file. Many of these mean a damaged
+# crawl.
 DAMAGE = frozenset(
     {
         Reason.PAGE_UNREADABLE,
@@ -81,7 +82,7 @@ DAMAGE = frozenset(
 
 
 class Refused(Exception):
-    """A picture that is not used, and why. Never leaves `episodes/`: `ingest` makes a row of it."""
+    """A picture that is not used, and why. Never leaves `episodes/`: `ingest` turns it into a row."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(reason, detail)  # both, so that the exception survives pickling
@@ -93,7 +94,7 @@ class Refused(Exception):
 
 
 class DamagedFile(Exception):
-    """A file of a crawl that is truncated, or not of the format its source reads; raised by sources, made a row by `ingest`."""
+    """A file of a crawl that is truncated, or not of its source's format. Sources raise it; `ingest` turns it into a row."""
 
     def __init__(self, path: str, detail: str) -> None:
         super().__init__(path, detail)
@@ -116,10 +117,10 @@ class QuarantineRow:
 
 def quarantine_table(rows: Sequence[QuarantineRow]) -> pa.Table:
     """QUARANTINE rows, long texts cut to MAX_TEXT characters."""
-    return pa.Table.from_pylist([{name: shown(text) for name, text in asdict(row).items()} for row in rows], schema=QUARANTINE)
+    return pa.Table.from_pylist([{name: short_text(text) for name, text in asdict(row).items()} for row in rows], schema=QUARANTINE)
 
 
-def shown(text: str) -> str:
+def short_text(text: str) -> str:
     """The text as Arrow can store it (UTF-8), cut to MAX_TEXT characters.
 
     Names of files need not be UTF-8; Python keeps their odd bytes as lone surrogates, shown here as \\xNN.

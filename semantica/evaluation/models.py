@@ -103,7 +103,7 @@ def check_similarity(models: Sequence[EvaluatedModel], similarity: float | None)
 def check_same_encoder(trained_with: Mapping[str, Any], encodings: Manifest) -> None:
     """Raise DataError unless the encodings were made by the encoder that the checkpoint was trained with."""
     made_by = encodings.facts["encoder"]
-    for field in EncoderIdentity.from_dict(dict(trained_with)).differing(EncoderIdentity.from_dict(made_by)):
+    for field in EncoderIdentity.from_dict(dict(trained_with)).differing_fields(EncoderIdentity.from_dict(made_by)):
         raise DataError(
             f"generate: the checkpoint was trained with {trained_with['name']} ({field} {trained_with[field]}), but the encodings "
             f"were made by {made_by['name']} ({field} {made_by[field]}); encode the pictures with the checkpoint's encoder"

@@ -21,7 +21,6 @@ from semantica.generation.conditions import Conditions
 from semantica.generation.generate import choose_conditions, sample_pictures
 from semantica.generation.model import Model
 from semantica.generation.settings import GenerateConfig, SpeedConfig
-from semantica.report.charts import Curve, curve_svg
 from semantica.report.pictures import grid_png
 from semantica.training.loop import initial_network
 from semantica.training.recipe import TrainConfig
@@ -73,6 +72,8 @@ def levels_svg(figures: Mapping[str, float], step: int) -> str | None:
         series[label] = ([float(level) for level in sorted(values)], [values[level] for level in sorted(values)])
     if not series["eps"][0]:
         return None
+    from semantica.report.charts import Curve, curve_svg  # of the driver alone: Matplotlib is a tenth of a worker's start
+
     curve = Curve(
         title=f"Loss by noise level, step {step}", x_label="logsnr", y_label="mean square of the error", log_y=True, series=series
     )

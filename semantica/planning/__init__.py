@@ -1,1 +1,1 @@
-"""What an experiment takes before it is launched: arithmetic, memory, storage, bandwidth, hours, cost, pairs."""
+"""The needs of an experiment before it starts: FLOPs, memory, storage, bandwidth, hours, cost and pairs."""

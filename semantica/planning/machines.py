@@ -1,4 +1,4 @@
-"""What a plan is for: the corpus, the machines, and what the user pays for them."""
+"""The settings of a plan: the corpus, the machines, and the user's prices."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from semantica.config import config, require
 
 @config
 class PriceConfig:
-    """What the user pays, in any one currency; 0: nothing, or not asked. Spot and contracts differ too much for defaults."""
+    """The user's prices, in any one currency. 0: free, or not counted. Prices differ too much for defaults."""
 
     device_hour: float = 0.0  # of one GPU or chip, its host included
     cpu_hour: float = 0.0  # of one core of the machines that ingest and score
-    gb_month: float = 0.0  # of storage, for as long as the experiment takes and keep_months
+    gb_month: float = 0.0  # of storage, for the time of the experiment and keep_months after it
     keep_months: float = 1.0
-    egress_gb: float = 0.0  # for what training reads, where the data lies elsewhere
-    request_million: float = 0.0  # of an object store
+    egress_gb: float = 0.0  # for the bytes that training reads, when the data lies outside the cluster
+    request_million: float = 0.0  # per million requests to an object store
 
     def __post_init__(self) -> None:
         for name, value in self.__dict__.items():
@@ -23,27 +23,27 @@ class PriceConfig:
 
 @config
 class PlanConfig:
-    """The corpus and the machines. The defaults are 32 hosts of 8 H200 each: 790 bf16 TFLOP/s, dense, and 141 GB a device."""
+    """The corpus and the machines. Defaults: 32 hosts of 8 H200 each, with 790 dense bf16 TFLOP/s and 141 GB per device."""
 
     num_images: int = 1_000_000_000
     images_per_page: float = 8.0
-    original_kb: float = 100.0  # of a picture as ingest reads it, twice: for the census and to decode it
+    original_kb: float = 100.0  # of an original picture; ingest reads it twice, for the census and to decode it
     num_devices: int = 256
     devices_per_host: int = 8
     devices_per_worker: int = 1  # of training: 1 on GPUs; on TPUs a worker has all chips of its host
     tflops: float = 790.0  # peak of one device
-    utilisation: float = 0.4  # of the peak, in training, drawing and encoding, with what is computed again
+    utilisation: float = 0.4  # share of the peak reached in training, drawing and encoding; recomputation counts as work
     device_gb: float = 141.0
     host_gb: float = 2000.0
     network_gbit: float = 100.0  # of one host, to where the data lies
-    disk_tb: float | None = None  # where the data lies; None: an object store, which has no end
+    disk_tb: float | None = None  # size of the disk for the data; None: an object store, without a limit
     num_cpus: int = 1024  # cores for ingest and pairs
-    # Of one core, measured on an AMD EPYC: benchmarks.decode (three kinds of pictures), benchmarks.pairs (D = 384).
+    # Rates per core, measured on an AMD EPYC: benchmarks.decode (three kinds of pictures), benchmarks.pairs (D = 384).
     ingest_pictures_s: float = 60.0
     score_pages_s: float = 30_000.0
     loader_pictures_s: float = 1000.0  # benchmarks.loader, tokens stored
-    driver_ms: float = 26.0  # of the one driver of a stage, for every shard (the worse shell of benchmarks.scaling)
-    # Measured rates of one device; they take the place of FLOPs over utilisation.
+    driver_ms: float = 26.0  # time of a stage's driver per shard (the slower of the two shells in benchmarks.scaling)
+    # Measured rates per device. When set, they replace the estimate from FLOPs and utilisation.
     encode_pictures_s: float | None = None
     train_images_s: float | None = None
     prices: PriceConfig = PriceConfig()
@@ -74,10 +74,10 @@ class PlanConfig:
 
     @property
     def flops_s(self) -> float:
-        """What all devices compute in a second."""
+        """FLOPs per second of all devices together."""
         return self.num_devices * self.tflops * 1e12 * self.utilisation
 
     @property
     def network_bytes_s(self) -> float:
-        """What all hosts together read in a second."""
+        """Bytes per second that all hosts together can read."""
         return self.num_hosts * self.network_gbit * 1e9 / 8

@@ -1,9 +1,9 @@
-"""What a device holds while it trains, draws or encodes, from shapes alone.
+"""The memory of a training device, computed from shapes alone.
 
-In: the recipe and how many workers there are. Out: bytes of the state, of the batches that are made ahead, and of what one pass
-through the network keeps for its backward pass: the real step is run on tensors that have shapes and no data, and every tensor that
-it makes is counted for as long as it lives. Not in it: what the device's libraries take for themselves (a CUDA context, NCCL's
-buffers, convolution workspaces), and what an allocator loses between tensors. A compiled network keeps less than is counted here.
+In: the recipe and the number of workers. Out: bytes of the state, of the prefetched batches, and of the activations of one pass.
+For the activations, the real step runs on tensors that have shapes but no data, and every tensor is counted while it lives. Not
+counted: memory of the device's libraries (a CUDA context, NCCL's buffers, convolution workspaces) and losses of the allocator
+between tensors. A compiled network needs less than is counted here.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from semantica.denoiser.sizes import PeakBytes, example_conditioning
 from semantica.denoiser.uvit import UViT
 from semantica.diffusion.settings import ScheduleConfig
 from semantica.pairs.loader import Batch
-from semantica.planning.model import on_paper
+from semantica.planning.model import shape_only
 from semantica.training.compute import prepare
 from semantica.training.parallel import StateBytes, state_bytes
 from semantica.training.recipe import ComputeConfig, Recompute, TrainConfig
 from semantica.training.step import StepNoise, add_gradients
 
 _FLOAT = 4
-_ROOM = 0.92  # of a device's memory that a plan may fill: a context, workspaces and what the allocator loses need the rest [C]
+_ROOM = 0.92  # share of a device's memory that a plan may fill; context, workspaces and the allocator's losses need the rest [C]
 
 
 @dataclass(frozen=True)
 class TrainingMemory:
-    """Bytes of the device of a training worker. batches: the one that is computed with and those made ahead. rows: examples that
-    pass through the network at once. working: activations and passing tensors, and the gradients that are not in the state.
+    """Bytes on the device of a training worker. batches: the current batch and the prefetched ones. rows: examples per pass
+    through the network. working: activations, temporary tensors, and gradients that are not in the state.
     """
 
     state: StateBytes
@@ -43,26 +43,26 @@ class TrainingMemory:
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """Bytes of state, batches and working memory."""
         return self.state.total + self.batches + self.working
 
     def fits(self, device_bytes: float | int) -> bool:
-        """Whether a device of so many bytes can hold it, with room for what is not counted."""
+        """Whether a device with `device_bytes` has enough memory, with room for what is not counted."""
         return self.total <= _ROOM * device_bytes
 
 
 def training_memory(train: TrainConfig, world: int) -> TrainingMemory:
-    """What each of `world` workers needs. Workers that have a slot more than others are meant."""
+    """The memory of each of `world` workers; of the largest, where some have one slot more than others."""
     slots = -(-train.batch_size // world)
     parts = math.ceil(slots / (train.micro_batch_size or slots))
     rows = -(-slots // parts)
     state = state_bytes(train.denoiser, train.compute, world)
-    # In one part, gradients come as activations go. From the second part on they are there throughout; sharded ones are let go
-    # block by block.
+    # With one micro-batch, gradients appear while activations are freed. From the second micro-batch on, gradients exist
+    # throughout. Sharded gradients are freed block by block.
     together = parts == 1 and not (train.compute.is_sharded and world > 1)
-    working = _pass_bytes(train.denoiser, on_paper(train.compute), rows, together)
+    working = _pass_bytes(train.denoiser, shape_only(train.compute), rows, together)
     if together:
-        working -= state.weights  # as many as gradients, which are in the state
+        working -= state.weights  # the size of the gradients, which the state already counts
     return TrainingMemory(state, (1 + train.prefetch) * slots * example_bytes(train.denoiser), working, rows)
 
 
@@ -76,12 +76,12 @@ def example_bytes(denoiser: DenoiserConfig) -> int:
 
 @lru_cache
 def _pass_bytes(denoiser: DenoiserConfig, compute: ComputeConfig, rows: int, with_gradients: bool) -> int:
-    """The most bytes that tensors made in one forward and backward pass take at once; inputs and weights are not in it."""
+    """The peak bytes of the tensors of one forward and backward pass, without inputs and weights."""
     with FakeTensorMode():
         network = prepare(UViT(denoiser).train(), compute)
         if not with_gradients:
             for parameter in network.parameters():
-                parameter.register_post_accumulate_grad_hook(_let_go)  # type: ignore[no-untyped-call]
+                parameter.register_post_accumulate_grad_hook(_free_gradient)  # type: ignore[no-untyped-call]
         schedule = ScheduleConfig(resolution_px=denoiser.resolution_px)
         recipe = TrainConfig(denoiser=denoiser, schedule=schedule, batch_size=rows, num_lanes=1, compute=compute)
         batch, noise = _batch(denoiser, rows)
@@ -90,7 +90,7 @@ def _pass_bytes(denoiser: DenoiserConfig, compute: ComputeConfig, rows: int, wit
     return int(counter.peak)
 
 
-def _let_go(parameter: torch.Tensor) -> None:
+def _free_gradient(parameter: torch.Tensor) -> None:
     parameter.grad = None
 
 
@@ -102,21 +102,21 @@ def _batch(denoiser: DenoiserConfig, rows: int) -> tuple[Batch, StepNoise]:
 
 @dataclass(frozen=True)
 class Change:
-    """Fields of the recipe that make it fit, as flags of semantica train, and what a worker then needs."""
+    """Settings with which a training fits, as flags of semantica train, and the memory that a worker then needs."""
 
     flags: str
     memory: TrainingMemory
 
 
-def smaller(train: TrainConfig, world: int, device_bytes: float | int) -> Change | None:
-    """The mildest change with which a worker's memory fits into so many bytes; None when no change of these does.
+def smallest_change(train: TrainConfig, world: int, device_bytes: float | int) -> Change | None:
+    """The mildest change with which a worker's memory fits into `device_bytes`; None when none of these changes is enough.
 
-    In this order: fewer rows at once, which costs no arithmetic; blocks that are computed again; weights that are shared out.
+    The order: fewer rows at once, which costs no FLOPs; recomputed blocks; sharded weights.
     """
     slots = -(-train.batch_size // world)
-    kinds: list[tuple[str, Recompute]] = [(train.compute.parallel, r) for r in _more(train.compute.recompute)]
+    kinds: list[tuple[str, Recompute]] = [(train.compute.parallel, r) for r in _at_least(train.compute.recompute)]
     if world > 1 and not train.compute.is_sharded:
-        kinds += [("fsdp", r) for r in _more(train.compute.recompute)]
+        kinds += [("fsdp", r) for r in _at_least(train.compute.recompute)]
     for parallel, recompute in kinds:
         compute = replace(train.compute, recompute=recompute)
         if parallel != compute.parallel:
@@ -130,14 +130,14 @@ def smaller(train: TrainConfig, world: int, device_bytes: float | int) -> Change
 
 
 def _at_most(train: TrainConfig, compute: ComputeConfig, world: int, rows: int) -> int:
-    """No less than a worker needs with so many rows at once: what two rows need more than one, every further row does."""
-    one, two = (_pass_bytes(train.denoiser, on_paper(compute), number, False) for number in (1, 2))
+    """An upper bound on the bytes of a worker with `rows` at once: each further row adds what the second row adds."""
+    one, two = (_pass_bytes(train.denoiser, shape_only(compute), number, False) for number in (1, 2))
     batches = (1 + train.prefetch) * -(-train.batch_size // world) * example_bytes(train.denoiser)
     return state_bytes(train.denoiser, compute, world).total + batches + one + (rows - 1) * (two - one)
 
 
-def _more(recompute: Recompute) -> tuple[Recompute, ...]:
-    """This much and more."""
+def _at_least(recompute: Recompute) -> tuple[Recompute, ...]:
+    """This level of recomputation and the stronger ones."""
     order: tuple[Recompute, ...] = ("none", "transformer", "all")
     return order[order.index(recompute) :]
 

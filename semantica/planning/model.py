@@ -1,7 +1,7 @@
-"""What the two networks of an experiment compute: parameters, and FLOPs of a training step, of drawing a picture, of encoding one.
+"""The costs of an experiment's two networks: parameters, and FLOPs per training example, drawn picture and encoded picture.
 
-In: a DenoiserConfig with the settings of its arithmetic, and an EncoderConfig. Out: numbers, from shapes alone: no weights are
-loaded and none are made. 1 multiply-accumulate = 2 FLOPs; matrix products, convolutions and attention count, the rest does not.
+In: a DenoiserConfig with its compute settings, and an EncoderConfig. Out: numbers, computed from shapes alone; no weights are
+loaded or allocated. One multiply-accumulate is 2 FLOPs. Matrix products, convolutions and attention are counted, nothing else.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from semantica.training.recipe import ComputeConfig
 
 @dataclass(frozen=True)
 class DenoiserCosts:
-    """training_flops: forward and backward of one example. recomputed_flops: what activation checkpointing computes again for it.
-    conditioning_flops: once a drawn picture; forward_flops: once a row and step of the sampler.
+    """FLOPs of a denoiser. training_flops: forward and backward pass, per example. recomputed_flops: recomputation by activation
+    checkpointing, per example. conditioning_flops: per drawn picture. forward_flops: per row and sampler step.
     """
 
     num_parameters: int
@@ -38,20 +38,20 @@ class DenoiserCosts:
 
     @property
     def step_flops(self) -> int:
-        """All that a device computes for one example in training."""
+        """FLOPs per training example, with recomputation."""
         return self.training_flops + self.recomputed_flops
 
     def drawing_flops(self, num_steps: int, branches: int) -> float:
-        """Of one drawn picture. branches: rows of the network for each, 2 with guidance."""
+        """FLOPs per drawn picture. branches: rows of the network per picture, 2 with guidance."""
         return float(branches * (self.conditioning_flops + num_steps * self.forward_flops))
 
 
 @lru_cache
 def denoiser_costs(denoiser: DenoiserConfig, compute: ComputeConfig) -> DenoiserCosts:
-    """The costs of a denoiser that is trained with this arithmetic."""
+    """The costs of a denoiser that is trained with these compute settings."""
     training = training_flops(denoiser)
     with torch.device("meta"):
-        network = prepare(UViT(denoiser), on_paper(compute))
+        network = prepare(UViT(denoiser), shape_only(compute))
         z, logsnr, cond = _inputs(denoiser)
         recomputed = 0
         if compute.recompute != "none":
@@ -67,8 +67,8 @@ def denoiser_costs(denoiser: DenoiserConfig, compute: ComputeConfig) -> Denoiser
     return DenoiserCosts(num_parameters(denoiser), training, recomputed, conditioning, int(counter.get_total_flops()))
 
 
-def on_paper(compute: ComputeConfig) -> ComputeConfig:
-    """The same arithmetic for tensors without data, which are neither laid out nor compiled."""
+def shape_only(compute: ComputeConfig) -> ComputeConfig:
+    """The same arithmetic for tensors that have shapes but no data: no memory layout, no compilation, no sharding."""
     return replace(compute, channels_last=False, compile=False, parallel="ddp", shard_workers=None)
 
 
@@ -78,7 +78,7 @@ def _inputs(denoiser: DenoiserConfig) -> tuple[torch.Tensor, torch.Tensor, Condi
 
 @dataclass(frozen=True)
 class VitShape:
-    """What decides the cost of a vision transformer with an MLP of 4 times its width. pools: with an attention-pooling head."""
+    """The shape of a vision transformer with an MLP of 4 times its width. pools: it has an attention-pooling head."""
 
     width: int
     num_layers: int
@@ -92,21 +92,21 @@ class VitShape:
         return (image_px // self.patch_px) ** 2 + self.has_cls
 
     def flops(self, image_px: int) -> float:
-        """FLOPs for one picture. Per token and layer 24 width² in matrices, 4 n width in attention; then patches and head."""
+        """FLOPs per picture: 24 width² (matrices) + 4 n width (attention) per token and layer, then patch embedding and head."""
         n = self.num_tokens(image_px) + self.num_registers
         patches = 2 * 3 * self.patch_px**2 * self.width * (image_px // self.patch_px) ** 2
-        # One query attends to n tokens: their keys and values, its own projections and its MLP.
+        # One query attends to n tokens: keys and values of the tokens, projections and MLP of the query.
         head = (4 * n + 20) * self.width**2 + 4 * n * self.width if self.pools else 0
         return float(n * self.num_layers * (24 * self.width**2 + 4 * n * self.width) + patches + head)
 
     @property
     def num_parameters(self) -> int:
-        """About: matrices, and the patch embedding; gains, biases and positions are not in it."""
+        """Approximate: matrices and the patch embedding, without gains, biases and position embeddings."""
         blocks = 12 * self.width**2 * (self.num_layers + self.pools)
         return blocks + 3 * self.patch_px**2 * self.width
 
 
-# The published checkpoints of the paper and their sisters: a plan must not need the network.
+# The checkpoints of the paper and close relatives, listed here so that a plan needs no download.
 _KNOWN = {
     "facebook/dinov2-small": VitShape(384, 12, 14, True),
     "facebook/dinov2-base": VitShape(768, 12, 14, True),
@@ -118,12 +118,14 @@ _KNOWN = {
 
 
 def encoder_shape(settings: EncoderConfig) -> VitShape:
-    """The shape of the encoder: of a known checkpoint, or from a local folder's config.json. Raises ConfigError for others."""
+    """The shape of a known checkpoint, or of a local folder by its config.json. Raises ConfigError for any other encoder."""
     if settings.weights in _KNOWN:
         return _KNOWN[settings.weights]
     path = Path(settings.weights) / "config.json"
     if not path.exists():
-        raise ConfigError(f"encode.encoder.weights: {settings.weights!r} is no local folder; plan also knows {', '.join(_KNOWN)}")
+        raise ConfigError(
+            f"encode.encoder.weights: {settings.weights!r} is not a local folder; name one, or one of {', '.join(_KNOWN)}"
+        )
     try:
         values = json.loads(path.read_text())
         values = values.get("vision_config", values)

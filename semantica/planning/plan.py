@@ -1,22 +1,22 @@
 """The plan of an experiment, for `semantica plan`: arithmetic, hours, storage, bandwidth and cost of every stage, in flow order.
 
-In: the settings of every stage, the corpus and the machines (`machines.PlanConfig`), and if there is one a sample of the data
-that was ingested and scored. Out: a `Plan`, which is plain data; and what does not fit, one sentence each that says what to do:
-first what stops a job at once, then what makes it wait, then what to know. Nothing is started, fetched or written.
+In: the settings of every stage, the corpus and the machines (`machines.PlanConfig`), and optionally an ingested and scored sample
+of the data. Out: a `Plan`, which is plain data. Its warnings say what does not fit and what to do, one sentence each: first what
+stops a job at once, then what makes it wait, then what to know. Nothing is started, fetched or written.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 
 from semantica.data.dataset import Manifest
 from semantica.denoiser.sizes import sampling_bytes
 from semantica.planning.machines import PlanConfig
-from semantica.planning.memory import TrainingMemory, smaller, training_memory
+from semantica.planning.memory import TrainingMemory, smallest_change, training_memory
 from semantica.planning.model import DenoiserCosts, VitShape, denoiser_costs, encoder_shape
 from semantica.planning.pairs import MIN_PAGES, ExpectedPairs, PageCounts, expected_pairs
 from semantica.planning.sizes import hours, size
@@ -26,21 +26,21 @@ from semantica.planning.storage import (
     DatasetBytes,
     checkpoint_bytes,
     dataset_bytes,
-    estimated,
-    extrapolated,
+    estimate_corpus,
+    extrapolate_corpus,
 )
 from semantica.presets import PipelineConfig
 
 _HOUR, _MONTH_HOURS = 3600, 730
-_PNG_BYTES_PER_PIXEL = 1.5  # of a drawn picture, about
-_INCEPTION_FLOPS = 11.4e9  # of a picture of 299 px, which evaluate measures drawn and real ones with
-_REQUESTS_A_FILE = 4  # of an object store: write, look whether it is there, read twice
+_PNG_BYTES_PER_PIXEL = 1.5  # of a sample, about
+_INCEPTION_FLOPS = 11.4e9  # per picture of 299 px, sample or real, in evaluate
+_REQUESTS_PER_FILE = 4  # to an object store: write, check that it exists, read twice
 
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage. unit_hours: of devices or cores (`on`), which are paid for while they wait too. limit: what its time is that of;
-    waits: the share of the time in which devices or cores have nothing to do. reads_s, in bytes: of all machines together.
+    """One stage. unit_hours: hours of all devices or cores (`on`), waiting included, since they are paid for. limit: what decides
+    the time. waits: the share of the time in which devices or cores are idle. reads_s: bytes per second of all machines together.
     """
 
     name: str
@@ -57,7 +57,7 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Way:
-    """Training with tokens stored, or computed when they are needed: bytes of all datasets, bytes read a second, hours."""
+    """Training with stored tokens, or with tokens encoded on the fly: bytes of all datasets, bytes read per second, hours."""
 
     stored: float | int
     reads_s: float | int
@@ -67,7 +67,7 @@ class Way:
 
 @dataclass(frozen=True)
 class Plan:
-    """All of it; `warnings` say what does not fit, and what to do."""
+    """The plan of an experiment; `warnings` say what does not fit and what to do."""
 
     config: PlanConfig
     corpus: Corpus
@@ -88,12 +88,12 @@ class Plan:
 
     @property
     def cost(self) -> float:
-        """Of all stages, storage and requests."""
+        """The cost of all stages, storage and requests."""
         return sum(stage.cost for stage in self.stages) + self.storage_cost + self.request_cost
 
     @property
     def hours(self) -> float:
-        """One stage after the other."""
+        """The hours of all stages, one after the other."""
         return sum(stage.hours for stage in self.stages)
 
     def to_dict(self) -> dict[str, Any]:
@@ -108,13 +108,13 @@ class Plan:
 def make_plan(
     settings: PipelineConfig, config: PlanConfig, episodes: Manifest | None = None, sample: PageCounts | None = None
 ) -> Plan:
-    """The plan. episodes: a finished ingest of a sample; sample: its scored pages. Raises ConfigError when these do not fit it."""
+    """The plan. episodes: a finished ingest of a sample; sample: its scored pages. Raises ConfigError when they do not match."""
     corpus = _corpus(settings, config, episodes, sample)
     train, encode = settings.train, settings.encode
     shape = encoder_shape(encode.encoder)
     encoder_flops = shape.flops(encode.encoder.image_px)
     costs = denoiser_costs(train.denoiser, train.compute)
-    # A page is on one side, or on both with some of its pictures.
+    # By page, a page is on one side. By image, it may have pictures on both.
     sides = corpus.train.num_pages, corpus.held_out.num_pages
     num_pages = round(sum(sides) if settings.ingest.split_by == "page" else max(sides))
     num_shards = -(-num_pages // settings.ingest.read.pages_per_part)
@@ -136,10 +136,10 @@ def make_plan(
         rate = config.flops_s / flops_of(store_tokens)
         if config.train_images_s is not None:  # measured with the tokens as they are configured
             rate = config.num_devices * config.train_images_s * flops_of(encode.store_tokens) / flops_of(store_tokens)
-        made = data_of(store_tokens)
-        # Row groups are read whole, once an epoch, which draws every target once.
+        datasets = data_of(store_tokens)
+        # Row groups are read whole, once per epoch, and an epoch draws every target once.
         share = corpus.train.num_images / corpus.num_images
-        return Way(made.total, rate * made.encodings * share / max(1.0, targets), rate, seen / rate / _HOUR)
+        return Way(datasets.total, rate * datasets.encodings * share / max(1.0, targets), rate, seen / rate / _HOUR)
 
     ways = {stored: way(stored) for stored in (True, False)}
     chosen = ways[encode.store_tokens]
@@ -163,7 +163,7 @@ def make_plan(
         precomputed=ways[True],
         on_the_fly=ways[False],
         storage_cost=sum(stage.stored for stage in stages) / 1e9 * months * config.prices.gb_month,
-        request_cost=files * _REQUESTS_A_FILE / 1e6 * config.prices.request_million,
+        request_cost=files * _REQUESTS_PER_FILE / 1e6 * config.prices.request_million,
         epochs=seen / max(1.0, targets),
         pairs=pairs,
     )
@@ -171,11 +171,11 @@ def make_plan(
 
 
 def _corpus(settings: PipelineConfig, config: PlanConfig, episodes: Manifest | None, sample: PageCounts | None) -> Corpus:
-    pairs_a_page = None if sample is None else float(sample.scored.mean())
+    pairs_per_page = None if sample is None else float(sample.scored.mean())
     if episodes is not None:
-        return extrapolated(config.num_images, episodes, settings.ingest, pairs_a_page)
-    made = estimated(config.num_images, config.images_per_page, settings.ingest)
-    return made if pairs_a_page is None else replace(made, pairs_a_page=pairs_a_page)
+        return extrapolate_corpus(config.num_images, episodes, settings.ingest, pairs_per_page)
+    corpus = estimate_corpus(config.num_images, config.images_per_page, settings.ingest)
+    return corpus if pairs_per_page is None else replace(corpus, pairs_per_page=pairs_per_page)
 
 
 def _data_stages(corpus: Corpus, data: DatasetBytes, encoder_flops: float | int, config: PlanConfig) -> list[StagePlan]:
@@ -185,7 +185,7 @@ def _data_stages(corpus: Corpus, data: DatasetBytes, encoder_flops: float | int,
     records, shards = data.scores + data.selection + data.bookkeeping, data.num_shards
     original, computing = num * config.original_kb * 1e3, num / config.ingest_pictures_s / _HOUR
     return [
-        # Ingest goes over all parts twice, for the census and for the pictures.
+        # Ingest reads all parts twice, for the census and for the pictures.
         _stage("ingest", "core", computing, config, data.episodes, 2 * original, 2 * shards),
         _stage("encode", "device", num / rate / _HOUR * config.num_devices, config, data.encodings, data.episodes, shards),
         _stage("pairs", "core", score_hours, config, records, num * data.pooled_bytes, shards),
@@ -235,17 +235,14 @@ def _stage(
     return StagePlan(name, on, hours * units, hours, limit, waits, stored, reads, reads / (hours * _HOUR), cost)
 
 
-if TYPE_CHECKING:
-    from semantica.planning.plan import Plan
-
 _MANY_EPOCHS = 100
 _SMALL_GROUPS = 1_000_000  # row groups of a selection, which every worker reads as a list when it starts
-_WAITS, _LONG_HOURS = 0.05, 0.5  # of a stage's time; shorter stages are not worth a word
-_SAVE_SHARE = 0.5  # of the time between two saves that one may take
+_WAITS, _LONG_HOURS = 0.05, 0.5  # warn when a stage of more than 0.5 h waits for more than 5% of its time
+_SAVE_SHARE = 0.5  # warn when a save takes a larger share of the time between two saves
 
 
 def what_does_not_fit(settings: PipelineConfig, plan: Plan) -> Iterator[str]:
-    """The sentences, in order of weight."""
+    """The warnings, the most serious first."""
     yield from _shapes(settings, plan)
     yield from _device(settings, plan)
     yield from _bandwidth(settings, plan)
@@ -255,48 +252,51 @@ def what_does_not_fit(settings: PipelineConfig, plan: Plan) -> Iterator[str]:
 
 def _shapes(settings: PipelineConfig, plan: Plan) -> Iterator[str]:
     train, encoder = settings.train, settings.encode.encoder
-    made = (plan.encoder.num_tokens(encoder.image_px), plan.encoder.width, plan.encoder.width)
-    taken = (train.denoiser.num_tokens, train.denoiser.token_dim, train.denoiser.pooled_dim)
-    if made != taken:
+    gives = (plan.encoder.num_tokens(encoder.image_px), plan.encoder.width, plan.encoder.width)
+    takes = (train.denoiser.num_tokens, train.denoiser.token_dim, train.denoiser.pooled_dim)
+    if gives != takes:
         yield (
-            f"the denoiser takes {taken[0]} tokens of {taken[1]} numbers and {taken[2]} pooled ones, {encoder.weights} makes "
-            f"{made[0]} of {made[1]} and {made[2]}: set --train.denoiser.num-tokens {made[0]} --train.denoiser.token-dim {made[1]} "
-            f"--train.denoiser.pooled-dim {made[2]}"
+            f"the denoiser takes {takes[0]} tokens of width {takes[1]} and a pooled embedding of width {takes[2]}, but "
+            f"{encoder.weights} gives {gives[0]} of {gives[1]} and {gives[2]}: set --train.denoiser.num-tokens {gives[0]} "
+            f"--train.denoiser.token-dim {gives[1]} --train.denoiser.pooled-dim {gives[2]}"
         )
     workers = plan.config.num_workers
     if train.num_lanes % workers:
         lanes = f"set --train.num-lanes {workers}, or " if train.batch_size % workers == 0 else ""
         fewer = max(n for n in range(1, workers) if train.num_lanes % n == 0)
         yield (
-            f"{workers} workers do not divide train.num_lanes = {train.num_lanes}: {lanes}use {fewer} workers (a TPU worker "
-            "has all chips of its host: --devices-per-worker)"
+            f"{workers} workers do not divide train.num_lanes = {train.num_lanes}: {lanes}use {fewer} workers (on TPUs one worker "
+            "has all chips of its host: set --devices-per-worker)"
         )
     if train.batch_size < plan.config.num_devices:
-        yield f"{plan.config.num_devices} devices for a batch of {train.batch_size}: some have nothing to do; use fewer"
+        yield f"{plan.config.num_devices} devices for a batch of {train.batch_size}: some stay idle; use fewer devices"
 
 
 def _device(settings: PipelineConfig, plan: Plan) -> Iterator[str]:
     config, memory = plan.config, plan.memory
     room = config.device_gb * 1e9
     if not memory.fits(room):
-        change = smaller(settings.train, config.num_devices, room)
+        change = smallest_change(settings.train, config.num_devices, room)
         remedy = (
             f"with {change.flags} it is {size(change.memory.total)}"
             if change
             else "no micro-batch, recomputation or sharding makes it fit: use more devices with --train.compute.parallel fsdp, "
-            "larger ones, or a smaller denoiser"
+            "larger devices, or a smaller denoiser"
         )
         yield f"training needs {size(memory.total)} of a device that has {size(room)} (a tenth stays free for libraries): {remedy}"
     dtype = torch.bfloat16 if settings.generate.speed.precision == "bfloat16" else torch.float32
     row = sampling_bytes(settings.train.denoiser, dtype)
     weights = plan.denoiser.num_parameters * dtype.itemsize
     if weights + row > room:
-        yield f"no picture can be drawn: weights and a row take {size(weights + row)}, a device has {size(room)}; use larger ones"
+        yield (
+            f"no picture can be drawn: weights and one row take {size(weights + row)}, a device has {size(room)}; "
+            "use larger devices"
+        )
     copied, shared = memory.state.weights * 4, settings.train.compute.parallel == "ddp"  # with DDP the first worker alone saves
     host = config.host_gb * 1e9 / (1 if shared else config.devices_per_host)
     if copied > host:
         yield (
-            f"a save copies {size(copied)} a worker to a host that has {size(host)}{'' if shared else ' a device'}: use "
+            f"a save copies {size(copied)} per worker to a host that has {size(host)}{'' if shared else ' per device'}: use "
             "--train.compute.parallel fsdp, or hosts with more memory"
         )
 
@@ -315,14 +315,14 @@ def _bandwidth(settings: PipelineConfig, plan: Plan) -> Iterator[str]:
         yield f"training reads {size(chosen.reads_s)}/s, the hosts' network brings {size(network)}/s: {remedy}"
     for stage in plan.stages:
         if stage.waits > _WAITS and stage.hours > _LONG_HOURS and stage.name != "train":
-            remedy = f"the network ({size(network)}/s): fewer {stage.on}s do as well"
+            remedy = f"the network ({size(network)}/s): fewer {stage.on}s take the same time"
             if stage.limit == "driver":
                 remedy = f"its driver, which hands out {plan.data.num_shards:,} shards: raise --ingest.read.pages-per-part"
             yield f"{stage.name} waits {stage.waits:.0%} of {hours(stage.hours)} for {remedy}"
     needed = chosen.images_s / plan.config.num_workers / config.loader_pictures_s
     if needed > 1:
         yield (
-            f"a training worker decodes {chosen.images_s / config.num_workers:,.0f} pictures a second, a core "
+            f"a training worker needs {chosen.images_s / config.num_workers:,.0f} pictures per second, a core decodes "
             f"{config.loader_pictures_s:,.0f}: set --cluster.loader-threads {int(needed) + 1} and as many --cluster.cpus-per-worker"
         )
     every = settings.train.checkpoint_every * settings.train.batch_size / chosen.images_s
@@ -340,9 +340,9 @@ def _disk(plan: Plan) -> Iterator[str]:
     saved = plan.precomputed.stored - plan.on_the_fly.stored
     tokens = f"--encode.no-store-tokens saves {size(saved)}; " if plan.data.token_bytes else ""
     yield (
-        f"all stages store {size(needed)}, the disk has {size(room)}: {tokens}episodes ({size(plan.data.episodes)}) may go when "
-        f"the encodings are whole; {plan.checkpoints.num_kept} checkpoints of {size(plan.checkpoints.each)} are kept "
-        "(--train.keep.every-steps)"
+        f"all stages store {size(needed)}, the disk has {size(room)}: {tokens}the episodes ({size(plan.data.episodes)}) may be "
+        f"deleted when the encodings are complete; {plan.checkpoints.num_kept} checkpoints of {size(plan.checkpoints.each)} are "
+        "kept (--train.keep.every-steps)"
     )
 
 
@@ -350,15 +350,15 @@ def _knowledge(settings: PipelineConfig, plan: Plan) -> Iterator[str]:
     train = settings.train
     if train.compute.precision == "float32" and plan.config.tflops > 100:
         yield (
-            f"train.compute.precision is float32, and {plan.config.tflops:g} TFLOP/s is what devices reach in bfloat16: set "
-            "--train.compute.precision bfloat16, or --tflops"
+            f"train.compute.precision is float32, but devices reach {plan.config.tflops:g} TFLOP/s in bfloat16 only: set "
+            "--train.compute.precision bfloat16, or --tflops for float32"
         )
     if plan.pairs and plan.pairs.num_pages < MIN_PAGES:
-        yield f"pairs are expected from {plan.pairs.num_pages} pages, too few for the error that is told: score {MIN_PAGES} or more"
+        yield f"the sample has {plan.pairs.num_pages} pages, too few for a standard error: score {MIN_PAGES} pages or more"
     if plan.epochs > _MANY_EPOCHS:
-        yield f"every target is drawn {plan.epochs:,.0f} times: more pages or fewer steps, or the model learns them by heart"
+        yield f"every target is drawn {plan.epochs:,.0f} times, so the model may learn it by heart: use more pages or fewer steps"
     if plan.data.num_row_groups > _SMALL_GROUPS:
         yield (
-            f"the selection lists {plan.data.num_row_groups:,} row groups ({size(plan.data.selection)} of JSON), which every "
-            "worker reads when it starts: without stored tokens, and with larger --encode.rows-per-group, there are fewer"
+            f"the selection lists {plan.data.num_row_groups:,} row groups ({size(plan.data.selection)} of JSON), and every worker "
+            "reads it when it starts: set --encode.no-store-tokens or a larger --encode.rows-per-group to have fewer"
         )

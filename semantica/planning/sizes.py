@@ -5,15 +5,15 @@ from __future__ import annotations
 
 def size(num_bytes: float | int) -> str:
     """Bytes in powers of 1000."""
-    return _scaled(num_bytes, ("B", "KB", "MB", "GB", "TB", "PB"))
+    return _with_unit(num_bytes, ("B", "KB", "MB", "GB", "TB", "PB"))
 
 
 def count(number: float | int) -> str:
     """A number of parameters, FLOPs or pictures, in powers of 1000."""
-    return _scaled(number, ("", "K", "M", "G", "T", "P", "E", "Z", "Y")).rstrip()
+    return _with_unit(number, ("", "K", "M", "G", "T", "P", "E", "Z", "Y")).rstrip()
 
 
-def _scaled(number: float | int, units: tuple[str, ...]) -> str:
+def _with_unit(number: float | int, units: tuple[str, ...]) -> str:
     index = 0
     while number >= 999.5 and index < len(units) - 1:
         number, index = number / 1000, index + 1
@@ -21,7 +21,7 @@ def _scaled(number: float | int, units: tuple[str, ...]) -> str:
 
 
 def hours(number: float | int) -> str:
-    """A time: seconds, minutes, hours or days, whichever is read best."""
+    """A time given in hours, shown in seconds, minutes, hours or days by its length."""
     if number * 3600 < 90:
         return f"{number * 3600:.3g} s"
     if number < 1.5:

@@ -1,4 +1,4 @@
-"""A plan as tables for a person: titles, heads and rows of text, which `semantica plan` prints."""
+"""A plan as text tables, which `semantica plan` prints."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-from semantica.planning.pairs import Expected
+from semantica.planning.pairs import Estimate
 from semantica.planning.plan import Plan, Way
 from semantica.planning.sizes import count, hours, size
 
 
 @dataclass(frozen=True)
 class TextTable:
-    """One table: every row has as many texts as the head."""
+    """One table. Every row has as many cells as the head."""
 
     title: str
     head: tuple[str, ...]
@@ -23,7 +23,7 @@ class TextTable:
 
 
 def show(plan: Plan, console: Console) -> None:
-    """Print the tables, and below them what does not fit."""
+    """Print the tables, and below them the warnings."""
     for shown in tables(plan):
         table = Table(*shown.head, title=shown.title, title_justify="left", show_header=any(shown.head))
         for row in shown.rows:
@@ -34,17 +34,17 @@ def show(plan: Plan, console: Console) -> None:
 
 
 def tables(plan: Plan) -> list[TextTable]:
-    """All tables, in the order in which they are read."""
+    """All tables, in the order in which they are printed."""
     return [_model(plan), _memory(plan), _stages(plan), _ways(plan), *([_pairs(plan)] if plan.pairs else [])]
 
 
 def _model(plan: Plan) -> TextTable:
     costs = plan.denoiser
-    again = f", and {count(costs.recomputed_flops)}FLOP computed again" if costs.recomputed_flops else ""
+    again = f", and {count(costs.recomputed_flops)}FLOP recomputed" if costs.recomputed_flops else ""
     rows = (
         ("denoiser, parameters", count(costs.num_parameters)),
         ("training, one picture", f"{count(costs.training_flops)}FLOP forward and backward{again}"),
-        ("drawing, one step of one picture", f"{count(costs.forward_flops)}FLOP, twice with guidance"),
+        ("drawing, one step of one picture", f"{count(costs.forward_flops)}FLOP, with guidance twice as much"),
         ("encoder, parameters", f"about {count(plan.encoder.num_parameters)}"),
         ("encoding, one picture", f"{count(plan.encoder_flops)}FLOP"),
     )
@@ -61,10 +61,10 @@ def _memory(plan: Plan) -> TextTable:
         ("gathered from other workers", size(state.gathered)),
         (f"activations, {memory.rows} pictures at once", size(memory.working)),
         ("batches, the current and those ahead", size(memory.batches)),
-        (f"all of {size(plan.config.device_gb * 1e9)}", size(memory.total)),
+        (f"total, of {size(plan.config.device_gb * 1e9)}", size(memory.total)),
     ]
-    kept = tuple(row for row in rows if row[1] != size(0))
-    return TextTable(f"Memory of a training device, of {plan.config.num_devices}", ("", ""), kept)
+    nonzero = tuple(row for row in rows if row[1] != size(0))
+    return TextTable(f"Memory of a training device, one of {plan.config.num_devices}", ("", ""), nonzero)
 
 
 def _stages(plan: Plan) -> TextTable:
@@ -107,12 +107,12 @@ def _pairs(plan: Plan) -> TextTable:
     assert plan.pairs is not None
     pairs = plan.pairs
     rows = (
-        ("pairs in the band", _shown(pairs.pairs)),
-        ("target pictures", _shown(pairs.targets)),
-        ("each drawn", f"{plan.epochs:,.2f} times in the training"),
+        ("pairs in the band", _with_error(pairs.pairs)),
+        ("target pictures", _with_error(pairs.targets)),
+        ("draws per target", f"{plan.epochs:,.2f} in the whole training"),
     )
     return TextTable(f"Pairs expected, from {pairs.num_pages:,} pages with {pairs.num_images:,} pictures", ("", ""), rows)
 
 
-def _shown(expected: Expected) -> str:
-    return f"{count(expected.number)} ± {count(expected.se)} (standard error)"
+def _with_error(estimate: Estimate) -> str:
+    return f"{count(estimate.number)} ± {count(estimate.se)} (standard error)"

@@ -94,7 +94,7 @@ def test_all_ways_of_drawing_give_one_guided_x_hat_and_call_the_network_as_they_
     network = built(HOUSE, lambda: UViT(SHAPE), scene)
     rows, prepared = [], []
     network.register_forward_pre_hook(lambda module, arguments: rows.append(len(arguments[0])))
-    network.tokens.register_forward_pre_hook(lambda module, arguments: prepared.append(len(arguments[0])))
+    network.tokens.register_forward_pre_hook(lambda module, arguments: prepared.append(len(arguments[0].present)))
     cond, z, logsnr = scene.conditioning(), torch.randn(3, 3, 32, 32), torch.tensor([-4.0, 0.0, 4.0])
     expected = {
         Way(): ([3, 3] * 2, [3, 3] * 2),
@@ -106,8 +106,8 @@ def test_all_ways_of_drawing_give_one_guided_x_hat_and_call_the_network_as_they_
     for way, calls in expected.items():
         rows.clear(), prepared.clear()
         with torch.no_grad():
-            denoise = guided_denoise(network, way)
-            drawn[way] = [denoise(z, logsnr, cond), denoise(z, logsnr, cond)][1]
+            denoise = guided_denoise(network, way, cond)
+            drawn[way] = [denoise(z, logsnr), denoise(z, logsnr)][1]
         assert (rows, prepared) == calls, way.label
     for way, x_hat in drawn.items():
         torch.testing.assert_close(x_hat, drawn[PLAIN], atol=1e-5, rtol=1e-5, msg=way.label)

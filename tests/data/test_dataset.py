@@ -57,9 +57,9 @@ def test_what_was_written_is_read_back_with_its_size_hash_and_row_groups(tmp_pat
 
 def test_a_folder_without_a_manifest_is_never_read_as_data(tmp_path):
     stage = filled(tmp_path / "d")
-    with pytest.raises(DataError, match=r"has no manifest\.json, so it is not finished; run jobs\.ingest again"):
+    with pytest.raises(DataError, match=r"has no manifest\.json, so it is not finished; run semantica ingest again"):
         read_manifest(stage.folder, "episodes")
-    with pytest.raises(DataError, match=r"no folder .*none; run jobs\.ingest first"):
+    with pytest.raises(DataError, match=r"no folder .*none; run semantica ingest first"):
         read_manifest(tmp_path / "none", "episodes")
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 from small import SmallRun, draw_pages, random_encoder, run_stages, small_config
+from warm_workers import warm_workers
 
 from semantica.distributed.session import ray_session
 from semantica.runtime import ClusterConfig, Runtime
@@ -17,7 +21,16 @@ os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 
 
 @pytest.fixture(scope="session")
-def local_ray(s3: str) -> Iterator[None]:
+def warm(request: pytest.FixtureRequest, s3: str) -> Iterator[None]:
+    """Workers of every Ray are forked from one that has imported all, but in a run of the slow tests."""
+    with ExitStack() as stack:
+        if "not slow" in request.config.getoption("markexpr"):
+            stack.enter_context(warm_workers(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="warm-")))))
+        yield
+
+
+@pytest.fixture(scope="session")
+def local_ray(s3: str, warm: None) -> Iterator[None]:
     """A Ray of two CPUs that every test shares; its workers know the S3 server of the tests."""
     with ray_session(ClusterConfig(num_cpus=2, object_store_mb=128)):
         yield

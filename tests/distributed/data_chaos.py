@@ -26,6 +26,8 @@ from semantica.episodes.ingest import IngestConfig
 from semantica.runtime import ClusterConfig, Runtime
 from semantica.tracking import TrackingConfig
 
+HEAD = {"object_store_memory": 80 * 2**20, "include_dashboard": False, "no_monitor": True}  # neither is asked anything
+
 
 class Killer(threading.Thread):
     """Kills `times` workers or nodes while receipts appear in `out`, each after further receipts; `killed` says what and when."""
@@ -73,7 +75,7 @@ def run_stage(stage: str, settings: dict[str, Any], paths: dict[str, str], runti
 def main() -> None:
     """Run the stage once under fire."""
     job = json.loads(sys.argv[1])
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 80 * 2**20})
+    cluster = Cluster(initialize_head=True, head_node_args=HEAD | {"num_cpus": 1})
     nodes = [cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20) for _ in range(2)]
     ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False)
     killer = Killer(job["kill"], job["times"], Path(job["paths"]["out"]), nodes, cluster)

@@ -63,7 +63,7 @@ def under_fire(clean: tuple[Path, dict[str, dict[str, Any]]], stage: str, kill: 
     job = {"stage": stage, "kill": kill, "times": times, "settings": settings[stage]}
     job["paths"] = {"input": str(base / INPUTS[stage]), "out": str(out)}
     words = [sys.executable, str(Path(__file__).with_name("data_chaos.py")), json.dumps(job)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     said = json.loads(next(line for line in done.stdout.splitlines() if line.startswith('{"killed"')))  # Ray prints there too

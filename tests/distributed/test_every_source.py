@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import pickle
 import shutil
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -87,15 +86,14 @@ def run(config: IngestConfig, root: Path, out: Path, *, backwards: bool = False)
     parts = SOURCES[config.source].parts(root, config.read)
     stage = StageOutput(out, "episodes", to_dict(config))
     assert stage.open() is None
-    shards = [{"name": f"part-{index:05d}", "part": asdict(part)} for index, part in enumerate(parts)]
-    shards = [json.loads(json.dumps(shard)) for shard in (reversed(shards) if backwards else shards)]
+    shards = [stage_code.PartShard(f"part-{index:05d}", part) for index, part in enumerate(parts)]
+    shards = pickle.loads(pickle.dumps(shards[::-1] if backwards else shards))  # noqa: S301 - as they travel
     if config.fetch_urls:
         for shard in shards:
             stage_code._FetchPart(config, root, stage, config.fetch)(shard)
     census = Census(config.census_mb)
     for shard in shards:
-        name = stage_code._CountPart(config, root, stage)(shard)["name"]
-        census.add(PageIds.from_bytes((out / stage_code._CENSUS / name).read_bytes()))
+        census.add(PageIds.from_bytes(stage_code._CountPart(config, root, stage)(shard).read_bytes()))
     (out / stage_code._CENSUS / "all.npz").write_bytes(census.to_bytes())
     digest = file_sha256(out / stage_code._CENSUS / "all.npz")
     for shard in shards:

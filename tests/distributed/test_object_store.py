@@ -40,7 +40,7 @@ def test_every_stage_of_the_data_plane_makes_the_same_dataset_on_s3(small_run: S
     again = encode(config.encode, episodes=out / "episodes", out=out / "encodings", runtime=runtime)
     assert again == read_manifest(out / "encodings", "encodings")
 
-    inputs = {"encodings": str(out / "encodings"), "selection": str(out / "selection")}
+    inputs = {"encodings": out / "encodings", "selection": out / "selection"}
     train(config.train, **inputs, out=tmp_path / "checkpoint", runtime=runtime)
     for name in ("model.safetensors", "ema.safetensors"):
         local = small_run.out / "checkpoint" / MODEL / name

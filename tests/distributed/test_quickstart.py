@@ -52,7 +52,7 @@ def test_one_folder_of_pictures_goes_through_every_stage_and_only_what_changed_i
     assert (out / "evaluation" / "report.html").exists()
     trained = (out / "checkpoint" / "manifest.json").stat().st_mtime_ns
     other = override(small_run.config, {"evaluate.guidance": 0.0})
-    with pytest.raises(DataError, match=r"evaluation .*config\.guidance: was 0\.5, now 0\.0.* --fresh"):
+    with pytest.raises(DataError, match=r"evaluation .*guidance: was 0\.5, now 0\.0.* --fresh"):
         quickstart(other, source="clip-art", root=root, out=out, runtime=runtime)
     quickstart(other, source="clip-art", root=root, out=out, runtime=override(runtime, {"fresh": True}))
     assert (out / "checkpoint" / "manifest.json").stat().st_mtime_ns == trained

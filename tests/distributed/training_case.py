@@ -64,7 +64,7 @@ def _words(job: dict[str, Any]) -> list[str]:
 
 
 def _environment() -> dict[str, str]:
-    return {**os.environ, **QUICK, "PYTHONPATH": str(ROOT)}
+    return {**os.environ, **QUICK, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
 
 
 def started(job: dict[str, Any]) -> subprocess.Popen[str]:

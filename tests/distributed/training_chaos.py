@@ -31,6 +31,8 @@ from semantica.data.location import location
 from semantica.jobs.train import TrainJob
 from semantica.jobs.train import main as train_command
 
+HEAD = {"object_store_memory": 80 * 2**20, "include_dashboard": False, "no_monitor": True}  # neither is asked anything
+
 
 def recorded(folder: str, step_s: float) -> Callable[[Any], None]:
     """`train_on_worker`, of which every step is written down and takes `step_s` more."""
@@ -170,7 +172,7 @@ def add_node(cluster: Cluster) -> Any:
 
 def on_a_cluster(job: dict[str, Any]) -> None:
     """Train on a cluster under fire; nodes can be added on the main thread alone, so the training has another one."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 80 * 2**20})
+    cluster = Cluster(initialize_head=True, head_node_args=HEAD | {"num_cpus": 0})
     spare = {"node": 1, "nodes": 2, "drain": 1}
     nodes = [add_node(cluster) for _ in range(2 + max(spare.get(kill, 0) for kill in job["kill"]))]
     ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False)

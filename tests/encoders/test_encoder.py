@@ -110,14 +110,14 @@ def test_the_encoder_is_frozen_and_in_eval_mode(folder):
 
 
 def test_pictures_that_are_not_square_are_refused(folder):
-    with pytest.raises(DataError, match=r"must be square, got 30x20; run jobs\.ingest"):
+    with pytest.raises(DataError, match=r"must be square, got 30x20; run semantica ingest"):
         load(folder)(torch.zeros(1, 3, 20, 30, dtype=torch.uint8))
 
 
 def test_a_size_that_leaves_a_rest_of_pixels_is_refused(checkpoints):
-    with pytest.raises(ConfigError, match=r"encoder\.image_px must be a multiple of the 16 px patch of .*, got 56"):
+    with pytest.raises(ConfigError, match=r"^image_px must be a multiple of the 16 px patch of .*, got 56"):
         load(checkpoints["siglip"], 56)
-    with pytest.raises(ConfigError, match=r"encoder\.image_px must be a multiple of the 14 px patch of .*, got 64"):
+    with pytest.raises(ConfigError, match=r"^image_px must be a multiple of the 14 px patch of .*, got 64"):
         load(checkpoints["dinov2"], 64)
 
 

@@ -21,8 +21,8 @@ from semantica.encoders.totals import (
     check_damage,
     counts_of,
     damage_notes,
-    encoded_so_far,
     finish_encodings,
+    finished_shards,
     num_in,
     num_pictures,
     shards_of,
@@ -64,7 +64,7 @@ def run(episodes, out, encoder, most=1.0, **changes):
     source = read_manifest(episodes, "episodes")
     stage = StageOutput(out, "encodings", {"store_tokens": settings.store_tokens}, {"episodes": source.hash})
     if stage.open() is None:
-        done = encoded_so_far(stage)
+        done = finished_shards(stage)
         for shard in shards_of(source, ("", "held_out")):
             if shard.name not in done:
                 encode_shard(stage, episodes, shard, encoder, settings)

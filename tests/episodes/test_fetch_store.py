@@ -15,7 +15,7 @@ from semantica.data.location import location
 from semantica.episodes.fetch import FetchConfig
 from semantica.episodes.fetch import store as fetch_store
 from semantica.episodes.fetch.fetcher import Fetcher
-from semantica.episodes.fetch.store import FetchedPictures, fetch_into, fetchable, resolve
+from semantica.episodes.fetch.store import FetchedPictures, fetch_into, fetchable_urls, resolve
 from semantica.episodes.pages import ImageRef, Page
 from semantica.episodes.quarantine import Reason
 
@@ -196,7 +196,7 @@ def page(server, **settings):
 def test_a_page_gets_what_was_fetched_and_keeps_the_rest(server, tmp_path):
     before = page(server)
     good, missing = before.images[1].url, before.images[3].url
-    assert fetchable(before) == [good, missing, "http://a.example/never"]
+    assert fetchable_urls(before) == [good, missing, "http://a.example/never"]
     fetch_into(tmp_path, "part", [good, missing], fetcher(server.server_port), 8)
     after = resolve(before, FetchedPictures(tmp_path, "part"))
     assert [image.url for image in after.images] == [image.url for image in before.images]
@@ -209,8 +209,8 @@ def test_a_page_cut_to_a_sample_costs_its_sample_alone(server, tmp_path):
     whole = Page("http://a.example/", tuple(ImageRef(url, problem=Reason.REMOTE_URL) for url in urls_of(server, 12)))
     cut = replace(whole, images=whole.images[1:8:3])
     urls = [image.url for image in cut.images]
-    assert fetchable(cut) == urls
-    counts = fetch_into(tmp_path, "part", fetchable(cut), fetcher(server.server_port), 8)
+    assert fetchable_urls(cut) == urls
+    counts = fetch_into(tmp_path, "part", fetchable_urls(cut), fetcher(server.server_port), 8)
     assert sum(num for path, num in server.hits.items() if path != "/robots.txt") == counts["num_urls"] == 3
     found = FetchedPictures(tmp_path, "part")
     after = resolve(cut, found)
@@ -223,7 +223,7 @@ def test_a_page_cut_to_a_sample_costs_its_sample_alone(server, tmp_path):
 @pytest.mark.parametrize("directive", ["noai", "noimageai", "noindex", "noimageindex", "none"])
 def test_a_page_that_opted_out_is_not_fetched_for(server, tmp_path, directive):
     before = page(server, opt_out=("nofollow", directive))
-    assert fetchable(before) == []
+    assert fetchable_urls(before) == []
     fetch_into(tmp_path, "part", [before.images[1].url], fetcher(server.server_port), 8)  # another page showed it too
     found = FetchedPictures(tmp_path, "part")
     remote = [1, 3, 4, 6]
@@ -231,5 +231,5 @@ def test_a_page_that_opted_out_is_not_fetched_for(server, tmp_path, directive):
     assert [after.images[i].problem for i in remote] == [Reason.OPTED_OUT] * 4
     assert all(directive in after.images[i].detail for i in remote)
     assert [image for i, image in enumerate(after.images) if i not in remote] == [before.images[i] for i in (0, 2, 5)]
-    assert fetchable(before, respect_opt_out=False) == fetchable(page(server))
+    assert fetchable_urls(before, respect_opt_out=False) == fetchable_urls(page(server))
     assert resolve(before, found, respect_opt_out=False).images[1].data is not None

@@ -38,7 +38,7 @@ def test_a_hub_name_is_read_from_the_hubs_cache(runs, model, pictures, tmp_path)
     with Image.open(tmp_path / "drawn.png") as drawn:
         assert np.array_equal(np.asarray(drawn).astype(int), pixels(draw(model, pictures[0], num_samples=1))[0])
     [line] = done.stdout.splitlines()
-    assert line.startswith("load: no folder someone/other, and the hub's 'someone/other' cannot be had (")
+    assert line.startswith("load: no folder someone/other, and the hub's 'someone/other' could not be downloaded (")
 
 
 class LocalHub:

@@ -60,8 +60,8 @@ def test_every_block_of_the_guide_runs(place, monkeypatch):
     names = {}
     for language, code in blocks:
         if language == "bash":
-            command = code.replace("python ", f"{sys.executable} ", 1)
-            subprocess.run(command, shell=True, check=True, env=os.environ | {"PYTHONPATH": str(REPOSITORY)})
+            path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # of the command `semantica`
+            subprocess.run(code, shell=True, check=True, env=os.environ | {"PYTHONPATH": str(REPOSITORY), "PATH": path})
         elif "diffusers_pipeline" not in code or pytest.importorskip("diffusers"):
             exec(compile(code, str(GUIDE), "exec"), names)
     assert len(list(place.glob("sample-*.png"))) == 4

@@ -175,7 +175,7 @@ def test_encodings_that_cannot_be_read_are_named(tmp_path, make):
     encodings, source, selection, reservoir = watched(make, tmp_path)
     for path in encodings.glob("*.parquet"):
         path.write_bytes(b"no Parquet")
-    with pytest.raises(DataError, match=r"shard-0000\d\.parquet is not readable .* run jobs\.encode again"):
+    with pytest.raises(DataError, match=r"shard-0000\d\.parquet is not readable .* run semantica encode again"):
         example_pngs(encodings, source, selection, reservoir)
 
 

@@ -12,7 +12,7 @@ from tests.pairs.batches import loader
 
 def test_encodings_that_the_selection_was_not_made_from_are_refused(run, make):
     make.encodings(run / "others", salt=1)
-    with pytest.raises(DataError, match=r"made from other encodings .* run jobs\.pairs"):
+    with pytest.raises(DataError, match=r"made from other encodings .* run semantica pairs"):
         loader(run, encodings="others")
 
 
@@ -35,7 +35,7 @@ def test_a_damaged_shard_is_refused_by_its_own_path(run, tmp_path, folder, job):
     with pytest.raises(DataError) as caught:
         own.batch(0)
     assert f"{tmp_path / 'run' / folder / 'shard-0000'}" in str(caught.value)
-    assert re.search(rf"expected \d+ bytes, got \d+\); delete .*{folder} and run jobs\.{job} again", str(caught.value))
+    assert re.search(rf"expected \d+ bytes, got \d+\); delete .*{folder} and run semantica {job} again", str(caught.value))
 
 
 @pytest.mark.parametrize(("folder", "column"), [("encodings", "tokens"), ("encodings", "images"), ("scores", "cosine")])
@@ -64,5 +64,5 @@ def test_another_file_of_the_same_size_is_damage(run, tmp_path):
 
 
 def test_encodings_without_tokens_need_a_function_that_makes_them(lean):
-    with pytest.raises(DataError, match=r"holds no tokens; pass tokens_of, or run jobs\.encode with --store-tokens"):
+    with pytest.raises(DataError, match=r"holds no tokens; pass tokens_of, or run semantica encode with --store-tokens"):
         loader(lean)

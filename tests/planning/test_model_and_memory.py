@@ -12,7 +12,7 @@ from benchmarks.plan import counted_drawing, counted_encoding, counted_step, gro
 from semantica.config import override
 from semantica.encoders.settings import EncoderConfig
 from semantica.errors import ConfigError
-from semantica.planning.memory import example_bytes, smaller, training_memory
+from semantica.planning.memory import example_bytes, smallest_change, training_memory
 from semantica.planning.model import VitShape, denoiser_costs, encoder_shape
 from semantica.presets import preset
 
@@ -85,11 +85,11 @@ def test_weights_that_are_shared_out_leave_the_activations_as_they_are():
 def test_what_does_not_fit_is_made_to_fit_by_the_mildest_change():
     train = override(preset("tiny").train, {"batch_size": 64, "num_lanes": 1})
     needed = training_memory(train, 1)
-    change = smaller(train, 1, 0.8 * needed.total)
+    change = smallest_change(train, 1, 0.8 * needed.total)
     assert change is not None
     assert change.flags == "--train.micro-batch-size 32"
     assert change.memory.fits(0.8 * needed.total)
-    change = smaller(train, 1, (needed.state.total + needed.batches) * 1.15)
+    change = smallest_change(train, 1, (needed.state.total + needed.batches) * 1.15)
     assert change is not None
     assert "--train.compute.recompute" in change.flags
-    assert smaller(train, 1, needed.state.total) is None
+    assert smallest_change(train, 1, needed.state.total) is None

@@ -14,7 +14,7 @@ from semantica.encoders.settings import EncodeConfig, EncoderConfig
 from semantica.errors import ConfigError, DataError
 from semantica.pairs.selection import BandConfig
 from semantica.planning.pairs import PageCounts, expected_pairs, page_counts
-from semantica.planning.storage import Split, checkpoint_bytes, dataset_bytes, estimated, extrapolated
+from semantica.planning.storage import Split, checkpoint_bytes, dataset_bytes, estimate_corpus, extrapolate_corpus
 from semantica.presets import preset
 from semantica.training.recipe import KeepConfig
 
@@ -57,11 +57,11 @@ def test_checkpoints_that_stay_are_counted_as_the_retention_counts_them():
 
 def test_the_paper_at_a_billion_pictures_has_the_designs_figures():
     config = preset("base")
-    data = dataset_bytes(estimated(10**9, 8.0, config.ingest), config.encode, 400_000)
+    data = dataset_bytes(estimate_corpus(10**9, 8.0, config.ingest), config.encode, 400_000)
     assert data.token_bytes == 257 * 768 * 2
     assert 10**9 * data.token_bytes == pytest.approx(395e12, rel=0.001)
     assert 10**9 * data.pooled_bytes == pytest.approx(1.54e12, rel=0.01)
-    without = dataset_bytes(estimated(10**9, 8.0, config.ingest), replace(config.encode, store_tokens=False), 400_000)
+    without = dataset_bytes(estimate_corpus(10**9, 8.0, config.ingest), replace(config.encode, store_tokens=False), 400_000)
     assert data.encodings - without.encodings == pytest.approx(10**9 * data.token_bytes, rel=0.001)
 
 
@@ -69,21 +69,21 @@ def test_the_paper_at_a_billion_pictures_has_the_designs_figures():
 @given(num=st.integers(10**3, 10**9), per_page=st.floats(2, 60), num_shards=st.integers(1, 10))
 def test_encodings_are_their_pictures_embeddings_and_tokens_and_less_than_a_hundredth_more(num, per_page, num_shards):
     config = preset("base")
-    corpus = estimated(num, per_page, config.ingest)
+    corpus = estimate_corpus(num, per_page, config.ingest)
     data = dataset_bytes(corpus, config.encode, num_shards)
     least = corpus.num_images * (corpus.picture_bytes + data.pooled_bytes + data.token_bytes)
     assert least <= data.encodings <= 1.01 * least
-    assert data.scores >= 8 * corpus.train.num_pages * corpus.pairs_a_page
+    assert data.scores >= 8 * corpus.train.num_pages * corpus.pairs_per_page
 
 
 def test_held_out_pictures_make_no_pairs():
     config = preset("base").ingest
-    by_page = estimated(1000, 10.0, replace(config, held_out_share=0.2))
+    by_page = estimate_corpus(1000, 10.0, replace(config, held_out_share=0.2))
     assert by_page.train == Split(800, 80)
-    assert by_page.pairs_a_page == 45
-    by_image = estimated(1000, 10.0, replace(config, held_out_share=0.2, split_by="image"))
+    assert by_page.pairs_per_page == 45
+    by_image = estimate_corpus(1000, 10.0, replace(config, held_out_share=0.2, split_by="image"))
     assert by_image.train == Split(800, 100)
-    assert by_image.pairs_a_page == 28
+    assert by_image.pairs_per_page == 28
 
 
 def test_a_sample_of_another_size_or_without_pages_is_refused(make, tmp_path):
@@ -91,14 +91,14 @@ def test_a_sample_of_another_size_or_without_pages_is_refused(make, tmp_path):
     stage.open()
     stage.write_shard("part-0", {"": make.episodes([3, 4, 5])}, {})
     manifest = stage.finish({"num_train_images": 12, "num_held_out_images": 0, "num_train_episodes": 3}, {})
-    corpus = extrapolated(1200, manifest, preset("tiny").ingest)
+    corpus = extrapolate_corpus(1200, manifest, preset("tiny").ingest)
     on_disk = (tmp_path / "episodes" / "part-0.parquet").stat().st_size
     assert 1200 * corpus.picture_bytes == pytest.approx(100 * on_disk)
     assert corpus.train == Split(1200, 300)
     with pytest.raises(ConfigError, match="64 px, the plan's 256"):
-        extrapolated(1200, manifest, preset("base").ingest)
+        extrapolate_corpus(1200, manifest, preset("base").ingest)
     with pytest.raises(ConfigError, match="no page to train on"):
-        extrapolated(1200, replace(manifest, counts={"num_train_images": 0, "num_held_out_images": 0}), preset("tiny").ingest)
+        extrapolate_corpus(1200, replace(manifest, counts={"num_train_images": 0, "num_held_out_images": 0}), preset("tiny").ingest)
 
 
 def test_pages_of_a_scores_dataset_are_counted_as_the_selection_counts_them(written):

@@ -32,7 +32,8 @@ class Server:
     def start(self):
         words = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1", "--port", str(self.port)]
         words += ["--backend-store-uri", self.database, "--artifacts-destination", str(self.folder / "artifacts")]
-        environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
+        # Without its consumers of jobs, which nobody gives: each is another Python that imports MLflow, and there are seven.
+        environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         log = (self.folder / "server.log").open("a")
         self.process = subprocess.Popen(words, start_new_session=True, stdout=log, stderr=log, env=environment)
         deadline = time.monotonic() + 120

@@ -60,7 +60,7 @@ def test_an_error_is_raised_at_its_own_step_with_its_own_message_and_nothing_is_
 
     with made_ahead(make, range(9), ahead) as results:
         assert [next(results) for _ in range(3)] == [0, 1, 2]
-        with pytest.raises(DataError, match=r"^train: shard 7 is damaged; run jobs\.encode again$"):
+        with pytest.raises(DataError, match=r"^train: shard 7 is damaged; run semantica encode again$"):
             next(results)
     assert threading.active_count() == before
 

@@ -123,7 +123,7 @@ def test_another_prediction_and_another_encoder_are_said(tiny, earlier):
 
 
 def test_what_is_no_model_and_what_is_damaged_is_refused(tiny, earlier, tmp_path):
-    with pytest.raises(ConfigError, match=r"^init_from must be a checkpoint, the output of jobs\.train or a release, got"):
+    with pytest.raises(ConfigError, match=r"^init_from must be a checkpoint, the output of semantica train or a release, got"):
         initial_weights(tiny.config(init_from=str(tmp_path)))
     (tmp_path / "config.json").write_text('{"model_type": "dinov2"}')
     with pytest.raises(ConfigError, match="name one of these"):

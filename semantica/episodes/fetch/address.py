@@ -1,12 +1,12 @@
-"""Where the fetcher may go: which URLs and which addresses. The wall between a crawl, written by strangers, and private networks.
+"""The URLs and addresses that the fetcher may request. This module protects private networks from crawls, which strangers wrote.
 
-A URL is checked three times, for every request, so for each redirect and each robots.txt too. `check_url` reads it once, with the
-parser that the HTTP client uses, and refuses schemes, ports, user names, odd hosts and addresses written out. `CheckedResolver`
-refuses a name when *any* address it answers with is blocked: a public picture has no private address, and a mixed answer is how a
-name is rebound. `checked_socket` looks once more, at the address the socket is about to be connected to, and makes none for a
-blocked one. What may be connected to is a list of what is public, so a form nobody thought of is refused.
+A URL is checked three times for every request, also for each redirect and each robots.txt. `check_url` parses it once, with the
+parser of the HTTP client, and refuses other schemes and ports, user names, odd hosts and blocked addresses. `CheckedResolver`
+refuses a name when *any* of its addresses is blocked: a public picture has no private address, and DNS rebinding uses mixed
+answers. `checked_socket` checks the address of the connection once more, and opens no socket for a blocked one. Only listed public
+addresses are allowed, so any unforeseen form is refused.
 
-An operator's own NAT64 prefix (RFC 6052) cannot be told from any other address; only the two well-known ones are known here.
+An operator's own NAT64 prefix (RFC 6052) looks like any other address; only the two well-known prefixes are recognised here.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ _BLOCKED_V4 = [
         "168.63.129.16/32",  # public by its number, but the host agent of every machine in Azure
     )
 ]
-# What is global in IPv6 is 2000::/3 and nothing else, without these. IPv4-mapped (::ffff:0:0/96), IPv4-compatible, local NAT64
-# (64:ff9b:1::/48), unique local, link-local, site-local and multicast addresses are outside of it.
+# Global IPv6 addresses are 2000::/3 without the networks below. IPv4-mapped (::ffff:0:0/96), IPv4-compatible, local NAT64
+# (64:ff9b:1::/48), unique local, link-local, site-local and multicast addresses are outside of 2000::/3.
 _GLOBAL_V6 = IPv6Network("2000::/3")
 _BLOCKED_V6 = [
     IPv6Network(net)
@@ -71,7 +71,7 @@ _BLOCKED_V6 = [
 ]
 _NAT64 = IPv6Network("64:ff9b::/96")  # RFC 6052: how a network without IPv4 reaches the IPv4 address in the last 32 bits
 
-# Names that only a private network answers, and answers from its inside.
+# Names that resolve in private networks only.
 _PRIVATE_NAMES = ("localhost", "localdomain", "local", "internal", "home.arpa", "in-addr.arpa", "ip6.arpa")
 _NAME = re.compile(r"(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)+[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*", re.ASCII)
@@ -79,11 +79,11 @@ _ODD = re.compile(r"[\x00-\x1f\x7f\\\ud800-\udfff]")
 
 
 class Blocked(OSError):
-    """A socket that was not made, since its address is blocked. An OSError, as the connector expects of a factory of sockets."""
+    """Raised instead of opening a socket to a blocked address. An OSError, as the connector expects from a socket factory."""
 
 
 def is_public(address: Address, port: int) -> bool:
-    """True for an address that anyone on the internet may connect to. The port is no matter here: `check_url` has seen it."""
+    """True for a public address of the internet. The port is ignored here: `check_url` has checked it."""
     if isinstance(address, IPv4Address):
         return not any(address in net for net in _BLOCKED_V4)
     if address in _NAT64:
@@ -92,7 +92,7 @@ def is_public(address: Address, port: int) -> bool:
 
 
 def check_url(url: str | yarl.URL, ports: Sequence[int], allowed: Allowed = is_public) -> yarl.URL:
-    """The URL as it will be requested: host in ASCII and lower case, path quoted, no fragment. Nothing is resolved here.
+    """The URL as it will be requested: host in lower-case ASCII, path quoted, no fragment. No name is looked up here.
 
     Raises Refused (BAD_URL or ADDRESS_BLOCKED).
     """
@@ -119,14 +119,14 @@ def check_url(url: str | yarl.URL, ports: Sequence[int], allowed: Allowed = is_p
 
 
 def _check_host(host: str, port: int, allowed: Allowed) -> None:
-    """Refuse a host that is neither an allowed address in its one canonical form nor a public name."""
+    """Raise Refused unless the host is an allowed address in canonical form, or a public name."""
     try:
         address: Address | None = ip_address(host)
     except ValueError:
         address = None
     if address is not None:
         _require_allowed(address, port, allowed, host)
-    # The C library reads 127.1, 0x7f.1, 2130706433 and 0177.0.0.1 as addresses: whatever ends in a number is one (WHATWG URL).
+    # The C library reads 127.1, 0x7f.1, 2130706433 and 0177.0.0.1 as addresses: a host that ends in a number is one (WHATWG URL).
     elif _NUMBER.fullmatch(host.rpartition(".")[2]):
         raise Refused(Reason.ADDRESS_BLOCKED, f"host {host!r} is a number that is not a canonical address")
     elif host in _PRIVATE_NAMES or host.endswith(tuple(f".{name}" for name in _PRIVATE_NAMES)):
@@ -141,21 +141,21 @@ def _require_allowed(address: Address, port: int, allowed: Allowed, host: str) -
 
 
 async def system_resolve(host: str, port: int) -> list[str]:
-    """The addresses the operating system knows for a name. Raises OSError (socket.gaierror) when it knows none."""
-    # The dot at the end keeps the name from being completed by the machine's search list.
-    found = await asyncio.get_running_loop().getaddrinfo(f"{host}.", port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(item[4][0]) for item in found))
+    """The addresses of a name by the operating system's resolver. Raises OSError (socket.gaierror) when there is none."""
+    # With the final dot, the machine's search list does not complete the name.
+    infos = await asyncio.get_running_loop().getaddrinfo(f"{host}.", port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(info[4][0]) for info in infos))
 
 
 class CheckedResolver(AbstractResolver):
-    """What the connector asks for the addresses of a name: all of them, each allowed, or Refused."""
+    """The connector's resolver: all addresses of a name if each is allowed, else Refused."""
 
     def __init__(self, resolve: Resolve, allowed: Allowed) -> None:
         self._resolve = resolve
         self._allowed = allowed
 
     async def resolve(self, host: str, port: int = 0, family: Any = socket.AF_INET) -> list[ResolveResult]:
-        """The addresses of a name, in the order they were given. Raises Refused (ADDRESS_BLOCKED) when one of them is blocked."""
+        """The addresses of a name, in the resolver's order. Raises Refused (ADDRESS_BLOCKED) when one of them is blocked."""
         results: list[ResolveResult] = []
         for text in await self._resolve(host, port):
             try:
@@ -178,7 +178,7 @@ class CheckedResolver(AbstractResolver):
 
 
 def checked_socket(info: Any, allowed: Allowed) -> socket.socket:
-    """A new TCP socket for a getaddrinfo tuple. Raises Blocked, before there is a socket, when its address is blocked."""
+    """A new TCP socket for a getaddrinfo tuple. Raises Blocked, before opening the socket, when its address is blocked."""
     family, kind, proto, _, target = info
     try:
         address: Address | None = ip_address(target[0])
@@ -191,16 +191,16 @@ def checked_socket(info: Any, allowed: Allowed) -> socket.socket:
 
 
 def checked_connector(resolve: Resolve, allowed: Allowed) -> aiohttp.TCPConnector:
-    """A connector that reaches allowed addresses only. To be made inside the running event loop."""
+    """A connector that reaches allowed addresses only. Must be called inside the running event loop."""
     return aiohttp.TCPConnector(
         resolver=CheckedResolver(resolve, allowed),
         socket_factory=lambda info: checked_socket(info, allowed),
-        limit=0,  # the turns of `fetch_turns` bound what is open
-        keepalive_timeout=1.0,  # seconds; a longer one would let idle sockets of many hosts pile up
-        ttl_dns_cache=60,  # of answers that were checked
+        limit=0,  # `politeness.Turns` limits the open connections
+        keepalive_timeout=1.0,  # seconds; with a longer one, idle sockets of many hosts would pile up
+        ttl_dns_cache=60,  # seconds; of answers that were checked
     )
 
 
 def dns_threads(num: int) -> ThreadPoolExecutor:
-    """Threads for the system's resolver, which blocks; the event loop's own are too few for many hosts."""
+    """Threads for the system's blocking resolver; the event loop's default pool is too small for many hosts."""
     return ThreadPoolExecutor(max_workers=num, thread_name_prefix="semantica-dns")

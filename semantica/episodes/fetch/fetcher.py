@@ -1,4 +1,4 @@
-"""The fetcher: redirects by hand, retries with back-off, many URLs at once in an event loop with its own thread."""
+"""The fetcher: follows redirects itself, retries with back-off, and fetches many URLs at once in an event loop in a thread."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from semantica.episodes.fetch import FetchConfig, Fetched, politeness
 from semantica.episodes.fetch.address import Allowed, Resolve, check_url, dns_threads, is_public, system_resolve
 from semantica.episodes.fetch.http import Answer, Client, FetchFailed
 from semantica.episodes.fetch.politeness import Pace, Turns
-from semantica.episodes.quarantine import Reason, Refused, shown
+from semantica.episodes.quarantine import Reason, Refused, short_text
 
 __all__ = ["FetchConfig", "Fetched", "Fetcher", "share"]
 
@@ -27,10 +27,10 @@ log = logging.getLogger(__name__)
 
 
 class Fetcher:
-    """Fetches many URLs at once, politely. Between calls of `fetch_all` it holds no thread and no socket, only what it knows of
-    hosts; one call at a time.
+    """Fetches many URLs at once, within the limits of `politeness`. One call of `fetch_all` at a time. Between calls it holds no
+    thread and no socket, only the state of hosts.
 
-    `resolve` and `allowed` are there for tests, which have no public address to go to; no setting reaches them.
+    `resolve` and `allowed` are for tests, which have no public address; no setting changes them.
     """
 
     def __init__(self, config: FetchConfig, *, resolve: Resolve = system_resolve, allowed: Allowed = is_public) -> None:
@@ -38,15 +38,15 @@ class Fetcher:
         self._resolve = resolve
         self._allowed = allowed
         self._pace = Pace(config)
-        self._robots = politeness.Remembered()
+        self._robots = politeness.RulesCache()
         if not config.contact:
             log.warning("fetch: contact is empty; set a URL or mail address where the owners of servers find you")
 
     def fetch_all(self, urls: Iterable[str]) -> Iterator[Fetched]:
-        """One Fetched for each URL, in the order in which they are done. URLs are read as they are needed, in the caller's thread.
+        """One Fetched per URL, in the order in which they finish. `urls` is read lazily, in the caller's thread.
 
-        At most `concurrency` bodies are held, those on their way and those not yet taken, and `batch_size` URLs wait. Leaving the
-        iteration early stops what is on its way.
+        At most `concurrency` bodies are in memory (being read, or not yet taken), and at most `batch_size` URLs wait. When the
+        caller leaves the iteration early, the running requests are cancelled.
         """
         loop = asyncio.new_event_loop()
         loop.set_default_executor(dns_threads(min(32, self.config.concurrency)))
@@ -70,7 +70,7 @@ class Fetcher:
             asyncio.run_coroutine_threadsafe(run.stop(), loop).result()
             loop.call_soon_threadsafe(loop.stop)
             thread.join()
-            loop.close()  # also lets go of the threads of the resolver, without waiting for them
+            loop.close()  # also releases the threads of the resolver, without waiting for them
 
 
 class _Run:
@@ -82,7 +82,7 @@ class _Run:
         resolve: Resolve,
         allowed: Allowed,
         pace: Pace,
-        robots: politeness.Remembered,
+        robots: politeness.RulesCache,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._config = config
@@ -100,14 +100,14 @@ class _Run:
         self._client = Client(self._config, self._resolve, self._allowed)
 
     def take(self, future: Future[Fetched]) -> Fetched:
-        """The result of a finished `fetch`; its body no longer counts. Called from the caller's thread."""
+        """The result of a finished `fetch`, whose slot becomes free. Called from the caller's thread."""
         fetched = future.result()
         if fetched.data is not None:
             self._loop.call_soon_threadsafe(self._turns.release)
         return fetched
 
     async def stop(self) -> None:
-        """Cancel what is on its way and close every socket."""
+        """Cancel the running requests and close every socket."""
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:
             task.cancel()
@@ -116,20 +116,20 @@ class _Run:
             await self._client.close()
 
     async def fetch(self, url: str) -> Fetched:
-        """What became of the URL. When there is a body, its slot stays taken until `take`."""
-        way = _Way()
+        """The result for the URL. When there is a body, its slot stays taken until `take`."""
+        route = _Route()
         try:
-            answer = await self._follow(url, way, for_robots=False)
+            answer = await self._follow(url, route, for_robots=False)
         except Refused as error:
             status = error.status if isinstance(error, FetchFailed) else 0
-            return Fetched(url, way.last, status, problem=error.reason, detail=shown(error.detail))
-        return Fetched(url, way.last, answer.status, data=answer.body)
+            return Fetched(url, route.last, status, problem=error.reason, detail=short_text(error.detail))
+        return Fetched(url, route.last, answer.status, data=answer.body)
 
-    async def _follow(self, url: str | yarl.URL, way: _Way, *, for_robots: bool) -> Answer:
-        """The answer that is no redirect. Each hop passes every check anew. Raises Refused."""
+    async def _follow(self, url: str | yarl.URL, route: _Route, *, for_robots: bool) -> Answer:
+        """The final answer after all redirects. Every check is repeated for each hop. Raises Refused."""
         hop = check_url(url, self._config.ports, self._allowed)
         for _ in range(self._config.max_redirects + 1):
-            way.last = str(hop)
+            route.last = str(hop)
             if self._config.respect_robots and not for_robots:
                 await self._check_robots(hop)
             answer = await self._ask_patiently(hop, for_robots)
@@ -143,7 +143,7 @@ class _Run:
         raise FetchFailed(Reason.TOO_MANY_REDIRECTS, f"more than {self._config.max_redirects}", status=answer.status)
 
     async def _check_robots(self, url: yarl.URL) -> None:
-        """Raise FetchFailed when robots.txt of the server disallows the URL; the first URL of a server asks for it."""
+        """Raise FetchFailed when the server's robots.txt disallows the URL. The first URL of a server requests its robots.txt."""
         origin = str(url.origin())
         rules = self._robots.get(origin)
         if rules is None:
@@ -154,7 +154,7 @@ class _Run:
 
     async def _ask_robots(self, url: yarl.URL, origin: str) -> politeness.Rules:
         try:
-            answer = await self._follow(url.origin().with_path("/robots.txt"), _Way(), for_robots=True)
+            answer = await self._follow(url.origin().with_path("/robots.txt"), _Route(), for_robots=True)
             rules = politeness.rules_of(answer.body or b"")
         except FetchFailed as error:
             rules = politeness.rules_without(error)
@@ -167,7 +167,7 @@ class _Run:
         return rules
 
     async def _ask_patiently(self, url: yarl.URL, for_robots: bool) -> Answer:
-        """The answer to one request, tried again with back-off after what may pass. Raises Refused."""
+        """The answer to one request, which is retried with back-off after temporary failures. Raises Refused."""
         dice = random.Random(str(url))
 
         def pause_s(state: tenacity.RetryCallState) -> float:
@@ -185,7 +185,7 @@ class _Run:
         return answer
 
     async def _ask(self, url: yarl.URL, for_robots: bool) -> Answer:
-        """The answer to one request, made when it is its host's turn. A body that is not robots.txt keeps its slot."""
+        """The answer to one request, sent when the host's turn comes. The body of a picture keeps its slot."""
         assert self._client is not None
         host = str(url.host)
         async with self._turns.turn(host) as turn:
@@ -195,22 +195,22 @@ class _Run:
                 else:
                     answer = await self._client.picture(url)
             except FetchFailed as error:
-                self._pace.ended(host, error)
+                self._pace.record_end(host, error)
                 raise
-            self._pace.ended(host, None)
+            self._pace.record_end(host, None)
             turn.keep = answer.body is not None and not for_robots
             return answer
 
 
 @dataclass
-class _Way:
-    """How far a URL got: the last hop that was found good, "" when there was none."""
+class _Route:
+    """The last hop of a URL that passed the checks; "" when none did."""
 
     last: str = ""
 
 
 def share(url: str, num_shares: int) -> int:
-    """Which of `num_shares` fetchers the URL belongs to; all URLs of a host belong to the same one, so that its rates hold."""
+    """Which of `num_shares` fetchers gets the URL. All URLs of a host go to the same fetcher, so that rates per host hold."""
     try:
         host = (yarl.URL(url).raw_host or "").lower().removesuffix(".")
     except ValueError:

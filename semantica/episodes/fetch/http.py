@@ -1,8 +1,8 @@
-"""One request of the fetcher: a checked URL goes in, an answer within the limits on bytes and time comes out, or a FetchFailed.
+"""One request of the fetcher: a checked URL goes in; an answer within the limits on bytes and time comes out, or a FetchFailed.
 
-Redirects are not followed here and nothing is tried twice. The body is read in pieces and decompressed by hand, so that neither a
-stream without an end nor a small file that unpacks to a large one is held beyond its limit. Of the headers, those that forbid the
-use of the picture are heeded before its body is read.
+This module follows no redirects and retries nothing. It reads the body in pieces and decompresses it piece by piece, so that an
+endless stream, or a small file that unpacks to a large one, never takes more memory than its limit. A header that forbids the use
+of the picture ends the request before the body is read.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ log = logging.getLogger(__name__)
 
 CHUNK = 1 << 16
 MAY_PASS = frozenset({408, 425, 429, 500, 502, 503, 504})
-# What a page or a picture says when it is not to be collected, or not to be trained on.
+# Directives by which a page or a picture opts out of collection or training.
 OPT_OUT = frozenset({"noai", "noimageai", "noindex", "noimageindex", "none"})
 _WITH_VALUES = ("unavailable_after", "max-snippet", "max-image-preview", "max-video-preview")
 
 
 class FetchFailed(Refused):
-    """A request that gave no body, and why. `may_pass`: the same one may do better soon, in `retry_after_s` at the earliest.
+    """A request that gave no body, and why. `may_pass`: the failure is temporary; retry after `retry_after_s` at the earliest.
 
-    `leave_host`: the server asks for more patience than we have.
+    `leave_host`: the server asks for a longer pause than the settings allow.
     """
 
     def __init__(
@@ -66,10 +66,10 @@ class Answer:
 
 
 class Client:
-    """One aiohttp session: no proxies of the environment, no cookies, no redirects, allowed addresses only."""
+    """One aiohttp session: no proxies from the environment, no cookies, no redirects, allowed addresses only."""
 
     def __init__(self, config: FetchConfig, resolve: Resolve, allowed: Allowed) -> None:
-        """To be made inside the running event loop."""
+        """Must be called inside the running event loop."""
         self._config = config
         self._session = aiohttp.ClientSession(
             connector=checked_connector(resolve, allowed),
@@ -89,7 +89,7 @@ class Client:
         return await self._get(url, "image/*, */*;q=0.5", self._config.respect_opt_out, truncate_at=0)
 
     async def robots(self, url: yarl.URL, max_bytes: int) -> Answer:
-        """The answer to a GET of a robots.txt, of which `max_bytes` count. Raises FetchFailed."""
+        """The answer to a GET of a robots.txt, its body cut at `max_bytes`. Raises FetchFailed."""
         return await self._get(url, "text/plain, */*;q=0.5", False, truncate_at=max_bytes)
 
     async def _get(self, url: yarl.URL, accept: str, heed: bool, *, truncate_at: int) -> Answer:
@@ -100,14 +100,14 @@ class Client:
         except Refused:
             raise
         except (aiohttp.ClientError, OSError, ValueError) as error:  # TimeoutError is an OSError; ValueError: a URL aiohttp refuses
-            raise _explained(error) from None
-        except Exception as error:  # a stranger's server may reach any corner of the HTTP library; no URL ends a crawl
+            raise _failure_of(error) from None
+        except Exception as error:  # an unknown server may provoke any error of the HTTP library; no URL may end a crawl
             log.warning("fetch: %s: unexpected %r", url, error, exc_info=True)
             raise FetchFailed(Reason.FETCH_FAILED, f"unexpected {type(error).__name__}: {error}") from None
 
     async def _read(self, response: aiohttp.ClientResponse, heed: bool, truncate_at: int) -> Answer:
-        if heed and (said := robots_directives(response.headers.getall("X-Robots-Tag", ()), self._config.product) & OPT_OUT):
-            detail = f"the server says {', '.join(sorted(said))} in X-Robots-Tag"
+        if heed and (opt_out := robots_directives(response.headers.getall("X-Robots-Tag", ()), self._config.product) & OPT_OUT):
+            detail = f"the server says {', '.join(sorted(opt_out))} in X-Robots-Tag"
             raise FetchFailed(Reason.OPTED_OUT, detail, status=response.status)
         if response.status in (301, 302, 303, 307, 308) and (location := response.headers.get("Location")):
             return Answer(response.status, location=location)
@@ -117,7 +117,7 @@ class Client:
 
 
 async def _body(response: aiohttp.ClientResponse, max_bytes: int, max_body_bytes: int, truncate_at: int) -> bytes:
-    """The body, decompressed. Raises FetchFailed when it is longer than a limit; with `truncate_at`, what is beyond it is left."""
+    """The decompressed body. Raises FetchFailed when it is longer than a limit; `truncate_at` cuts it instead."""
     if not truncate_at and (response.content_length or 0) > max_bytes:
         raise FetchFailed(Reason.TOO_MANY_BYTES, f"Content-Length {response.content_length}, more than {max_bytes}", status=200)
     unpacker = _unpacker(response.headers)
@@ -138,7 +138,7 @@ async def _body(response: aiohttp.ClientResponse, max_bytes: int, max_body_bytes
 
 
 class _Unpacker:
-    """zlib with a bound on what one call may give. Whether deflate has a zlib header shows in its first byte (RFC 9110, 8.4.1)."""
+    """zlib with a limit on the output of each call. The first byte of deflate shows if it has a zlib header (RFC 9110, 8.4.1)."""
 
     def __init__(self, coding: str) -> None:
         self._coding = coding
@@ -151,7 +151,7 @@ class _Unpacker:
         return self._zlib.eof
 
     def decompress(self, piece: bytes, most: int) -> bytes:
-        """At most `most` bytes of what the piece unpacks to. `most` is beyond the limit, so nobody asks for what is left over."""
+        """At most `most` bytes of the unpacked piece. `most` is beyond the limit, so the remainder is never needed."""
         if self._first and self._coding == "deflate" and piece[0] & 0x0F != 8:
             self._zlib = zlib.decompressobj(-15)
         self._first = False
@@ -165,7 +165,7 @@ class _Unpacker:
 
 
 def _unpacker(headers: CIMultiDictProxy[str]) -> _Unpacker | None:
-    """What undoes the Content-Encoding, None for none. We ask for none, but gzip and deflate are sent all the same."""
+    """The decoder for the Content-Encoding, None for no encoding. We ask for none, but some servers send gzip or deflate."""
     coding = ", ".join(headers.getall("Content-Encoding", ())).strip().lower()
     if coding in ("", "identity"):
         return None
@@ -184,7 +184,7 @@ def _bad_status(status: int, headers: CIMultiDictProxy[str], max_retry_after_s: 
 
 
 def _retry_after_s(text: str) -> float:
-    """Seconds that Retry-After asks for, given as a number or a date; 0 when it is absent or unreadable."""
+    """The seconds of Retry-After, which is a number or a date; 0 when it is absent or unreadable."""
     if text.strip().isdecimal():
         return float(text[:12])
     try:
@@ -195,7 +195,7 @@ def _retry_after_s(text: str) -> float:
     return max(0.0, (moment - datetime.now(UTC)).total_seconds())
 
 
-def _explained(error: Exception) -> FetchFailed:
+def _failure_of(error: Exception) -> FetchFailed:
     """The FetchFailed for an exception of aiohttp, the resolver or a socket."""
     if isinstance(error, TimeoutError):
         return FetchFailed(Reason.FETCH_TIMEOUT, str(error) or "the request took too long", may_pass=True)
@@ -210,20 +210,20 @@ def _explained(error: Exception) -> FetchFailed:
         return FetchFailed(Reason.BAD_URL, f"not a URL: {error}")
     if isinstance(error, aiohttp.ClientResponseError):
         return FetchFailed(Reason.FETCH_FAILED, f"not HTTP: {error.message}")
-    # Refused or reset connections, bodies that end too early, a machine without free sockets.
+    # Connections that are refused or reset, bodies that end too early, a machine without free sockets.
     may_pass = isinstance(error, OSError | aiohttp.ClientConnectionError | aiohttp.ClientPayloadError)
     return FetchFailed(Reason.FETCH_FAILED, f"{type(error).__name__}: {error}", may_pass=may_pass)
 
 
 def robots_directives(headers: Iterable[str], product: str) -> set[str]:
-    """The directives of X-Robots-Tag headers, lower case, that are for everyone or for us ("product: noindex")."""
-    found: set[str] = set()
+    """The directives of X-Robots-Tag headers, lower case, that address everyone or us ("product: noindex")."""
+    directives: set[str] = set()
     for header in headers:
-        for_us = True  # a name holds for what follows it in the same header
+        for_us = True  # a name holds for the directives after it in the same header
         for item in header.lower().split(","):
             name, colon, rest = item.strip().partition(":")
             if colon and name.strip() not in _WITH_VALUES:
                 for_us, item = name.strip() in ("*", product.lower()), rest
             if for_us:
-                found.add(item.strip())
-    return found
+                directives.add(item.strip())
+    return directives

@@ -1,14 +1,12 @@
-"""What robots.txt of each server allows us (RFC 9309), remembered within bounds.
+"""The rules of each server by its robots.txt (RFC 9309), and the turns of requests: how many at once, and how often per host.
 
-Comes in: what the request for a robots.txt gave. Goes out: nothing, or a FetchFailed for a URL that is not to be requested. A 4xx
-means that the server has no rules; when the server is broken, or cannot be reached, it is not asked for anything else either, and
-the reason is the one that robots.txt met, since a dead host is no host that forbids.
+Rules. In: the answer to the request for a robots.txt. Out: nothing, or a FetchFailed for a URL that must not be requested. A 4xx
+means that the server has no rules. When the server fails or cannot be reached, nothing else is requested from it either, and the
+reason is the failure of the robots.txt request: an unreachable host does not count as one that forbids. The cache is bounded.
 
-Whose turn it is: the bounds of the fetcher on requests at once, in all and of one host, and on how often a host is asked.
-
-A URL waits for its host here without taking one of the places in all (`slots`), so a slow host holds nobody else up; one that keeps
-failing is left alone, so that it does not hold up its batch for hours. What is known of hosts outlives a call of the fetcher: plain
-numbers in a bounded table.
+Turns. The fetcher limits the requests at once, in total (`slots`) and per host, and the request rate per host. A URL that waits for
+its host takes no slot, so a slow host does not delay others. A host that keeps failing is not asked for an hour, so that it does
+not delay its batch. The state of hosts outlives a call of the fetcher; it is a bounded table of numbers.
 """
 
 from __future__ import annotations
@@ -27,11 +25,11 @@ from semantica.episodes.fetch import FetchConfig
 from semantica.episodes.fetch.http import FetchFailed
 from semantica.episodes.quarantine import Reason
 
-MAX_BYTES = 500 * 1024  # what RFC 9309 (2.5) asks to be read at least; what is beyond counts for nothing
+MAX_BYTES = 500 * 1024  # the least that RFC 9309 (2.5) asks to be read; the rest of a longer file is ignored
 MAX_AGE_S = 24 * 3600.0  # RFC 9309, 2.4
-REFUSAL_AGE_S = 3600.0  # a server that was broken may be well again
-MAX_TOTAL = 4_000_000  # characters of all that is remembered; parsed they take up to 60 times as much
-_ENTRY = 500  # characters an entry counts at least
+REFUSAL_AGE_S = 3600.0  # a server that failed may work again
+MAX_TOTAL = 4_000_000  # characters of all cached files; parsed, they take up to 60 times as much memory
+_ENTRY = 500  # characters that each entry counts on top of its text
 
 
 @dataclass(frozen=True)
@@ -41,10 +39,10 @@ class Rules:
     robots: Protego | None = None
     refusal: FetchFailed | None = None
     size: int = _ENTRY
-    made: float = 0.0
+    created_at: float = 0.0
 
     def check(self, url: yarl.URL, product: str) -> None:
-        """Raise FetchFailed when the URL is not to be requested by a robot of this name."""
+        """Raise FetchFailed when a robot of this name must not request the URL."""
         if self.refusal is not None:
             raise FetchFailed(self.refusal.reason, f"robots.txt: {self.refusal.detail}")
         if self.robots is not None and not self.robots.can_fetch(str(url), product):
@@ -58,38 +56,38 @@ class Rules:
 def rules_of(body: bytes) -> Rules:
     """The rules in the bytes of a robots.txt."""
     text = body[:MAX_BYTES].decode("utf-8", "replace").removeprefix("\ufeff")
-    return Rules(robots=Protego.parse(text), size=len(text) + _ENTRY, made=time.monotonic())
+    return Rules(robots=Protego.parse(text), size=len(text) + _ENTRY, created_at=time.monotonic())
 
 
 def rules_without(error: FetchFailed) -> Rules:
     """The rules when the request for robots.txt gave no body."""
     status = error.status
     if error.reason == Reason.FETCH_STATUS and 400 <= status < 500 and status != 429:
-        return Rules(made=time.monotonic())
-    if error.reason == Reason.TOO_MANY_REDIRECTS:  # RFC 9309, 2.3.1.2: as if there were none
-        return Rules(made=time.monotonic())
-    if error.reason == Reason.FETCH_STATUS:  # the server is there, and does not say
+        return Rules(created_at=time.monotonic())
+    if error.reason == Reason.TOO_MANY_REDIRECTS:  # RFC 9309, 2.3.1.2: as if there were no robots.txt
+        return Rules(created_at=time.monotonic())
+    if error.reason == Reason.FETCH_STATUS:  # the server answers, but gives no rules
         error = FetchFailed(Reason.ROBOTS, error.detail, status=status)
-    return Rules(refusal=error, made=time.monotonic())
+    return Rules(refusal=error, created_at=time.monotonic())
 
 
-class Remembered:
-    """The rules of the servers that were asked last, as many as fit MAX_TOTAL characters."""
+class RulesCache:
+    """The rules of the servers asked most recently, as many as fit into MAX_TOTAL characters."""
 
     def __init__(self) -> None:
         self._rules: OrderedDict[str, Rules] = OrderedDict()
         self._total = 0
 
     def get(self, origin: str) -> Rules | None:
-        """The rules of a server ("https://host:port"), None when they are not known or too old."""
+        """The rules of a server ("https://host:port"), None when they are unknown or too old."""
         rules = self._rules.get(origin)
-        if rules is None or time.monotonic() - rules.made > (REFUSAL_AGE_S if rules.refusal else MAX_AGE_S):
+        if rules is None or time.monotonic() - rules.created_at > (REFUSAL_AGE_S if rules.refusal else MAX_AGE_S):
             return None
         self._rules.move_to_end(origin)
         return rules
 
     def put(self, origin: str, rules: Rules) -> None:
-        """Remember the rules of a server, and forget the ones used longest ago."""
+        """Store the rules of a server, and drop the least recently used ones beyond MAX_TOTAL."""
         if old := self._rules.pop(origin, None):
             self._total -= old.size
         self._rules[origin] = rules
@@ -99,77 +97,77 @@ class Remembered:
             self._total -= oldest.size
 
 
-LEFT_S = 3600.0  # how long a host that kept failing is left alone
+LEFT_S = 3600.0  # how long a host that kept failing is not asked
 
 
 @dataclass
-class _Known:
-    """What is remembered of a host. Times are those of time.monotonic."""
+class _HostState:
+    """The state of a host. Times are those of time.monotonic."""
 
-    interval_s: float  # between starts
+    interval_s: float  # between the starts of two requests
     next_start: float = 0.0
     num_failures: int = 0  # in a row
-    left_until: float = 0.0
+    left_until: float = 0.0  # the host is not asked before this time
 
 
 class Pace:
-    """When each host may be asked next, if at all. Remembers the hosts asked last, `max_hosts` of them."""
+    """When each host may be asked next. Remembers the `max_hosts` hosts asked most recently."""
 
     def __init__(self, config: FetchConfig) -> None:
         self._shortest_s = 1 / config.per_host_per_second
         self._max_hosts = config.max_hosts
         self._max_failures = config.max_host_failures
-        self._hosts: OrderedDict[str, _Known] = OrderedDict()
+        self._hosts: OrderedDict[str, _HostState] = OrderedDict()
 
-    def _host(self, name: str) -> _Known:
-        known = self._hosts.setdefault(name, _Known(self._shortest_s))
+    def _host(self, name: str) -> _HostState:
+        state = self._hosts.setdefault(name, _HostState(self._shortest_s))
         self._hosts.move_to_end(name)
         if len(self._hosts) > self._max_hosts:
             self._hosts.popitem(last=False)
-        return known
+        return state
 
     def wait_s(self, name: str) -> float:
-        """Seconds until the host may be asked, 0 when it may be now. Raises FetchFailed when it is left alone."""
-        known = self._host(name)
-        if known.left_until > time.monotonic():
+        """Seconds until the host may be asked; 0: now. Raises FetchFailed while the host is not asked at all."""
+        state = self._host(name)
+        if state.left_until > time.monotonic():
             raise FetchFailed(Reason.FETCH_FAILED, "not asked: the host is left alone, since it kept failing or asked for it")
-        return max(0.0, known.next_start - time.monotonic())
+        return max(0.0, state.next_start - time.monotonic())
 
-    def started(self, name: str) -> None:
-        """A request to the host starts now."""
-        known = self._host(name)
-        known.next_start = time.monotonic() + known.interval_s
+    def record_start(self, name: str) -> None:
+        """Record that a request to the host starts now."""
+        state = self._host(name)
+        state.next_start = time.monotonic() + state.interval_s
 
-    def ended(self, name: str, error: FetchFailed | None) -> None:
-        """A request to the host came to its end. A host that asks for patience, or keeps failing, gets it."""
-        known = self._host(name)
+    def record_end(self, name: str, error: FetchFailed | None) -> None:
+        """Record that a request to the host ended. A host that asks for a pause, or keeps failing, gets a pause."""
+        state = self._host(name)
         if error is not None and error.retry_after_s:
-            known.next_start = max(known.next_start, time.monotonic() + error.retry_after_s)
+            state.next_start = max(state.next_start, time.monotonic() + error.retry_after_s)
         failed = error is not None and (error.may_pass or error.leave_host)
-        known.num_failures = known.num_failures + 1 if failed else 0
-        if known.num_failures >= self._max_failures or (error is not None and error.leave_host):
-            known.left_until = time.monotonic() + LEFT_S
-            known.num_failures = 0
+        state.num_failures = state.num_failures + 1 if failed else 0
+        if state.num_failures >= self._max_failures or (error is not None and error.leave_host):
+            state.left_until = time.monotonic() + LEFT_S
+            state.num_failures = 0
 
     def slow_down(self, name: str, seconds: float) -> None:
-        """Leave so many seconds between requests, or what the settings say when that is more: the host's Crawl-delay."""
-        known = self._host(name)
+        """Wait `seconds` (the host's Crawl-delay) between requests, or the interval of the settings when that is longer."""
+        state = self._host(name)
         longer = max(seconds, self._shortest_s)
-        known.next_start += longer - known.interval_s
-        known.interval_s = longer
+        state.next_start += longer - state.interval_s
+        state.interval_s = longer
 
 
 class _Host:
-    """The doors of one host, while anyone waits at them."""
+    """The semaphore and the lock of one host, which exist while a request waits for them."""
 
     def __init__(self, at_once: int) -> None:
         self.places = asyncio.Semaphore(at_once)
-        self.gate = asyncio.Lock()  # whoever holds it is the next to start
+        self.gate = asyncio.Lock()  # its holder is the next to start
         self.num_users = 0
 
 
 class Turn:
-    """One request's turn. With `keep` set, its slot stays taken when the turn ends: the body is somewhere yet."""
+    """One request's turn. With `keep` set, its slot stays taken when the turn ends, since the body is still in memory."""
 
     def __init__(self) -> None:
         self.keep = False
@@ -190,15 +188,15 @@ class Turns:
 
     @asynccontextmanager
     async def turn(self, host: str) -> AsyncIterator[Turn]:
-        """A turn to ask the host once. Never taken inside another one: two that wait for each other would wait for ever.
+        """A turn to ask the host once. Must not be taken inside another turn: two turns could wait for each other for ever.
 
-        Raises FetchFailed when the host is left alone.
+        Raises FetchFailed while the host is not asked at all.
         """
-        doors = self._hosts.setdefault(host, _Host(self._config.per_host_concurrency))
-        doors.num_users += 1
+        state = self._hosts.setdefault(host, _Host(self._config.per_host_concurrency))
+        state.num_users += 1
         try:
-            async with doors.places:
-                async with doors.gate:
+            async with state.places:
+                async with state.gate:
                     await self._wait(host)
                 turn = Turn()
                 try:
@@ -207,8 +205,8 @@ class Turns:
                     if not turn.keep:
                         self._slots.release()
         finally:
-            doors.num_users -= 1
-            if not doors.num_users:
+            state.num_users -= 1
+            if not state.num_users:
                 del self._hosts[host]
 
     async def _wait(self, host: str) -> None:
@@ -219,8 +217,8 @@ class Turns:
             await self._slots.acquire()
             started = False
             try:
-                if started := self._pace.wait_s(host) <= 0:  # unless it asked for patience while we waited for the slot
-                    self._pace.started(host)
+                if started := self._pace.wait_s(host) <= 0:  # unless the host asked for a pause while we waited for the slot
+                    self._pace.record_start(host)
                     return
             finally:
                 if not started:

@@ -1,9 +1,10 @@
-"""What was fetched, kept: URLs go in, files NAME-00000.parquet, NAME-00001.parquet, ... come out, one for each batch of URLs.
+"""The files of fetched pictures: URLs go in, files NAME-00000.parquet, NAME-00001.parquet, ... come out, one per batch of URLs.
 
-A batch is there whole or not at all. One that is there, and holds the URLs that are expected, is not fetched again, whatever came
-of them; one that was interrupted is done again. To ask anew, delete its file. While a batch is fetched its bodies lie in a
-temporary file, so memory is what the fetcher holds and one row group. `fetchable` and `resolve` are the two ends of a page: which
-of its pictures are to be fetched, and the page with what came of them.
+A file is written whole or not at all. A batch whose file exists and holds the expected URLs is not fetched again, even if some of
+them failed. An interrupted batch starts again. To fetch a batch anew, delete its file. While a batch is fetched, its bodies lie in
+a temporary file, so memory holds only the bodies of the fetcher and one row group.
+
+`fetchable_urls` gives the URLs of a page that are to be fetched. `resolve` gives the page with the fetched pictures in it.
 """
 
 from __future__ import annotations
@@ -34,22 +35,22 @@ SCHEMA = pa.schema(
         pa.field("url", pa.string(), nullable=False),  # as the page names it
         pa.field("final_url", pa.string(), nullable=False),
         pa.field("status", pa.int32(), nullable=False),
-        pa.field("data", pa.large_binary()),  # null where there is a problem
+        pa.field("data", pa.large_binary()),  # null when there is a problem
         pa.field("num_bytes", pa.int64(), nullable=False),
         pa.field("problem", pa.string(), nullable=False),
         pa.field("detail", pa.string(), nullable=False),
     ]
 )
-GROUP_BYTES = 1 << 24  # of bodies in a row group, beyond which it ends
-_CACHED_GROUPS = 4  # pictures of one page lie together; those that many pages share lie elsewhere
+GROUP_BYTES = 1 << 24  # a row group ends when its bodies have this many bytes
+_CACHED_GROUPS = 4  # the pictures of one page lie together, except those that several pages share
 _HTTP = re.compile(r"https?://", re.IGNORECASE)
 
 
 def fetch_into(folder: Location, name: str, urls: Iterable[str], fetcher: Fetcher, batch_size: int) -> dict[str, int]:
-    """Counts of what the files of `name` in the folder hold when all URLs are in them: fetched now, or by an earlier call.
+    """Fetch the URLs into the files `name` of the folder, and return counts over all of these files, also those of earlier calls.
 
-    num_urls = num_fetched + the sum of num_REASON for each problem that occurs; num_bytes of all bodies; num_batches. A URL given
-    twice counts once. Counts are the same after an interruption as without it.
+    num_urls = num_fetched + the sum of num_REASON over the problems that occur; num_bytes: of all bodies; num_batches. A URL given
+    twice counts once. The counts are the same with and without an interruption.
     """
     counts: Counter[str] = Counter(num_urls=0, num_fetched=0, num_bytes=0, num_batches=0)
     for batch in _batches(urls, batch_size):
@@ -69,7 +70,7 @@ def _path(folder: Location, name: str, index: int) -> Location:
 
 
 def _batches(urls: Iterable[str], size: int) -> Iterator[list[str]]:
-    """Lists of `size` URLs, the last one shorter; a URL that was there before is left out."""
+    """Lists of `size` URLs, the last one possibly shorter. Repeated URLs are left out."""
     seen: set[str] = set()
     batch: list[str] = []
     for url in map(utf8, urls):
@@ -114,7 +115,7 @@ def _fetch_batch(path: Location, urls: Sequence[str], fetcher: Fetcher) -> None:
 
 
 def _groups(rows: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    """Runs of rows whose bodies have GROUP_BYTES together, the last one less."""
+    """Runs of rows whose bodies have GROUP_BYTES together, the last one possibly less."""
     group: list[dict[str, Any]] = []
     size = 0
     for row in rows:
@@ -134,7 +135,7 @@ def _with_body(row: dict[str, Any], bodies: IO[bytes]) -> dict[str, Any]:
 
 
 class FetchedPictures:
-    """What `fetch_into` wrote under a name, looked up by URL. Holds an index of the URLs and a few row groups."""
+    """The results that `fetch_into` wrote under a name, by URL. Memory holds an index of the URLs and a few row groups."""
 
     def __init__(self, folder: Location, name: str) -> None:
         self._paths: list[Location] = []
@@ -152,7 +153,7 @@ class FetchedPictures:
         return len(self._rows)
 
     def find(self, url: str) -> Fetched | None:
-        """What became of the URL, None when it was never asked for."""
+        """The result for the URL, or None when it was never requested."""
         place = self._rows.get(utf8(url))
         if place is None:
             return None
@@ -173,32 +174,33 @@ class FetchedPictures:
         return table
 
 
-def fetchable(page: Page, *, respect_opt_out: bool = True) -> list[str]:
-    """The URLs of the page's pictures that are to be fetched; none when the page asks not to be collected or trained on."""
+def fetchable_urls(page: Page, *, respect_opt_out: bool = True) -> list[str]:
+    """The URLs of the page's pictures that are to be fetched; none when the page opts out of collection or training."""
     if page.problem or (respect_opt_out and OPT_OUT.intersection(page.opt_out)):
         return []
     return list(dict.fromkeys(image.url for image in page.images if _is_remote(image)))
 
 
 def resolve(page: Page, fetched: FetchedPictures, *, respect_opt_out: bool = True) -> Page:
-    """The page with what became of each picture that had to be fetched: its bytes, or the problem that the fetcher met.
+    """The page with the result for each remote picture: its bytes, or the problem that the fetcher met.
 
-    A URL that was never asked for stays as it was.
+    A picture whose URL was never requested stays as it was.
     """
     if page.problem:
         return page
-    said = sorted(OPT_OUT.intersection(page.opt_out)) if respect_opt_out else []
-    return replace(page, images=tuple(_resolved(image, said, fetched) if _is_remote(image) else image for image in page.images))
+    opt_out = sorted(OPT_OUT.intersection(page.opt_out)) if respect_opt_out else []
+    images = (_resolve_image(image, opt_out, fetched) if _is_remote(image) else image for image in page.images)
+    return replace(page, images=tuple(images))
 
 
 def _is_remote(image: ImageRef) -> bool:
     return image.problem in (Reason.REMOTE_URL, Reason.NOT_IN_ARCHIVE) and _HTTP.match(image.url) is not None
 
 
-def _resolved(image: ImageRef, said: Sequence[str], fetched: FetchedPictures) -> ImageRef:
-    if said:
-        return ImageRef(image.url, problem=Reason.OPTED_OUT, detail=f"not fetched: the page says {', '.join(said)}")
-    found = fetched.find(image.url)
-    if found is None:
+def _resolve_image(image: ImageRef, opt_out: Sequence[str], fetched: FetchedPictures) -> ImageRef:
+    if opt_out:
+        return ImageRef(image.url, problem=Reason.OPTED_OUT, detail=f"not fetched: the page says {', '.join(opt_out)}")
+    result = fetched.find(image.url)
+    if result is None:
         return image
-    return ImageRef(image.url, problem=found.problem, detail=found.detail, data=found.data)
+    return ImageRef(image.url, problem=result.problem, detail=result.detail, data=result.data)

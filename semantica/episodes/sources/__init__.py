@@ -1,6 +1,6 @@
-"""The formats of crawl that ingest reads: files come in, parts and then pages go out. One module per format.
+"""The crawl formats that ingest reads: files come in, parts and then pages go out. One module per format.
 
-A format is added by one module here whose class stands below `@source("its name")`; docs/guides/add-a-source.md shows how.
+To add a format, add one module here with a class decorated by `@source("its name")`; docs/guides/add-a-source.md shows how.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _LABELLED: set[str] = set()
 
 
 def source(name: str, *, labels: bool = False) -> Callable[[type[S]], type[S]]:
-    """The decorator that registers a Source, a class without arguments. labels: its pages are classes (label episodes)."""
+    """A decorator that registers a Source class, whose __init__ takes no arguments. labels: its pages are label episodes."""
 
     def register(cls: type[S]) -> type[S]:
         SOURCES.add(name, cls())
@@ -30,5 +30,5 @@ def source(name: str, *, labels: bool = False) -> Callable[[type[S]], type[S]]:
 
 
 def label_sources() -> list[str]:
-    """The names of the sources whose pages are classes."""
+    """The names of the sources whose pages are label episodes."""
     return [name for name in SOURCES if name in _LABELLED]

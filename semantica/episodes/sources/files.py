@@ -1,9 +1,8 @@
-"""Crawls that are files of one format: which files there are, and how one is opened so that its damage has a name.
+"""Crawls that are files of one format: listing the files, and opening one so that damage is told from errors of the storage.
 
-Used by every source of archives and tables. Comes in: a root (a folder or one file, local or remote). Goes out: one `Part` a
-file, and streams. What is wrong with a file becomes DamagedFile, and that it may not be opened is one such thing; what is wrong
-with the storage (a network, a disk) stays the error it is, so that a task which meets it is run again and nothing is quarantined
-for it.
+Used by every source of archives and tables. In: a root (a folder or one file, local or remote). Out: one `Part` per file, and
+streams. A fault of a file becomes DamagedFile, and so does a missing permission. An error of the storage (a network, a disk) is
+raised unchanged, so that the task runs again and nothing is quarantined for it.
 """
 
 from __future__ import annotations
@@ -30,33 +29,33 @@ from semantica.errors import DataError
 log = logging.getLogger(__name__)
 
 MAX_LINE_BYTES = 64 << 20  # of a text table; a longer line is no row
-# What the libraries raise about the bytes of a file. OSError: BadGzipFile, and the plain ones of Arrow and FastWARC; UnicodeError:
-# the names of columns in Parquet.
+# The exceptions of the libraries about the bytes of a file. OSError: BadGzipFile, and plain OSErrors of Arrow and FastWARC.
+# UnicodeError: names of columns in Parquet.
 DAMAGED = (EOFError, OSError, UnicodeError, zlib.error, zipfile.BadZipFile, tarfile.TarError, pa.ArrowException)
 
 
 def list_parts(root: Location, suffixes: tuple[str, ...], what: str) -> list[Part]:
-    """One part for every file under the root whose name ends in one of the suffixes, in the order of their paths.
+    """One part per file under the root whose name ends in one of the suffixes, in the order of their paths.
 
-    A root that is a file is the one part, whatever its name. Names that begin with a dot are left out, as are symlinks that leave
-    the root and symlinked folders. Raises DataError when there is nothing.
+    A root that is a file is the only part, whatever its name. Left out: names that begin with a dot, symlinks that leave the root,
+    and symlinked folders. Raises DataError when no file is left.
     """
     if root.is_file():
         return [Part(("",), fingerprint=str(root.stat().st_size))]
-    found, outside = _local_files(root, suffixes) if isinstance(root, Path) else (_remote_files(root, suffixes), 0)
-    if not found:
+    files, outside = _local_files(root, suffixes) if isinstance(root, Path) else (_remote_files(root, suffixes), 0)
+    if not files:
         links = f"; {outside} symlinks that leave it are not followed: name the folder the files are in" if outside else ""
         raise DataError(f"ingest: no {what} under {root}; expected files ending in {' '.join(suffixes)}{links}")
     if outside:
         log.warning("ingest: %d files under %s are symlinks that leave it, not read", outside, root)
-    return [Part((path,), fingerprint=str(size)) for path, size in sorted(found)]
+    return [Part((path,), fingerprint=str(size)) for path, size in sorted(files)]
 
 
 def _local_files(root: Path, suffixes: tuple[str, ...]) -> tuple[list[tuple[str, int]], int]:
-    """((path relative to the root, bytes) of the files, how many are symlinks that leave the root)."""
+    """((path relative to the root, bytes) of each file, number of symlinks that leave the root)."""
     if not root.is_dir():
         raise DataError(f"ingest: no folder or file {root}; expected the root of a crawl")
-    found, outside, inside = [], 0, root.resolve()
+    files, outside, inside = [], 0, root.resolve()
     for folder, folders, names in os.walk(root, onerror=_refuse, followlinks=False):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in names:
@@ -66,8 +65,8 @@ def _local_files(root: Path, suffixes: tuple[str, ...]) -> tuple[list[tuple[str,
             if path.is_symlink() and not (path.resolve().is_relative_to(inside) and path.is_file()):
                 outside += 1
             elif path.is_file():
-                found.append((path.relative_to(root).as_posix(), path.stat().st_size))
-    return found, outside
+                files.append((path.relative_to(root).as_posix(), path.stat().st_size))
+    return files, outside
 
 
 def _refuse(error: OSError) -> None:
@@ -75,29 +74,29 @@ def _refuse(error: OSError) -> None:
 
 
 def _remote_files(root: Any, suffixes: tuple[str, ...]) -> list[tuple[str, int]]:
-    """(path relative to the root, bytes) of the files under a prefix of a bucket; one listing, whatever the depth."""
+    """(path relative to the root, bytes) of each file under a prefix of a bucket; one listing request for any depth."""
     start = root.path.strip("/") + "/"
-    found = []
+    files = []
     for path, facts in root.fs.find(root.path, detail=True).items():
         relative = path.strip("/").removeprefix(start)
         if relative.lower().endswith(suffixes) and not any(name.startswith(".") for name in relative.split("/")):
-            found.append((relative, int(facts["size"] or 0)))
-    return found
+            files.append((relative, int(facts["size"] or 0)))
+    return files
 
 
 def location_of(root: Location, part: Part) -> Location:
-    """Where the one file of a part is."""
+    """The location of a part's only file."""
     return root / part.paths[0] if part.paths[0] else root
 
 
 def label_of(root: Location, part: Part) -> str:
-    """What the file of a part is called in rows and messages: its path relative to the root, or its name when it is the root."""
+    """The name of a part's file in rows and messages: its path relative to the root, or its own name when it is the root."""
     return utf8(part.paths[0] or root.name)
 
 
 @contextmanager
-def permitted(name: str) -> Iterator[None]:
-    """A block that opens a file of the crawl, called `name`. Raises DamagedFile when we have no permission to."""
+def permission_check(name: str) -> Iterator[None]:
+    """A context that opens the crawl's file `name`. Raises DamagedFile when the permission is missing."""
     try:
         yield
     except PermissionError as error:
@@ -105,7 +104,7 @@ def permitted(name: str) -> Iterator[None]:
 
 
 class _Watched(io.RawIOBase):
-    """A stream that remembers when the storage, not the content, failed."""
+    """A stream that remembers an error of the storage, so that it is not taken for damage of the content."""
 
     def __init__(self, stream: Any) -> None:  # a file of any file system; not all of them are io.IOBase
         self.stream = stream
@@ -135,9 +134,9 @@ class _Watched(io.RawIOBase):
 
 
 @contextmanager
-def opened(root: Location, part: Part) -> Iterator[io.BufferedReader]:
-    """The file of a part, open. What the block raises about the file's content leaves it as DamagedFile."""
-    with permitted(label_of(root, part)):
+def open_part(root: Location, part: Part) -> Iterator[io.BufferedReader]:
+    """The opened file of a part. Errors in the block about the file's content become DamagedFile."""
+    with permission_check(label_of(root, part)):
         file = location_of(root, part).open("rb")
     with file:
         watched = _Watched(file)
@@ -152,15 +151,15 @@ def opened(root: Location, part: Part) -> Iterator[io.BufferedReader]:
             raise DamagedFile(label_of(root, part), utf8(str(error)) or type(error).__name__) from None
 
 
-def decompressed(stream: io.BufferedReader) -> io.BufferedReader:
-    """The stream itself, or what is inside when it is gzip. Reading it raises EOFError when the gzip file ends too early."""
+def decompress(stream: io.BufferedReader) -> io.BufferedReader:
+    """The stream itself, or its decompressed content when it is gzip. Reading raises EOFError when gzip ends too early."""
     if stream.peek(2)[:2] != b"\x1f\x8b":
         return stream
     return cast(io.BufferedReader, io.BufferedReader(gzip.GzipFile(fileobj=stream), 1 << 18))
 
 
 def lines(stream: io.BufferedIOBase, limit: int = MAX_LINE_BYTES) -> Iterator[tuple[int, bytes | None]]:
-    """(number from 1, the line with its end) of every line; None stands for a line of more than `limit` bytes."""
+    """(number from 1, the line with its end) of every line; None instead of a line with more than `limit` bytes."""
     number = 0
     while line := stream.readline(limit + 1):
         number += 1
@@ -172,6 +171,6 @@ def lines(stream: io.BufferedIOBase, limit: int = MAX_LINE_BYTES) -> Iterator[tu
         yield number, None
 
 
-def unreadable(name: str, detail: str) -> Page:
-    """The page of a row that cannot be read; `name` says which row of which file."""
+def unreadable_page(name: str, detail: str) -> Page:
+    """The page for a row that cannot be read; `name` gives the file and the row."""
     return Page(name, (), Reason.PAGE_UNREADABLE, utf8(detail), piece=name, has_url=False)

@@ -1,14 +1,16 @@
-"""A tree of saved web pages: every HTML file is one page, the pictures it shows are its pictures.
+"""A tree of saved web pages: every HTML file is one page, and the pictures that it shows are its pictures.
 
-Comes in: files ending in .html, .htm, .xhtml with the pictures beside them, as `wget --mirror` or a documentation package leaves
-them, for one host or (HOST/PATH) for many. Goes out: pages whose references are resolved as a browser would, but only to files
-inside the tree. Nothing is fetched here: what is not in the tree keeps its absolute URL.
+In: files ending in .html, .htm, .xhtml with their pictures, as saved by `wget --mirror` or shipped in a documentation package, for
+one host or for many (HOST/PATH). Out: pages whose references are resolved as in a browser, but only to files inside the tree.
+Nothing is fetched here: a picture that is not in the tree keeps its absolute URL.
 
-Three parts. The encoding of a page: a page names it itself, so the name is untrusted, and Python has codecs that are no
-encodings of the web (punycode takes time that grows with the square of the page). Only the labels of the WHATWG Encoding
-Standard count, each for the encoding that the standard gives it (Latin-1 is windows-1252); another name is ignored. The
-candidates of a `srcset` attribute, the largest first, parsed as browsers do (HTML Standard, 4.8.4.3.10): a URL may hold commas,
-so the text cannot be split at them. The page.
+The module has three parts:
+- The encoding of a page. The page names its own encoding, so the name is untrusted, and some of Python's codecs are no encodings of
+  the web (the time of punycode grows with the square of the page). Only the labels of the WHATWG Encoding Standard are used, each
+  for the encoding that the standard gives it (Latin-1 is windows-1252). Other names are ignored.
+- The candidates of a `srcset` attribute, the largest first, parsed as in browsers (HTML Standard, 4.8.4.3.10). A URL may hold
+  commas, so the text cannot be split at them.
+- The page and its pictures.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from semantica.episodes.sources import source
 from semantica.episodes.sources.tree import Tree, fingerprint, join, open_tree
 from semantica.errors import DataError
 
-PRESCAN_BYTES = 1024  # of a page, in which the HTML Standard looks for its encoding
+PRESCAN_BYTES = 1024  # at the start of a page, where the HTML Standard looks for the encoding
 
 _BOMS = ((b"\xef\xbb\xbf", "utf-8"), (b"\xfe\xff", "utf-16-be"), (b"\xff\xfe", "utf-16-le"))
 _XML = re.compile(rb"""\A\s*<\?xml[^>]*?encoding\s*=\s*["']([A-Za-z0-9._:-]+)["']""")
@@ -90,14 +92,14 @@ def codec_of(label: str) -> str:
 
 
 def page_text(data: bytes, declared: str = "") -> str:
-    """The text of a page: by its BOM, then as HTTP declared, then its `<meta>`, its XML declaration, UTF-8, then windows-1252.
+    """The text of a page. Its encoding is, in this order: BOM, HTTP header, `<meta>`, XML declaration, UTF-8, windows-1252.
 
-    Bytes that are not in the encoding that was named become U+FFFD.
+    Bytes that are invalid in a named encoding become U+FFFD.
     """
     for mark, codec in _BOMS:
         if data.startswith(mark):
             return data[len(mark) :].decode(codec, "replace")
-    if codec := codec_of(declared) or _named_inside(data[:PRESCAN_BYTES]):
+    if codec := codec_of(declared) or _codec_inside(data[:PRESCAN_BYTES]):
         return data.decode(codec, "replace")
     try:
         return data.decode("utf-8")
@@ -105,20 +107,20 @@ def page_text(data: bytes, declared: str = "") -> str:
         return data.decode("cp1252", "replace")
 
 
-def _named_inside(start: bytes) -> str:
-    """The codec for what the page's `<meta>` or XML declaration names; "" when they name no encoding of the web."""
+def _codec_inside(start: bytes) -> str:
+    """The codec named by the page's `<meta>` or XML declaration; "" when these name no encoding of the web."""
     labels = []
     if b"charset" in start.lower():
         for node in LexborHTMLParser(start.decode("latin-1")).css("meta[charset], meta[http-equiv][content]"):
             if (label := node.attributes.get("charset")) is not None:
                 labels.append(label)
             elif (node.attributes.get("http-equiv") or "").strip().lower() == "content-type":
-                found = _CONTENT.search(node.attributes.get("content") or "")
-                labels += [text for text in found.groups() if text] if found else []
+                match = _CONTENT.search(node.attributes.get("content") or "")
+                labels += [text for text in match.groups() if text] if match else []
     if declared := _XML.match(start):
         labels.append(declared[1].decode("ascii"))
     codec = next(filter(None, map(codec_of, labels)), "")
-    return "utf-8" if codec.startswith("utf-16") else codec  # it was read in ASCII, so it cannot be UTF-16 (HTML Standard)
+    return "utf-8" if codec.startswith("utf-16") else codec  # the label is ASCII, so the page is not UTF-16 (HTML Standard)
 
 
 _SPACE = " \t\n\f\r"
@@ -129,7 +131,7 @@ _HEIGHT = re.compile(r"[0-9]+h\Z")
 
 @dataclass(frozen=True)
 class Candidate:
-    """One URL for a picture, with the width it claims (0: none) or its pixel density (1 unless told)."""
+    """One URL for a picture, with its declared width (0: none) or pixel density (1 by default)."""
 
     url: str
     width_px: int = 0
@@ -137,12 +139,12 @@ class Candidate:
 
     @property
     def size(self) -> tuple[int, float]:
-        """What candidates are ordered by: a claimed width says more than a density, which says more than nothing."""
+        """The sort key of candidates: by declared width, then by density."""
         return self.width_px, self.density
 
 
 def parse_srcset(text: str) -> list[Candidate]:
-    """The candidates in the order of the text; those with descriptors that make no sense are left out, as in browsers."""
+    """The candidates in the order of the text; those with invalid descriptors are left out, as in browsers."""
     candidates: list[Candidate] = []
     at = 0
     while True:
@@ -166,7 +168,7 @@ def parse_srcset(text: str) -> list[Candidate]:
 
 
 def _end_of_descriptors(text: str, at: int) -> int:
-    """The index of the comma that ends the descriptors (one inside parentheses does not), or of the end."""
+    """The index of the comma that ends the descriptors (outside of parentheses), or of the end of the text."""
     inside = False
     while at < len(text) and (inside or text[at] != ","):
         inside = text[at] == "(" or (inside and text[at] != ")")
@@ -179,7 +181,7 @@ def _candidate(url: str, descriptors: list[str]) -> Candidate | None:
     density: float | None = None
     for word in descriptors:
         if (match := _WIDTH.match(word)) and width is None and density is None:
-            width = int(match[1][:9])  # nine digits are enough to win
+            width = int(match[1][:9])  # nine digits are more than any real width
             if not width:
                 return None
         elif (match := _DENSITY.match(word)) and width is None and density is None:
@@ -192,9 +194,9 @@ def _candidate(url: str, descriptors: list[str]) -> Candidate | None:
 
 
 EXTENSIONS = frozenset({".html", ".htm", ".xhtml"})
-MAX_PAGE_BYTES = 64 << 20  # a page larger than this is a dump, not a page; the parser needs several times its size
-LAZY_ATTRIBUTES = ("data-src", "data-original", "data-lazy-src")  # where scripts that load late keep the real URL
-# The robots that a page may address by name; what is said to any of them is taken as said to us, who are none of them.
+MAX_PAGE_BYTES = 64 << 20  # a larger file is refused; the parser needs several times the size of the page
+LAZY_ATTRIBUTES = ("data-src", "data-original", "data-lazy-src")  # attributes with the real URL on pages that load pictures late
+# The robots that a page may address by name. Directives for any of them are obeyed here too.
 ROBOTS_NAMES = frozenset({"robots", "googlebot", "googlebot-image", "bingbot", "ccbot", "gptbot"})
 
 _HOST = re.compile(r"([a-z0-9-]+\.)+[a-z]{2,}(:[0-9]+)?\Z")
@@ -202,13 +204,13 @@ _HOST = re.compile(r"([a-z0-9-]+\.)+[a-z]{2,}(:[0-9]+)?\Z")
 
 @source("html")
 class HtmlSource:
-    """One page for every HTML file under the root; page_url is its path relative to the root."""
+    """One page per HTML file under the root; page_url is its path relative to the root."""
 
     def parts(self, root: Location, settings: ReadConfig) -> list[Part]:
         """Runs of `pages_per_part` HTML files, in the order of their paths. Lists the whole tree, opens nothing.
 
-        Any page may show any picture of the tree, so the fingerprint of every part is that of the whole tree.
-        Raises DataError when the root is missing or holds no HTML file.
+        Any page may show any picture of the tree, so every part has the fingerprint of the whole tree. Raises DataError when the
+        root is missing or holds no HTML file.
         """
         sizes = [(join(folder, name), size) for folder, files in open_tree(root).walk() for name, size in files.items()]
         pages = sorted(path for path, _ in sizes if PurePosixPath(path).suffix.lower() in EXTENSIONS)
@@ -228,8 +230,8 @@ class HtmlSource:
 def read_page(files: Tree, relative: str) -> Page:
     """The page in one HTML file, its pictures in the order of the document, each URL once.
 
-    One `<img>` or `<picture>` is one picture, whatever number of files it offers. An element without any URL shows nothing and
-    does not count. A file that cannot be read gives a page with a problem.
+    One `<img>` or `<picture>` is one picture, however many files it offers. An element without any URL is ignored. A file that
+    cannot be read gives a page with a problem.
     """
     page_url = utf8(relative)
     file = files.image_ref(relative)  # the same rule as for pictures: never a file outside the root
@@ -255,9 +257,9 @@ def read_page(files: Tree, relative: str) -> Page:
 
 
 def parse(data: bytes, charset: str = "") -> LexborHTMLParser:
-    """The tree of a page in whatever encoding; `charset` is what HTTP declared, if anything.
+    """The parsed tree of a page in any encoding. `charset` is the one that HTTP declared, or "".
 
-    The parser's own detection is not used: it takes any codec of Python that the page names.
+    The parser's own detection is not used, since it accepts any codec of Python that the page names.
     """
     return LexborHTMLParser(page_text(data, charset))
 
@@ -266,7 +268,7 @@ def parse(data: bytes, charset: str = "") -> LexborHTMLParser:
 
 
 def picture_candidates(tree: LexborHTMLParser) -> Iterator[list[Candidate]]:
-    """The candidates of every picture in the document, the best first; pictures without any URL are left out."""
+    """The candidates for every picture in the document, the best first; pictures without any URL are left out."""
     taken: set[int] = set()
     for node in tree.css("picture, img"):
         if node.mem_id in taken:  # inside a <picture>, which came before it
@@ -275,12 +277,12 @@ def picture_candidates(tree: LexborHTMLParser) -> Iterator[list[Candidate]]:
         taken.update(part.mem_id for part in parts)
         candidates = [candidate for part in parts for candidate in _candidates(part)]
         if candidates:
-            # Stable: among equals the document's order decides, which in <picture> is the author's preference.
+            # The sort is stable: equal candidates stay in the document's order, which in <picture> is the author's preference.
             yield sorted(candidates, key=lambda candidate: candidate.size, reverse=True)
 
 
 def _candidates(node: LexborNode) -> list[Candidate]:
-    """What an `<img>` or `<source>` offers. A lazy page's `data-*` comes before the placeholder that stands in `src`."""
+    """The candidates of an `<img>` or `<source>`. The `data-*` of a lazy page come before `src`, which holds a placeholder."""
     attributes = node.attributes
     sets = [c for name in ("data-srcset", "srcset") for c in parse_srcset(attributes.get(name) or "")]
     names = (*LAZY_ATTRIBUTES, "src") if node.tag == "img" else ()  # a <source> in <picture> has no src
@@ -295,13 +297,13 @@ def base_href(tree: LexborHTMLParser) -> str | None:
 
 
 def robots_directives(tree: LexborHTMLParser) -> tuple[str, ...]:
-    """What the page asks of robots: the directives of its `<meta name="robots">` and kin, lower case, each once, in order."""
-    found: dict[str, None] = {}
+    """The page's directives for robots, from `<meta name="robots">` and similar, lower case, each once, in order."""
+    directives: dict[str, None] = {}
     for node in tree.css("meta[name][content]"):
         if (node.attributes.get("name") or "").strip().lower() in ROBOTS_NAMES:
             words = (node.attributes.get("content") or "").lower().split(",")
-            found.update((word.strip(), None) for word in words if word.strip())
-    return tuple(found)
+            directives.update((word.strip(), None) for word in words if word.strip())
+    return tuple(directives)
 
 
 # --- where a URL leads ---
@@ -309,7 +311,7 @@ def robots_directives(tree: LexborHTMLParser) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class _Base:
-    """What relative URLs of a page start from: a folder of the tree, or the absolute URL of a remote `<base>`."""
+    """The base of a page's relative URLs: a folder of the tree, or the absolute URL of a remote `<base>`."""
 
     folder: str
     remote: str = ""
@@ -317,7 +319,7 @@ class _Base:
 
 @dataclass(frozen=True)
 class _Target:
-    """What a URL of a page means: files of the tree to try in turn, an absolute URL, both (a mirror of hosts), or a problem."""
+    """The target of a URL: files of the tree to try in turn, an absolute URL, both (in a mirror of hosts), or a problem."""
 
     paths: tuple[str, ...] = ()  # relative to the root, decoded, not yet normalised
     remote: str = ""
@@ -332,24 +334,24 @@ def _base(tree: LexborHTMLParser, folder: str) -> _Base:
     if target.remote:
         return _Base("", target.remote)
     if target.paths:
-        # "a/b.html" and "a/" are both the folder "a"; a base that climbs out of the root stays out and is refused later.
+        # "a/b.html" and "a/" both mean the folder "a". A base outside of the root is kept here and refused later.
         return _Base(posixpath.normpath(posixpath.dirname(target.paths[-1]) or "."))
     return _Base(folder)
 
 
 def _best(files: Tree, base: _Base, candidates: list[Candidate]) -> tuple[tuple[str, str], ImageRef]:
-    """(key by which duplicates are found, reference) of the first candidate with a file, else of the first, with its problem.
+    """(key for finding duplicates, reference) of the first candidate with a file, else of the first candidate, with its problem.
 
-    Mirrors often hold one size of several, so a missing best candidate does not lose the picture.
+    Mirrors often hold only one of several sizes, so the picture is not lost when the best candidate is missing.
     """
     resolved = [(candidate.url, _resolve(files, base, candidate.url)) for candidate in candidates]
-    url, image = next((found for found in resolved if found[1].path), resolved[0])
-    # What leads nowhere is told apart as it is written, and from the files: "a.png" may be missing here and be a file elsewhere.
+    url, image = next((pair for pair in resolved if pair[1].path), resolved[0])
+    # Without a file, the key is the problem and the URL as written: a missing "a.png" must not equal a file "a.png" elsewhere.
     return (image.problem, image.url if image.path or image.problem == Reason.REMOTE_URL else url), image
 
 
 def _resolve(files: Tree, base: _Base, url: str) -> ImageRef:
-    """The reference a URL of a page stands for: a file inside the root, or a problem with the URL as it was written.
+    """The reference for a URL of a page: a file inside the root, or a problem with the URL as written.
 
     The URL of a remote picture is absolute, so that it can be fetched. A data: URL is refused, not decoded: on real pages it is a
     placeholder or an icon, and it has no address to store.
@@ -366,7 +368,7 @@ def _resolve(files: Tree, base: _Base, url: str) -> ImageRef:
 
 
 def _target(url: str, base: _Base) -> _Target:
-    """What the URL means on a page with this base."""
+    """The target of the URL on a page with this base."""
     url = re.sub(r"[\t\n\r]", "", url.strip())
     if url[:5].lower() == "data:":
         return _Target(problem=Reason.DATA_URL, detail="inline data")
@@ -380,26 +382,26 @@ def _target(url: str, base: _Base) -> _Target:
     if parts.netloc and parts.scheme in ("http", "https", "ftp", ""):
         absolute = parts._replace(scheme=parts.scheme or "https", fragment="")
         host = parts.netloc.rpartition("@")[2].lower()  # `wget --mirror` writes the tree HOST/PATH
-        return _Target(_names(f"{host}/{_decoded(parts.path).lstrip('/')}", parts.query), urlunsplit(absolute))
+        return _Target(_names(f"{host}/{_decode_name(parts.path).lstrip('/')}", parts.query), urlunsplit(absolute))
     if parts.scheme == "file":
         return _Target(problem=Reason.OUTSIDE_ROOT, detail="a file: URL names a place on the author's machine")
     if parts.scheme:
         return _Target(problem=Reason.BAD_URL, detail=f"expected a path or http(s)://HOST, got scheme {parts.scheme!r}")
     if not parts.path:
         return _Target(problem=Reason.BAD_URL, detail="expected a path, got none")
-    path = _decoded(parts.path)
+    path = _decode_name(parts.path)
     if not path.startswith("/"):
         return _Target(_names(posixpath.join(base.folder, path), parts.query))
-    host = base.folder.partition("/")[0]  # the page's own, in a mirror of hosts; else the root of the tree is the site's
+    host = base.folder.partition("/")[0]  # in a mirror of hosts, the page's host; else the root of the tree is the site's root
     inside = _names(f"{host}{path}", parts.query) if _HOST.match(host) else ()
     return _Target((*_names(path.lstrip("/"), parts.query), *inside))
 
 
 def _names(path: str, query: str) -> tuple[str, ...]:
-    """The files that a URL may be saved as: `a.png?v=3`, as wget names it (a slash in the query escaped), or `a.png`."""
-    return (f"{path}?{_decoded(query).replace('/', '%2F')}", path) if query else (path,)
+    """The file names under which a URL may be saved: `a.png?v=3`, as by wget (a slash in the query escaped), or `a.png`."""
+    return (f"{path}?{_decode_name(query).replace('/', '%2F')}", path) if query else (path,)
 
 
-def _decoded(text: str) -> str:
-    """Names on disk are bytes: %E9 is a byte of the name whether or not it is UTF-8."""
+def _decode_name(text: str) -> str:
+    """The unquoted text. Names on disk are bytes: %E9 is a byte of the name, even when it is not UTF-8."""
     return unquote(text, errors="surrogateescape")

@@ -1,14 +1,14 @@
-"""ImageNet (ILSVRC2012) as published: the tar of class tars, the validation tar with the devkit, or the folders made of them.
+"""ImageNet (ILSVRC2012) as published: the tar of class tars, the validation tar with the devkit, or the extracted folders.
 
-Comes in: the folder that holds any of these for the split, local or in a bucket. Goes out: label episodes (see `labels`) whose
-page_url is the WordNet ID and whose pictures are the same in every shape: of a tar, the bytes where they lie in it, for a tar in
-an uncompressed tar is contiguous too. In a bucket a tar costs a request a picture before any is read; extract it there.
+In: the folder that holds one of these for the split, local or in a bucket. Out: label episodes (see `labels`) whose page_url is the
+WordNet ID. The pictures are the same in every form. In a tar they are read in place, since a tar inside an uncompressed tar is
+contiguous. In a bucket, a tar takes one request per picture before the first picture is read, so extract it there.
 
-In this order the first that is there is read: the folder `train` or `val` (for val with class folders, or flat with the devkit),
-the split's tar, class folders in the root itself.
+The first of these that exists is read: the folder `train` or `val` (`val` with class folders, or flat with the devkit), the split's
+tar, class folders in the root itself.
 
-The labels of the validation pictures come from the development kit as published (ILSVRC2012_devkit_t12.tar.gz), read as
-untrusted bytes: MATLAB's format holds numbers and text, never code, and what is unpacked is bounded.
+The labels of the validation pictures come from the published development kit (ILSVRC2012_devkit_t12.tar.gz), which is read as
+untrusted bytes: MATLAB's format holds numbers and text, never code, and the unpacked size is limited.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ from semantica.errors import DataError
 
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 META = "data/meta.mat"  # ID -> WordNet ID
-TRUTH = "data/ILSVRC2012_validation_ground_truth.txt"  # one ID a line, in the order of the pictures
-MAX_MEMBER_BYTES = 1 << 20  # of the two; MATLAB's own compression (at most 1000 to 1) is inside this
+TRUTH = "data/ILSVRC2012_validation_ground_truth.txt"  # one ID per line, in the order of the pictures
+MAX_MEMBER_BYTES = 1 << 20  # of META and of TRUTH; MATLAB's own compression inside them is at most 1000 to 1
 MAX_UNPACKED_BYTES = 64 << 20  # of the whole kit
 
 
 def validation_labels(tree: Tree) -> list[str]:
-    """The WordNet ID of each validation picture, by the position of its name. Raises DataError unless the kit says it."""
+    """The WordNet IDs of the validation pictures, in the order of their names. Raises DataError when the kit does not give them."""
     file = tree.image_ref(DEVKIT)
     where = tree.root / DEVKIT
     if file.problem:
@@ -60,12 +60,12 @@ def validation_labels(tree: Tree) -> list[str]:
     try:
         return [ids[int(line)] for line in truth.split()]
     except (KeyError, ValueError) as error:
-        raise DataError(f"ingest: {where}: {TRUTH}: expected one ID of {META} a line, got {error}") from None
+        raise DataError(f"ingest: {where}: {TRUTH}: expected one ID of {META} per line, got {error}") from None
 
 
 def _members(path: str, where: str) -> tuple[bytes, bytes]:
     """The bytes of META and of TRUTH."""
-    found: dict[str, bytes] = {}
+    contents: dict[str, bytes] = {}
     try:
         with location(path).open("rb") as stream, tarfile.open(fileobj=stream, mode="r|gz") as archive:
             for member in archive:
@@ -76,24 +76,24 @@ def _members(path: str, where: str) -> tuple[bytes, bytes]:
                     )
                 content = archive.extractfile(member) if name else None
                 if name and content:
-                    found[name] = content.read()
+                    contents[name] = content.read()
     except (tarfile.TarError, EOFError, OSError, zlib.error, ValueError) as error:
         raise DataError(f"ingest: {where}: expected the kit as published, got a file that is damaged ({error})") from None
-    missing = [name for name in (META, TRUTH) if name not in found]
+    missing = [name for name in (META, TRUTH) if name not in contents]
     if missing:
         raise DataError(f"ingest: {where}: expected {META} and {TRUTH} in it, found no {' and no '.join(missing)}")
-    return found[META], found[TRUTH]
+    return contents[META], contents[TRUTH]
 
 
 def _wordnet_ids(meta: bytes, where: str) -> dict[int, str]:
-    """ID -> WordNet ID of the synsets without children, which are the classes."""
+    """ID -> WordNet ID of the classes, which are the synsets without children."""
     from scipy.io import loadmat  # late: no other source needs scipy
 
     try:
         synsets = np.atleast_1d(loadmat(io.BytesIO(meta), squeeze_me=True, variable_names=["synsets"])["synsets"])
         rows = zip(synsets["ILSVRC2012_ID"], synsets["WNID"], synsets["num_children"], strict=True)
         return {int(number): str(wordnet_id) for number, wordnet_id, num_children in rows if num_children == 0}
-    except Exception as error:  # noqa: BLE001 - the reader raises anything over damaged bytes; the message keeps the text
+    except Exception as error:  # noqa: BLE001 - the reader raises any exception on damaged bytes; the message keeps the text
         raise DataError(f"ingest: {where}: {META}: expected the table `synsets`, got {type(error).__name__}: {error}") from None
 
 
@@ -111,9 +111,9 @@ class _ImageNet:
     split: Literal["train", "val"]
 
     def parts(self, root: Location, settings: ReadConfig) -> list[Part]:
-        """Runs of label episodes: `pages_per_part` of them, or of a tar of tars the classes that make about as many.
+        """Runs of `pages_per_part` label episodes; of a tar of tars, runs of whole classes with about as many.
 
-        Of a tar only the outer headers are read. Raises DataError when the split is there in no shape, or its labels are not.
+        Of a tar, only the outer headers are read. Raises DataError when no form of the split exists, or its labels are missing.
         """
         tree = open_tree(root)
         here = tree.listing("")
@@ -162,13 +162,13 @@ class ImageNetVal(_ImageNet):
 
 
 def _classes(tree: Tree, top: str) -> dict[str, dict[str, int]]:
-    """The class folders in `top`, as folder_parts takes them. Raises DataError when there are none, or others."""
+    """The class folders in `top`, as input of folder_parts. Raises DataError when there are none, or other folders."""
     classes = class_folders(tree, top)
     wrong = [folder for folder in classes if not _CLASS.match(folder.rpartition("/")[2])]
     if wrong or not classes:
-        found = wrong[0] if wrong else what_is_there(tree, top)
+        got = wrong[0] if wrong else what_is_there(tree, top)
         raise DataError(
-            f"ingest: {tree.root / top}: expected class folders like n01440764 with pictures, found {found}; "
+            f"ingest: {tree.root / top}: expected class folders like n01440764 with pictures, found {got}; "
             "folders of other classes are read as imagefolder"
         )
     return classes
@@ -178,10 +178,10 @@ def _classes(tree: Tree, top: str) -> dict[str, dict[str, int]]:
 
 
 def _tar_parts(tree: Tree, settings: ReadConfig) -> list[Part]:
-    """Parts of some whole class tars each; start and stop are the bytes of the outer tar that hold them.
+    """Parts of several whole class tars each; start and stop are their bytes in the outer tar.
 
-    From where the outer tar is damaged, if it is, to its end is a part of its own, which `_tar_pages` refuses; its stop is 0: to
-    the end.
+    When the outer tar is damaged, the bytes from the damage to the end are a part of their own, which `_tar_pages` refuses. Its
+    stop is 0, which means the end.
     """
     size = tree.listing("").files[TRAIN_TAR]
     tars: list[tarfile.TarInfo] = []
@@ -221,11 +221,11 @@ def _tar_pages(tree: Tree, part: Part, settings: ReadConfig) -> Iterator[Page]:
 
 
 def _class_of(member: tarfile.TarInfo) -> str:
-    """The WordNet ID that a member of the outer tar holds the pictures of."""
-    found = _CLASS_TAR.match(member.name)
-    if not found or not member.isfile() or member.issparse():
+    """The WordNet ID of the class in a member of the outer tar."""
+    match = _CLASS_TAR.match(member.name)
+    if not match or not member.isfile() or member.issparse():
         raise DataError(f"ingest: {TRAIN_TAR}: expected class tars like n01440764.tar in it, got {utf8(member.name)[:80]!r}")
-    return found[1]
+    return match[1]
 
 
 # --- the validation pictures: flat, with the labels in the development kit ---
@@ -240,7 +240,7 @@ def _validation_parts(tree: Tree, pictures: str, mark: str, settings: ReadConfig
 
 
 def _validation_classes(tree: Tree, pictures: str) -> list[LabelClass]:
-    """The classes, in the order of their WordNet IDs. Raises DamagedFile unless there are as many pictures as labels."""
+    """The classes, in the order of their WordNet IDs. Raises DamagedFile when the numbers of pictures and labels differ."""
     labels = validation_labels(tree)
     members: dict[str, tarfile.TarInfo] = {}
     if pictures == VAL_TAR:
@@ -261,7 +261,7 @@ def _validation_classes(tree: Tree, pictures: str) -> list[LabelClass]:
     ]
 
 
-# --- classes; the URL of a picture is LABEL/NAME in every shape ---
+# --- classes; the URL of a picture is LABEL/NAME in every form ---
 
 
 def _folder_class(tree: Tree, folder: str, label: str, names: Collection[str]) -> LabelClass:

@@ -1,13 +1,13 @@
-"""Label episodes: the pictures of a class, cut into random chunks. And the simplest source of them, a tree of class folders.
+"""Label episodes: the pictures of a class, cut into random chunks; and `imagefolder`, the simplest source of them.
 
-Comes in: classes with the names of their pictures. Goes out: pages whose page_url is the label and whose piece is the number of
-the chunk. A chunk holds `images_per_label` pictures of one class (the last one the rest), in the order of the SHA-256 of their
-names within the class, so it is a random subset that every machine draws alike.
+In: classes with the names of their pictures. Out: pages whose page_url is the label and whose piece is the number of the chunk. A
+chunk holds `images_per_label` pictures of one class (the last chunk holds the rest), in the order of the SHA-256 of their names
+within the class. So it is a random subset, and the same one on every machine.
 
-Which pictures are held out is split by image (`split_by="image"`): by page a whole label would be on one side.
+Use `split_by="image"` for these sources: by page, all pictures of a label would be on one side.
 
-`imagefolder` is ROOT/CLASS/*.jpg, as torchvision's ImageFolder reads it: every folder in the root is a class, the pictures below
-it belong to it, and page_url is the name of the folder. The root may be local or in a bucket.
+`imagefolder` reads ROOT/CLASS/*.jpg, as torchvision's ImageFolder: every folder in the root is a class with all pictures below it,
+and page_url is the name of the folder. The root may be local or in a bucket.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from semantica.errors import DataError
 
 @dataclass(frozen=True)
 class LabelClass:
-    """The pictures of one label: their names within the class, and what makes the reference of a name."""
+    """The pictures of one label: their names within the class, and the function that gives the reference of a name."""
 
     label: str
     names: Collection[str]
@@ -41,7 +41,7 @@ def in_random_order(names: Iterable[str]) -> list[str]:
 
 
 def label_pages(classes: Iterable[LabelClass], start: int, stop: int, settings: ReadConfig) -> Iterator[Page]:
-    """The label episodes start..stop-1, counted over all classes in turn. References are made for these only."""
+    """The label episodes start..stop-1, counted over all classes in turn. References are created for these only."""
     index = 0
     for labelled in classes:
         names = in_random_order(labelled.names)
@@ -53,12 +53,12 @@ def label_pages(classes: Iterable[LabelClass], start: int, stop: int, settings: 
 
 
 def num_label_pages(num_images: int, settings: ReadConfig) -> int:
-    """How many label episodes a class of so many pictures makes."""
+    """The number of label episodes of a class with `num_images` pictures."""
     return -(-num_images // settings.images_per_label)
 
 
 def slices(num_pages: int, settings: ReadConfig) -> list[tuple[int, int]]:
-    """The runs (start, stop) of `pages_per_part` pages."""
+    """The ranges (start, stop) of `pages_per_part` pages each."""
     step = settings.pages_per_part
     return [(start, min(start + step, num_pages)) for start in range(0, num_pages, step)]
 
@@ -125,9 +125,9 @@ class ImageFolderSource:
 
 
 def class_folders(tree: Tree, top: str) -> dict[str, dict[str, int]]:
-    """For every folder in `top` with pictures in it or below: its path -> path of a picture within it -> size in bytes.
+    """For every folder in `top` with pictures in or below it: path of the folder -> path of a picture within it -> size in bytes.
 
-    Pictures directly in `top` have no class and are left out, as torchvision does, with a warning.
+    Pictures directly in `top` have no class and are left out with a warning, as in torchvision.
     """
     classes: dict[str, dict[str, int]] = {}
     for folder, files in tree.walk(top):

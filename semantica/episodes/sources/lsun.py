@@ -1,11 +1,10 @@
-"""LSUN as published: an LMDB folder a class (church_outdoor_train_lmdb), any key, values the bytes of a JPEG or WebP.
+"""LSUN as published: one LMDB folder per class (church_outdoor_train_lmdb), whose values are the bytes of a JPEG or WebP.
 
-Comes in: one such folder, or a folder of them, on a local disk. Goes out: label episodes (see `labels`), page_url the class
-without its split ("church_outdoor"), the pictures' bytes inline. The keys are hashes already, so that runs of them are random
-chunks.
+In: one such folder, or a folder of them, on a local disk. Out: label episodes (see `labels`), with the pictures' bytes inline; the
+page_url is the class without its split ("church_outdoor"). The keys are hashes, so runs of keys are random chunks.
 
-LMDB maps the file into memory and trusts it: a truncated file is found before it is read, but pages altered inside may crash the
-worker. Read data sets of a source that you trust.
+LMDB maps the file into memory and trusts it. A truncated file is detected before it is read, but altered pages inside the file may
+crash the worker. Read only data sets from a source that you trust.
 """
 
 from __future__ import annotations
@@ -38,10 +37,10 @@ class LsunSource:
     """Label episodes of LSUN's LMDB folders."""
 
     def parts(self, root: Location, settings: ReadConfig) -> list[Part]:
-        """Ranges of keys that make `pages_per_part` label episodes each; paths are the folder and the first key in hex.
+        """Ranges of keys with `pages_per_part` label episodes each; `paths` are the folder and the first key in hex.
 
-        Reads all keys but no value: 2 M keys a second where the file is cached. A damaged database is one part, which `pages`
-        refuses. Raises DataError when the root is remote, holds no LMDB folder, or two of one class.
+        Reads all keys but no value: 2 M keys per second when the file is cached. A damaged database is one part, which `pages`
+        refuses. Raises DataError when the root is remote, holds no LMDB folder, or holds two folders of one class.
         """
         tree = _tree(root)
         folders = [folder for folder in ("", *tree.listing("").folders) if DATA in tree.listing(folder).files]
@@ -53,7 +52,7 @@ class LsunSource:
         twice = [label for label, count in Counter(_label(tree, folder) for folder in folders).items() if count > 1]
         if twice:
             raise DataError(
-                f"ingest: {root}: expected one LMDB folder a class, got two of {twice[0]!r}; name the root of one split"
+                f"ingest: {root}: expected one LMDB folder per class, got two of {twice[0]!r}; name the root of one split"
             )
         parts = [part for folder in folders for part in _parts(tree, folder, settings)]
         if not parts:
@@ -61,7 +60,7 @@ class LsunSource:
         return parts
 
     def pages(self, root: Location, part: Part, settings: ReadConfig) -> Iterator[Page]:
-        """The label episodes of a range of keys. Raises DamagedFile when the database is damaged or has changed."""
+        """The label episodes of a range of keys. Raises DamagedFile when the database is damaged or changed."""
         tree = _tree(root)
         folder, first = part.paths
         label = utf8(_label(tree, folder))
@@ -95,7 +94,7 @@ def _parts(tree: LocalTree, folder: str, settings: ReadConfig) -> list[Part]:
             keys = enumerate(reader.cursor().iternext(keys=True, values=False))
             firsts = [bytes(key).hex() for index, key in keys if index in starts]
     except DamagedFile:
-        return [Part((folder, ""), fingerprint=str(size))]  # start = stop: `pages` looks before it reads
+        return [Part((folder, ""), fingerprint=str(size))]  # start = stop: `pages` refuses the part
     step = settings.images_per_label
     return [
         Part((folder, first), start * step, min(stop * step, num_keys), f"{size}-{num_keys}")
@@ -106,16 +105,16 @@ def _parts(tree: LocalTree, folder: str, settings: ReadConfig) -> list[Part]:
 def _read(
     tree: LocalTree, folder: str, key: bytes | None, count: int, label: str, settings: ReadConfig
 ) -> tuple[list[ImageRef], bytes | None]:
-    """(`count` pictures from the key on, the key after them or None at the end). The database is open in here only."""
+    """(`count` pictures from the key on, the key after them or None at the end). The database is open in this function only."""
     images: list[ImageRef] = []
     with _transaction(tree, folder) as reader:
         cursor = reader.cursor()
         if key is None or not cursor.set_key(key):
             raise DamagedFile(join(folder, DATA), f"expected the key {key!r} of the listing, found none; the file has changed")
-        for found, value in cursor.iternext(keys=True, values=True):
+        for name, value in cursor.iternext(keys=True, values=True):
             if len(images) == count:
-                return images, bytes(found)
-            images.append(_image(f"{label}/{bytes(found).decode('utf-8', 'backslashreplace')}", value, settings))
+                return images, bytes(name)
+            images.append(_image(f"{label}/{bytes(name).decode('utf-8', 'backslashreplace')}", value, settings))
     if len(images) < count:
         raise DamagedFile(join(folder, DATA), f"expected {count} keys from {key!r}, found {len(images)}; the file has changed")
     return images, None
@@ -132,9 +131,9 @@ def _image(name: str, value: bytes | memoryview, settings: ReadConfig) -> ImageR
 
 @contextmanager
 def _transaction(tree: LocalTree, folder: str) -> Iterator[lmdb.Transaction]:
-    """A read transaction over the whole database; what it gives are views of the file, valid inside the block only.
+    """A read transaction over the whole database. Its values are views of the file, valid inside the block only.
 
-    Nothing is written, not even a lock file. Raises DamagedFile for what is no LMDB or is cut short, which would be a SIGBUS later.
+    Nothing is written, not even a lock file. Raises DamagedFile when the file is not LMDB or is cut short (else a SIGBUS later).
     """
     path = join(folder, DATA)
     file = tree.image_ref(path)  # the same rule as for pictures: never a file outside the root
@@ -153,6 +152,6 @@ def _transaction(tree: LocalTree, folder: str) -> Iterator[lmdb.Transaction]:
             with environment.begin(buffers=True) as reader:
                 yield reader
     except lmdb.Error as error:
-        if type(error) is lmdb.Error:  # of the system: no permission, no memory; damage has classes of its own
+        if type(error) is lmdb.Error:  # an error of the system (permission, memory); damage has classes of its own
             raise DataError(f"ingest: {file.path} cannot be opened ({error})") from None
         raise DamagedFile(path, str(error)) from None

@@ -1,8 +1,8 @@
 """OBELICS: Parquet files of web documents, whose pictures are URLs (Laurençon et al. 2023; HuggingFaceM4/OBELICS).
 
-A row holds `images` and `texts`, lists of one length where exactly one of the two is not null at each place, and two JSON texts:
-`general_metadata`, an object with the page's `url` or `[]`, and `metadata`, a list with an object for each picture, whose
-`document_url` names the page where `general_metadata` does not. A file is cut into parts by its row groups.
+A row holds `images` and `texts`, two lists of the same length, where exactly one of the two is not null at each index. It also
+holds two JSON texts: `general_metadata`, an object with the page's `url`, or `[]`; and `metadata`, a list with one object per
+picture, whose `document_url` is the page's URL when `general_metadata` has none. A file is cut into parts by its row groups.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import pyarrow as pa
 from semantica.data.location import Location
 from semantica.episodes.pages import Page, Part, ReadConfig
 from semantica.episodes.sources import source
-from semantica.episodes.sources.files import label_of, unreadable
-from semantica.episodes.sources.remote import once, page_name
+from semantica.episodes.sources.files import label_of, unreadable_page
+from semantica.episodes.sources.remote import page_name, unique_images
 from semantica.episodes.sources.tables import Columns, is_image_list, parquet_parts, read_rows, table_images
 
 
@@ -41,22 +41,22 @@ class ObelicsSource:
         return parquet_parts(root, settings, "OBELICS files")
 
     def pages(self, root: Location, part: Part, settings: ReadConfig) -> Iterator[Page]:
-        """One page for every row; one without a page URL is called by its file and row."""
+        """One page per row. A page without a URL is named by its file and row."""
         for number, row in read_rows(root, part, COLUMNS):
             yield _page(row, f"{label_of(root, part)}#{number}", settings)
 
 
 def _page(row: dict[str, Any] | str, name: str, settings: ReadConfig) -> Page:
     if isinstance(row, str):
-        return unreadable(name, row)
+        return unreadable_page(name, row)
     if not isinstance(row["images"], list):
-        return unreadable(name, "images: expected a list, got null")
+        return unreadable_page(name, "images: expected a list, got null")
     try:
         url = _page_url(row)
-    except (ValueError, RecursionError) as error:  # no JSON, or nested deeper than any that is meant to be read
-        return unreadable(name, f"metadata: expected JSON, got {error}")
+    except (ValueError, RecursionError) as error:  # no JSON, or nested too deep
+        return unreadable_page(name, f"metadata: expected JSON, got {error}")
     page_url, has_url = page_name(url, name)
-    return Page(page_url, once(table_images(row["images"], name, settings)), piece=name, has_url=has_url)
+    return Page(page_url, unique_images(table_images(row["images"], name, settings)), piece=name, has_url=has_url)
 
 
 def _page_url(row: dict[str, Any]) -> object:

@@ -1,8 +1,7 @@
 """OmniCorpus-CC: Parquet files of web documents, whose pictures are URLs (Li et al. 2024; OpenGVLab/OmniCorpus-CC).
 
-A row holds `images` and `texts`, aligned lists where one of the two is null at each place, the struct `general_metadata` with
-the page's `url`, and `metadata`, a list of structs with what is known of each picture. A file is cut into parts by its row
-groups.
+A row holds `images` and `texts`, aligned lists where one of the two is null at each index; the struct `general_metadata` with the
+page's `url`; and `metadata`, a list with one struct per picture. A file is cut into parts by its row groups.
 """
 
 from __future__ import annotations
@@ -15,8 +14,8 @@ import pyarrow as pa
 from semantica.data.location import Location
 from semantica.episodes.pages import Page, Part, ReadConfig
 from semantica.episodes.sources import source
-from semantica.episodes.sources.files import label_of, unreadable
-from semantica.episodes.sources.remote import once, page_name
+from semantica.episodes.sources.files import label_of, unreadable_page
+from semantica.episodes.sources.remote import page_name, unique_images
 from semantica.episodes.sources.tables import Columns, is_image_list, parquet_parts, read_rows, table_images
 
 
@@ -39,15 +38,15 @@ class OmniCorpusSource:
         return parquet_parts(root, settings, "OmniCorpus files")
 
     def pages(self, root: Location, part: Part, settings: ReadConfig) -> Iterator[Page]:
-        """One page for every row; one without a page URL is called by its file and row."""
+        """One page per row. A page without a URL is named by its file and row."""
         for number, row in read_rows(root, part, COLUMNS):
             yield _page(row, f"{label_of(root, part)}#{number}", settings)
 
 
 def _page(row: dict[str, Any] | str, name: str, settings: ReadConfig) -> Page:
     if isinstance(row, str):
-        return unreadable(name, row)
+        return unreadable_page(name, row)
     if not isinstance(row["images"], list):
-        return unreadable(name, "images: expected a list, got null")
+        return unreadable_page(name, "images: expected a list, got null")
     page_url, has_url = page_name((row["general_metadata"] or {}).get("url"), name)
-    return Page(page_url, once(table_images(row["images"], name, settings)), piece=name, has_url=has_url)
+    return Page(page_url, unique_images(table_images(row["images"], name, settings)), piece=name, has_url=has_url)

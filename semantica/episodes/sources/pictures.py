@@ -1,8 +1,8 @@
-"""Pictures without pages: those directly in one folder, or the rows of Parquet files, a picture each.
+"""Pictures without pages: the files directly in one folder, or the rows of Parquet files, one picture per row.
 
-Comes in: a folder, or Parquet with a column of bytes (`image` or `bytes`; also the struct {bytes, path} that Hugging Face's
-`datasets` writes) and, where there is one, a column with the label (the first of `label`, `class`, `page_url`). Goes out: label
-episodes (see `labels`), page_url the label, "." where there is none. What an evaluation measures against comes in here.
+In: a folder, or Parquet files with a column of bytes (`image` or `bytes`; also the struct {bytes, path} of Hugging Face's
+`datasets`) and optionally a column of labels (the first of `label`, `class`, `page_url`). Out: label episodes (see `labels`) whose
+page_url is the label, or "." without a label. Evaluation sets are ingested by this source.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from semantica.data.location import Location
 from semantica.episodes.pages import ImageRef, Page, Part, ReadConfig
 from semantica.episodes.quarantine import DamagedFile, Reason, utf8
 from semantica.episodes.sources import source
-from semantica.episodes.sources.files import label_of, opened, unreadable
+from semantica.episodes.sources.files import label_of, open_part, unreadable_page
 from semantica.episodes.sources.labels import folder_class, folder_parts, label_pages, pictures_in
 from semantica.episodes.sources.tables import Columns, parquet_parts, read_rows
 from semantica.episodes.sources.tree import PICTURES, open_tree, what_is_there
@@ -25,7 +25,7 @@ from semantica.errors import DataError
 
 NO_LABEL = "."
 _BYTES, _LABELS = ("image", "bytes"), ("label", "class", "page_url")
-_ROWS_HELD = 512  # of which pictures wait for others of their label
+_ROWS_HELD = 512  # the most rows in memory, whose pictures wait for others of their label
 
 
 @source("pictures", labels=True)
@@ -47,7 +47,7 @@ class PicturesSource:
         )
 
     def pages(self, root: Location, part: Part, settings: ReadConfig) -> Iterator[Page]:
-        """The label episodes of the part. Raises DamagedFile for a file that is no Parquet of pictures."""
+        """The label episodes of the part. Raises DamagedFile for a file that is not Parquet with pictures."""
         if root.is_file() or part.paths[0].lower().endswith(".parquet"):
             return _table_pages(root, part, settings)
         tree = open_tree(root)
@@ -55,7 +55,7 @@ class PicturesSource:
 
 
 def _table_pages(root: Location, part: Part, settings: ReadConfig) -> Iterator[Page]:
-    """Pages of up to images_per_label pictures of one label, as they come; labels whose rows lie apart give smaller pages."""
+    """Pages of up to images_per_label pictures of one label, in the order of rows. Labels with distant rows give smaller pages."""
     name = label_of(root, part)
     picture, label = _columns(root, part)
     columns: Columns = {picture: (_is_picture, "bytes, or {bytes, path}")}
@@ -72,7 +72,7 @@ def _table_pages(root: Location, part: Part, settings: ReadConfig) -> Iterator[P
     for number, row in read_rows(root, part, columns):
         where = f"{name}#{number}"
         if isinstance(row, str):
-            yield unreadable(where, row)
+            yield unreadable_page(where, row)
             continue
         text = utf8(str(row[label])) if label and row[label] is not None else NO_LABEL
         images = waiting.setdefault(text, [])
@@ -80,15 +80,15 @@ def _table_pages(root: Location, part: Part, settings: ReadConfig) -> Iterator[P
         if len(images) == settings.images_per_label:
             yield page(text)
         elif sum(map(len, waiting.values())) >= _ROWS_HELD:
-            for held in list(waiting):
-                yield page(held)
-    for held in list(waiting):
-        yield page(held)
+            for label_text in list(waiting):
+                yield page(label_text)
+    for label_text in list(waiting):
+        yield page(label_text)
 
 
 def _columns(root: Location, part: Part) -> tuple[str, str]:
     """(the column of pictures, the column of labels or ""). Raises DamagedFile when the first is missing."""
-    with opened(root, part) as stream:
+    with open_part(root, part) as stream:
         names = pq.read_schema(stream).names
     picture = next((name for name in _BYTES if name in names), "")
     if not picture:

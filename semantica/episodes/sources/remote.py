@@ -1,11 +1,11 @@
-"""Pictures that a source only names: an absolute http(s) URL that the fetcher may get, or what is wrong with it.
+"""Remote pictures, of which a source has only a URL: an absolute http(s) URL for the fetcher, or the problem with it.
 
-Used by the sources whose tables carry URLs (OBELICS, MMC4, OmniCorpus, WIT, the failed downloads of img2dataset).
+Used by the sources whose tables hold URLs (OBELICS, MMC4, OmniCorpus, WIT, failed downloads of img2dataset).
 
-`Gatherer` gathers rows that come one picture at a time into pages (WIT, webdataset): the pictures of one page URL that lie near
-each other in a file. A URL that is only named is kept once per page; pictures with bytes are all kept, and so are those without
-a URL. Memory is bounded: when what waits is more than the window holds, the page that was longest without a new picture is
-complete. When that page URL comes again later, it is another page with the same page_url and another piece.
+`Gatherer` combines rows with one picture each into pages (WIT, webdataset): the pictures of one page URL that lie near each other
+in a file. A remote URL is kept once per page. Pictures with bytes are all kept, and so are pictures without a URL. Memory is
+bounded: when the waiting pages exceed the window, the page that was longest without a new picture is complete. When its page URL
+comes again later, it gives another page with the same page_url and another piece.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from semantica.episodes.quarantine import Reason, utf8
 
 MAX_SHOWN = 200  # characters of a data: URL that are kept as its name
 
-# Of a reference that is a URL and nothing more. With others the crawl has, or had, bytes of their own.
+# The problems of references that are only a URL. With other problems, the crawl has, or had, bytes for the picture.
 _ONLY_NAMED = frozenset({Reason.REMOTE_URL, Reason.NOT_IN_ARCHIVE, Reason.DATA_URL, Reason.BAD_URL})
 
 
 def remote_image(url: object, detail: str = "not fetched") -> ImageRef:
-    """The reference to a picture somewhere on the web: REMOTE_URL, or DATA_URL or BAD_URL when nothing can be fetched."""
+    """The reference to a picture on the web: REMOTE_URL, or DATA_URL or BAD_URL when it cannot be fetched."""
     if not isinstance(url, str):
         return ImageRef("", problem=Reason.BAD_URL, detail=f"expected a URL, got {type(url).__name__}")
     url = utf8(url.strip())
@@ -44,39 +44,39 @@ def remote_image(url: object, detail: str = "not fetched") -> ImageRef:
 
 
 def _inline(url: str) -> str:
-    """What is said of a data: URL. Of one that is cut, its digest tells it apart from others that begin alike."""
+    """The detail for a data: URL. A URL that is cut gets its digest, which distinguishes it from others with the same beginning."""
     if len(url) <= MAX_SHOWN:
         return "inline data"
     return f"inline data of {len(url)} characters, SHA-256 {hashlib.sha256(url.encode()).hexdigest()[:32]}"
 
 
 def shared_name(image: ImageRef) -> str:
-    """What references to one picture have in common, so that a page has it once; "" for one that is like no other.
+    """The key by which a page holds a picture once; "" for a picture that is never merged with another.
 
-    Only references that are a URL and nothing more share a name. Those without a URL are not the same, and what has bytes of its
-    own is not dropped unseen: one URL may have been got twice, with other content.
+    Only references that are just a URL have a key. References without a URL may differ, and so may pictures with bytes: one URL
+    may have been downloaded twice, with different content.
     """
     if image.problem not in _ONLY_NAMED:
         return ""
     return f"{image.url} {image.detail}" if image.problem == Reason.DATA_URL else image.url
 
 
-def once(images: Iterable[ImageRef]) -> tuple[ImageRef, ...]:
-    """The pictures in their order, each URL that is only named once (see shared_name)."""
-    kept: dict[object, ImageRef] = {}
+def unique_images(images: Iterable[ImageRef]) -> tuple[ImageRef, ...]:
+    """The pictures in their order, each remote URL once (see shared_name)."""
+    unique: dict[object, ImageRef] = {}
     for number, image in enumerate(images):
-        kept.setdefault(shared_name(image) or number, image)
-    return tuple(kept.values())
+        unique.setdefault(shared_name(image) or number, image)
+    return tuple(unique.values())
 
 
 def page_name(url: object, otherwise: str) -> tuple[str, bool]:
-    """(page_url, has_url) of a page: the URL that its row carries, or the other name when it carries none."""
+    """(page_url, has_url) of a page: the URL in its row, or the name `otherwise` when there is none."""
     if isinstance(url, str) and url.strip():
         return utf8(url.strip()), True
     return otherwise, False
 
 
-REF_BYTES = 500  # what an ImageRef and its places in a dict take, beside its texts and data
+REF_BYTES = 500  # memory of an ImageRef and its dict entry, without its texts and data
 
 
 @dataclass
@@ -95,7 +95,7 @@ class Gatherer:
         self._pages: OrderedDict[str, _Waiting] = OrderedDict()
 
     def add(self, page_url: str, image: ImageRef, piece: str) -> Iterator[Page]:
-        """The pages that are complete now that the picture is kept; `piece` names the page if it is the first picture of one."""
+        """Add a picture, and yield the pages that are complete then. `piece` is used when the picture is the first of its page."""
         page = self._pages.get(page_url)
         if page is None:
             page = self._pages[page_url] = _Waiting(piece)
@@ -112,7 +112,7 @@ class Gatherer:
             yield self._oldest()
 
     def rest(self) -> Iterator[Page]:
-        """All pages that still wait, at the end of the file."""
+        """All waiting pages, at the end of the file."""
         while self._pages:
             yield self._oldest()
 

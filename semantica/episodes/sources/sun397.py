@@ -1,7 +1,7 @@
-"""SUN397 as published and extracted: SUN397/a/abbey/sun_*.jpg and deeper, the 397 classes named in ClassName.txt.
+"""SUN397 as published and extracted: SUN397/a/abbey/sun_*.jpg and deeper; ClassName.txt names the 397 classes.
 
-Comes in: the folder SUN397, or the one that holds it, local or in a bucket. Goes out: label episodes (see `labels`) whose
-page_url is the class without its letter: "abbey", "balcony/exterior".
+In: the folder SUN397 or its parent, local or in a bucket. Out: label episodes (see `labels`) whose page_url is the class without
+its letter: "abbey", "balcony/exterior".
 """
 
 from __future__ import annotations
@@ -40,23 +40,23 @@ class Sun397Source:
         tree = open_tree(root)
         top = _top(tree, root)
         folders = [join(top, name) for name in _classes(tree, join(top, CLASSES))]
-        found = {
+        pictures_of = {
             folder: pictures
             for folder, files in tree.walk(top)
             if (pictures := {name: size for name, size in files.items() if is_picture(name)})
         }
-        missing = [folder for folder in folders if folder not in found]
+        missing = [folder for folder in folders if folder not in pictures_of]
         if missing:
             raise DataError(
                 f"ingest: {root}: expected pictures of all {len(folders)} classes of {CLASSES}, found none of {len(missing)} "
-                f"({', '.join(map(utf8, missing[:3]))}...); extract {ARCHIVE} again, or take the lines out"
+                f"({', '.join(map(utf8, missing[:3]))}...); extract {ARCHIVE} again, or remove these classes from {CLASSES}"
             )
-        unnamed = found.keys() - set(folders)
+        unnamed = pictures_of.keys() - set(folders)
         if unnamed:
             log.warning(
                 "ingest: %d folders with pictures (%s...) are not in %s and are left out", len(unnamed), min(unnamed), CLASSES
             )
-        return folder_parts({folder: found[folder] for folder in folders}, settings)
+        return folder_parts({folder: pictures_of[folder] for folder in folders}, settings)
 
     def pages(self, root: Location, part: Part, settings: ReadConfig) -> Iterator[Page]:
         """The label episodes of the part."""
@@ -77,7 +77,7 @@ def _top(tree: Tree, root: Location) -> str:
 
 
 def _classes(tree: Tree, path: str) -> list[str]:
-    """The folders that ClassName.txt names ("/a/abbey", one a line), relative to where it is."""
+    """The folders that ClassName.txt names (one per line, such as "/a/abbey"), relative to its own folder."""
     file = tree.image_ref(path)  # the same rule as for pictures: never a file outside the root
     if file.problem:
         raise DataError(f"ingest: {path}: expected a file in the tree, got {file.problem} ({file.detail})")

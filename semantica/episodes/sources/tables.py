@@ -1,6 +1,6 @@
-"""Parquet tables of pages, a row each: how a table is cut into parts, and its rows, a few at a time.
+"""Parquet tables with one page per row: cutting a table into parts, and reading its rows a few at a time.
 
-Used by OBELICS and OmniCorpus. A part is a run of whole row groups; memory is a batch of rows, not a row group.
+Used by OBELICS, OmniCorpus and `pictures`. A part is a run of whole row groups. Memory holds a batch of rows, not a row group.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ import pyarrow.parquet as pq
 from semantica.data.location import Location
 from semantica.episodes.pages import ImageRef, Part, ReadConfig
 from semantica.episodes.quarantine import DamagedFile, Reason, utf8
-from semantica.episodes.sources.files import DAMAGED, label_of, list_parts, location_of, opened
+from semantica.episodes.sources.files import DAMAGED, label_of, list_parts, location_of, open_part
 from semantica.episodes.sources.remote import remote_image
 
-MIN_CUT_BYTES = 8 << 20  # a smaller file is one part; its footer is not read on the driver
-FOOTERS_AT_ONCE = 16  # a footer is one small request, so over a network they are read side by side
+MIN_CUT_BYTES = 8 << 20  # a smaller file is one part, and the driver does not read its footer
+FOOTERS_AT_ONCE = 16  # footers are small requests, so over a network they are read in parallel
 ROWS_PER_BATCH = 16  # rows may hold pictures
 
-Columns = Mapping[str, tuple[Callable[[Any], bool], str]]  # name -> (does the Arrow type fit, what is expected in words)
+Columns = Mapping[str, tuple[Callable[[Any], bool], str]]  # name -> (check of the Arrow type, expected type in words)
 
 
 def parquet_parts(root: Location, settings: ReadConfig, what: str) -> list[Part]:
-    """Parts of the Parquet files under the root: the fewest row groups that hold `pages_per_part` rows, or a whole small file."""
+    """Parts of the Parquet files under the root: the fewest row groups with `pages_per_part` rows, or a whole small file."""
     files = list_parts(root, (".parquet",), what)
     with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
         cut = pool.map(lambda part: _cut(root, part, settings.pages_per_part), files)
@@ -35,7 +35,7 @@ def parquet_parts(root: Location, settings: ReadConfig, what: str) -> list[Part]
 
 
 def _cut(root: Location, part: Part, rows: int) -> list[Part]:
-    """The parts of one file. A file whose footer cannot be read stays one part, which the worker will find damaged."""
+    """The parts of one file. A file with an unreadable footer stays one part, which the worker reports as damaged."""
     if int(part.fingerprint) < MIN_CUT_BYTES:
         return [part]
     try:
@@ -46,22 +46,22 @@ def _cut(root: Location, part: Part, rows: int) -> list[Part]:
         if isinstance(error, OSError) and error.errno is not None and not isinstance(error, PermissionError):
             raise
         return [part]
-    parts, start, held = [], 0, 0
+    parts, start, num_rows = [], 0, 0
     for group, size in enumerate(sizes):
-        held += size
-        if held >= rows or group == len(sizes) - 1:
+        num_rows += size
+        if num_rows >= rows or group == len(sizes) - 1:
             parts.append(replace(part, start=start, stop=group + 1))
-            start, held = group + 1, 0
+            start, num_rows = group + 1, 0
     return parts or [part]
 
 
 def read_rows(root: Location, part: Part, columns: Columns) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """(number of the row in its file, its values) for every row of a part; a text says why a row could not be read.
+    """(number of the row in its file, its values) for every row of a part. For a bad row, a text says why instead of the values.
 
-    Raises DamagedFile when the file is no Parquet, ends too early, or its columns are others.
+    Raises DamagedFile when the file is not Parquet, ends too early, or has other columns.
     """
-    with opened(root, part) as stream:
-        # A buffer, so that a column chunk is not read whole: with pictures in it, it may be gigabytes.
+    with open_part(root, part) as stream:
+        # With a buffer, a column chunk is not read whole: with pictures in it, it may have gigabytes.
         table = pq.ParquetFile(stream, buffer_size=1 << 20, pre_buffer=False)
         _check(table.schema_arrow, columns, label_of(root, part))
         stop = part.stop or table.num_row_groups
@@ -105,9 +105,9 @@ def is_image_list(kind: Any) -> bool:
 
 
 def table_images(values: Sequence[Any], name: str, settings: ReadConfig) -> Iterator[ImageRef]:
-    """The pictures in one cell of `images`; `name` is what pictures without a URL are called by.
+    """The pictures in one cell of `images`. `name` is the prefix of names for pictures without a URL.
 
-    None, and a struct of None, is a place of text and no picture.
+    None, or a struct of None, stands for a text, not for a picture.
     """
     for number, value in enumerate(values):
         data, url = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)

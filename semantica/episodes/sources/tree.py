@@ -1,11 +1,11 @@
-"""A folder of files, local or in a bucket, read safely: what is in it, in a fixed order, and whether a path stays inside.
+"""A folder of files, local or in a bucket: its content in a fixed order, and references to pictures that stay inside it.
 
-A crawl is untrusted input: a link or a symlink in it must never make ingest read a file outside the folder the user named. Comes
-in: the root. Goes out: names with sizes, and references to pictures. Sources that read trees and label folders build on this.
+A crawl is untrusted input: a link or a symlink in it must never make ingest read a file outside the user's folder. In: the root.
+Out: names with sizes, and references to pictures. The sources for trees and label folders use this module.
 
-`folder` is the simplest of them: every folder that directly holds pictures is one page, its path the page's URL, its pictures in
-the order of their file names. Files without a picture's extension are not looked at; a file with one that is no picture goes to
-quarantine.
+The source `folder` is the simplest of them: every folder that directly holds pictures is one page. Its path is the page's URL, and
+its pictures are in the order of their file names. Files without a picture's extension are ignored. A file with such an extension
+that is not a picture goes to quarantine.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from semantica.errors import DataError
 
 log = logging.getLogger(__name__)
 
-# What counts as a picture by name. All raster formats of `images.FORMATS`; SVG is a program, not pixels, and is left out.
+# The extensions of pictures: all formats of `images.FORMATS`. SVG is not a raster format and is left out.
 PICTURES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".avif", ".avifs"}
 )
@@ -36,7 +36,7 @@ PICTURES = frozenset(
 
 @dataclass(frozen=True)
 class Listing:
-    """What one folder holds directly: names of folders, and names of files with their sizes in bytes, both sorted."""
+    """The direct content of one folder: names of folders, and names of files with their sizes in bytes, both sorted."""
 
     folders: tuple[str, ...]
     files: dict[str, int]
@@ -45,18 +45,18 @@ class Listing:
 class LocalTree:
     """The files under a folder of this machine.
 
-    Symlinked folders are not entered: they would repeat a folder, never end, or leave the root.
+    Symlinked folders are not entered: they could repeat a folder, form a cycle, or leave the root.
     """
 
     def __init__(self, root: Path) -> None:
         if not root.is_dir():
-            found = "is a file" if root.exists() else "is not there"
-            raise DataError(f"ingest: {root} {found}; expected the folder of a crawl")
+            problem = "is a file" if root.exists() else "is not there"
+            raise DataError(f"ingest: {root} {problem}; expected the folder of a crawl")
         self.root = root
         self._resolved = root.resolve()
 
     def walk(self, folder: str = "") -> Iterator[tuple[str, dict[str, int]]]:
-        """(path relative to the root, "" for the root itself; names and sizes of its files, sorted) of the folder and all below.
+        """(path relative to the root, names and sizes of the files, sorted) of the folder and all folders below; "" is the root.
 
         Raises DataError when a folder cannot be listed.
         """
@@ -69,7 +69,7 @@ class LocalTree:
             yield "" if relative == os.curdir else relative.replace(os.sep, "/"), _sizes(path, names)
 
     def listing(self, folder: str) -> Listing:
-        """What the folder holds; the same names and sizes as `walk` gives. Raises DataError when it cannot be listed."""
+        """The content of the folder, with the same names and sizes as `walk`. Raises DataError when it cannot be listed."""
         path, folders, names = next(os.walk(self.root / folder, onerror=_refuse))
         real = (name for name in folders if not os.path.islink(os.path.join(path, name)))
         return Listing(tuple(sorted(real)), _sizes(path, names))
@@ -77,7 +77,7 @@ class LocalTree:
     def image_ref(self, relative: str) -> ImageRef:
         """The picture at a path relative to the root: with its file, or with the problem OUTSIDE_ROOT, MISSING_FILE or BAD_URL.
 
-        `relative` is normalised (no "." or ".." inside); a leading ".." is a way out of the root.
+        `relative` must be normalised (no "." or ".." inside); a leading ".." leaves the root.
         """
         url = utf8(relative)
         if _climbs(relative):
@@ -85,7 +85,7 @@ class LocalTree:
         try:
             full = (self.root / relative).resolve()
             is_file = full.is_file()
-        except (OSError, ValueError, RuntimeError) as error:  # a name too long, a NUL in it, a ring of symlinks
+        except (OSError, ValueError, RuntimeError) as error:  # a name that is too long or holds a NUL, a cycle of symlinks
             return ImageRef(url, problem=Reason.BAD_URL, detail=utf8(str(error)))
         if not full.is_relative_to(self._resolved):
             return ImageRef(url, problem=Reason.OUTSIDE_ROOT, detail="a symlink leaves the root")
@@ -97,8 +97,8 @@ class LocalTree:
 class RemoteTree:
     """The files under a prefix of a bucket, which has no symlinks.
 
-    A folder is listed at most once, and only when its parent has it: a page costs requests by the folders of the bucket that it
-    points to, not by the pictures it names.
+    A folder is listed at most once, and only when its parent contains it. So the requests for a page depend on the number of
+    existing folders that it points to, not on the number of its pictures.
     """
 
     def __init__(self, root: UPath) -> None:
@@ -107,30 +107,30 @@ class RemoteTree:
         self._known: dict[str, Listing] = {}
 
     def walk(self, folder: str = "") -> Iterator[tuple[str, dict[str, int]]]:
-        """As LocalTree.walk, in the same order, with one listing of the whole. Raises DataError when nothing is there."""
+        """As LocalTree.walk, in the same order, with a single listing request. Raises DataError when there are no files."""
         top = join(self._prefix, folder) if folder else self._prefix
         try:
-            found = self.root.fs.find(top, detail=True)
+            entries = self.root.fs.find(top, detail=True)
         except OSError as error:
             raise DataError(f"ingest: {self.root} cannot be listed ({error}); check the address and the credentials") from None
         folders: dict[str, dict[str, int]] = {}
-        for name, about in found.items():
+        for name, entry in entries.items():
             if name.startswith(f"{top}/") and not name.endswith("/"):  # a key that ends in a slash only marks a folder
                 parent, _, file = name[len(self._prefix) + 1 :].rpartition("/")
-                folders.setdefault(parent, {})[file] = int(about["size"] or 0)
+                folders.setdefault(parent, {})[file] = int(entry["size"] or 0)
         if not folders:
             raise DataError(f"ingest: no files under {self.root}; expected the root of a crawl")
         for parent in sorted(folders, key=lambda path: path.split("/") if path else []):
             yield parent, dict(sorted(folders[parent].items()))
 
     def listing(self, folder: str) -> Listing:
-        """What the folder holds; nothing when there is no such folder."""
+        """The content of the folder; empty when there is no such folder."""
         if folder not in self._known:
             self._known[folder] = self._ask(folder)
         return self._known[folder]
 
     def image_ref(self, relative: str) -> ImageRef:
-        """As LocalTree.image_ref; inside the root by the path alone."""
+        """As LocalTree.image_ref. The path alone decides whether it is inside the root."""
         url = utf8(relative)
         if _climbs(relative):
             return ImageRef(url, problem=Reason.OUTSIDE_ROOT, detail="the path leaves the root")
@@ -145,10 +145,10 @@ class RemoteTree:
             return Listing((), {})
         path = join(self._prefix, folder) if folder else self._prefix
         try:
-            found = self.root.fs.ls(path, detail=True)
+            entries = self.root.fs.ls(path, detail=True)
         except FileNotFoundError:
             return Listing((), {})
-        inside = [(entry["name"].rstrip("/").rpartition("/")[2], entry) for entry in found if entry["name"].rstrip("/") != path]
+        inside = [(entry["name"].rstrip("/").rpartition("/")[2], entry) for entry in entries if entry["name"].rstrip("/") != path]
         files = {name: int(entry["size"] or 0) for name, entry in inside if entry["type"] == "file"}
         folders = {name for name, entry in inside if entry["type"] == "directory"}
         return Listing(tuple(sorted(folders)), dict(sorted(files.items())))
@@ -158,17 +158,17 @@ Tree: TypeAlias = LocalTree | RemoteTree
 
 
 def open_tree(root: Location) -> Tree:
-    """The tree under a root. Raises DataError when a local root is no folder; a bucket answers when it is first listed."""
+    """The tree under a root. Raises DataError when a local root is no folder; a bucket is checked at its first listing."""
     return LocalTree(root) if isinstance(root, Path) else RemoteTree(root)
 
 
 def is_picture(name: str) -> bool:
-    """True for a file that by its name is a picture."""
+    """True for a file name with a picture's extension."""
     return PurePosixPath(name).suffix.lower() in PICTURES
 
 
 def fingerprint(sizes: Iterable[tuple[str, int]]) -> str:
-    """32 hex digits that change when a path or a size of these files does, or their order."""
+    """32 hex digits that change when a path, a size or the order of these files changes."""
     digest = hashlib.sha256()
     for path, size in sizes:
         digest.update(f"{path}\0{size}\n".encode("utf-8", "surrogatepass"))  # names on disk need not be UTF-8
@@ -181,7 +181,7 @@ def join(folder: str, name: str) -> str:
 
 
 def what_is_there(tree: Tree, folder: str = "") -> str:
-    """A few names of what a folder holds, for an error about what it should hold."""
+    """Some names in a folder, for an error message about its content."""
     listing = tree.listing(folder)
     names = [f"{name}/" for name in listing.folders] + list(listing.files)
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
@@ -199,7 +199,7 @@ def _sizes(folder: str, names: list[str]) -> dict[str, int]:
         try:
             sizes[name] = os.stat(os.path.join(folder, name)).st_size
         except OSError:
-            sizes[name] = 0  # image_ref says later what is wrong with it
+            sizes[name] = 0  # image_ref reports the problem later
     return sizes
 
 
@@ -216,17 +216,17 @@ class FolderSource:
 
         Raises DataError when the root is missing or no folder under it holds a picture.
         """
-        found = []
+        pages = []
         for folder, files in open_tree(root).walk():
             pictures = [(join(folder, name), size) for name, size in files.items() if is_picture(name)]
             if pictures:
-                found.append((_page_url(folder), folder, pictures))
-        if not found:
+                pages.append((_page_url(folder), folder, pictures))
+        if not pages:
             raise DataError(f"ingest: no pictures under {root}; expected files ending in one of {' '.join(sorted(PICTURES))}")
-        found.sort()
+        pages.sort()
         parts = []
-        for start in range(0, len(found), settings.pages_per_part):
-            run = found[start : start + settings.pages_per_part]
+        for start in range(0, len(pages), settings.pages_per_part):
+            run = pages[start : start + settings.pages_per_part]
             sizes = (picture for _, _, pictures in run for picture in pictures)
             parts.append(Part(tuple(folder for _, folder, _ in run), fingerprint=fingerprint(sizes)))
         return parts

@@ -1,12 +1,11 @@
-"""WARC archives: what a crawler was answered, page and picture each a record of its own (ISO 28500; .warc, .warc.gz).
+"""WARC archives: the answers that a crawler got, with one record per page and per picture (ISO 28500; .warc, .warc.gz).
 
-Comes in: response, resource and revisit records. Goes out: the HTML pages with the pictures they show, joined by URL within a
-window of `join_window_mb` (see `join`), redirects followed as far as they are in the window too. What is not found keeps its
-URL, with NOT_IN_ARCHIVE; how many is logged for every file. A file is one part and is read once, from its beginning to its end.
+In: response, resource and revisit records. Out: the HTML pages with the pictures that they show, joined by URL within a window of
+`join_window_mb` (see `join`). Redirects are followed when they are in the window too. A picture that is not found keeps its URL
+with NOT_IN_ARCHIVE; their number is logged per file. A file is one part and is read once, from start to end.
 
-The first half reads one HTTP answer: status, headers, and the body with its encodings undone, within a limit. FastWARC 2.0.1
-loses its place in the archive when it decodes a damaged body itself, so the body is taken out first and decoded here, with its
-readers.
+The first half of the module reads one HTTP answer: status, headers, and the decoded body, within a limit. FastWARC 2.0.1 loses its
+place in the archive when it decodes a damaged body itself. So the body is read first and decoded here, with FastWARC's readers.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from semantica.data.location import Location
 from semantica.episodes.pages import ImageRef, Page, Part, ReadConfig
 from semantica.episodes.quarantine import DamagedFile, Reason, utf8
 from semantica.episodes.sources import source
-from semantica.episodes.sources.files import decompressed, label_of, list_parts, opened
+from semantica.episodes.sources.files import decompress, label_of, list_parts, open_part
 from semantica.episodes.sources.html import MAX_PAGE_BYTES, ROBOTS_NAMES, base_href, parse, picture_candidates, robots_directives
 from semantica.episodes.sources.join import Join, Picture, WaitingPage, url_key
 from semantica.episodes.sources.remote import remote_image
@@ -34,17 +33,17 @@ from semantica.episodes.sources.remote import remote_image
 MAX_HEADER_BYTES = 64 << 10
 STEP = 1 << 20
 
-# Directives of X-Robots-Tag that have a value after a colon; other words before a colon name a robot.
+# Directives of X-Robots-Tag that have a value after a colon. Other words before a colon name a robot.
 _VALUED = frozenset({"max-snippet", "max-image-preview", "max-video-preview", "unavailable_after"})
 
 
 class TooManyBytes(Exception):
-    """A body that is larger than its reader wants."""
+    """A body that is larger than its limit."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Status line and headers of an HTTP response, and how many bytes they take."""
+    """Status line and headers of an HTTP response, and the number of their bytes."""
 
     status: int
     headers: HeaderMap
@@ -74,21 +73,21 @@ def parse_answer(head: bytes) -> Answer | None:
     headers = HeaderMap()
     try:
         num_bytes = headers.parse(io.BytesIO(head))
-    except OSError:  # a header longer than any
+    except OSError:  # a header that is too long
         return None
     return Answer(headers.status_code, headers, num_bytes) if headers.status_code is not None else None
 
 
 def resource(content_type: str) -> Answer:
-    """What stands for the answer of a resource record: a file of this type, in full."""
+    """An answer for a resource record, which has none: status 200 with this content type."""
     headers = HeaderMap()
     headers.append("Content-Type", content_type)
     return Answer(200, headers, 0)
 
 
 def robots_tags(answer: Answer) -> tuple[str, ...]:
-    """The directives of the X-Robots-Tag headers that are for all robots, or for one whose wishes we follow too, lower case."""
-    found: dict[str, None] = {}
+    """The directives of the X-Robots-Tag headers for all robots or for one of ROBOTS_NAMES, lower case."""
+    directives: dict[str, None] = {}
     for header in answer.headers.get_multiple("X-Robots-Tag"):
         ours = True
         for word in header.lower().split(","):
@@ -96,15 +95,15 @@ def robots_tags(answer: Answer) -> tuple[str, ...]:
             if colon and name.strip() not in _VALUED:
                 ours, word = name.strip() in ROBOTS_NAMES, rest
             if ours and word.strip():
-                found[word.strip()] = None
-    return tuple(found)
+                directives[word.strip()] = None
+    return tuple(directives)
 
 
-def decoded(answer: Answer, body: bytes, limit: int) -> bytes:
-    """The body with transfer and content encodings undone, as far as it is whole.
+def decode_body(answer: Answer, body: bytes, limit: int) -> bytes:
+    """The body without transfer and content encodings, up to its first damage.
 
-    A body that does not begin as its headers say is taken as it is: many crawlers store it decoded, under the old headers.
-    Raises TooManyBytes when it holds more than `limit` bytes, ValueError for an encoding that is not known.
+    A body that does not begin as its headers say is returned unchanged: many crawlers store it decoded, under the old headers.
+    Raises TooManyBytes when it has more than `limit` bytes, ValueError for an unknown encoding.
     """
     if "chunked" in answer.get("Transfer-Encoding").lower():
         body = _read_body(ChunkedReader(io.BytesIO(body)), body, limit)
@@ -126,7 +125,7 @@ def decoded(answer: Answer, body: bytes, limit: int) -> bytes:
 
 
 def _read_body(reader: WarcReader, otherwise: bytes, limit: int) -> bytes:
-    """What the reader gives before its end or its first error, at most limit + 1 bytes; `otherwise` when that is nothing."""
+    """The bytes of the reader up to its end or first error, at most limit + 1; `otherwise` when an error comes first."""
     data = bytearray()
     try:
         while len(data) <= limit and (step := reader.read(min(STEP, limit + 1 - len(data)))):
@@ -138,7 +137,7 @@ def _read_body(reader: WarcReader, otherwise: bytes, limit: int) -> bytes:
 
 
 def _inflate(body: bytes, limit: int) -> bytes:
-    for wbits in (zlib.MAX_WBITS | 32, -zlib.MAX_WBITS):  # gzip or zlib; then bare deflate, which some servers send
+    for wbits in (zlib.MAX_WBITS | 32, -zlib.MAX_WBITS):  # first gzip or zlib, then bare deflate, which some servers send
         inflate, data, rest = zlib.decompressobj(wbits), bytearray(), body
         try:
             while rest and len(data) <= limit and not inflate.eof:
@@ -160,7 +159,7 @@ REDIRECTS = frozenset({301, 302, 303, 307, 308})
 MAX_RECORD_HEADER_BYTES = 1 << 20
 MAX_LENGTH_DIGITS = 18  # of a Content-Length: an exabyte, and inside 64 bits
 _KINDS = WarcRecordType.response | WarcRecordType.resource | WarcRecordType.revisit
-# How files of pictures begin: JPEG, PNG, GIF, WebP and AVIF (after a length), BMP, TIFF.
+# (offset, bytes) at the start of picture files: JPEG, PNG, GIF, WebP and AVIF (after a length), BMP, TIFF.
 _MAGIC = (
     (0, b"\xff\xd8\xff"),
     (0, b"\x89PNG"),
@@ -178,16 +177,16 @@ class WarcSource:
     """The Source of WARC archives."""
 
     def parts(self, root: Location, settings: ReadConfig) -> list[Part]:
-        """One part for every archive."""
+        """One part per archive."""
         return list_parts(root, SUFFIXES, "WARC files")
 
     def pages(self, root: Location, part: Part, settings: ReadConfig) -> Iterator[Page]:
-        """The pages of an archive in the order of their records; `piece` is the file and the place of the record in it."""
+        """The pages of an archive in the order in which they leave the window; `piece` is the file and the record's offset."""
         name = label_of(root, part)
         join = Join(settings.join_window_mb << 20)
         num_pages = 0
-        with opened(root, part) as stream:
-            for record in _records(decompressed(stream), name):
+        with open_part(root, part) as stream:
+            for record in _records(decompress(stream), name):
                 for page in _join(record, join, name, settings):
                     num_pages += 1
                     yield page
@@ -201,7 +200,7 @@ class WarcSource:
 
 
 def _records(stream: io.BufferedReader, name: str) -> Iterator[WarcRecord]:
-    """The records of an archive, each whole: FastWARC takes the end of the file for the end of a record and says nothing."""
+    """The records of an archive, each checked to be whole: FastWARC silently takes the end of the file for the end of a record."""
     for record in ArchiveIterator(stream, parse_http=False, stream_detect=False, max_header_len=MAX_RECORD_HEADER_BYTES):
         length = (record.headers.get("Content-Length") or "").strip()
         where = f"the record at byte {record.stream_pos}"
@@ -215,7 +214,7 @@ def _records(stream: io.BufferedReader, name: str) -> Iterator[WarcRecord]:
 
 
 def _join(record: WarcRecord, join: Join, name: str, settings: ReadConfig) -> Iterator[Page]:
-    """Put what the record holds in the queue; the pages that leave it for that."""
+    """Add the record's content to the queue, and yield the pages that leave it."""
     url = _header(record, b"WARC-Target-URI")
     if not url_key(url):
         return
@@ -223,7 +222,7 @@ def _join(record: WarcRecord, join: Join, name: str, settings: ReadConfig) -> It
         yield from join.add_alias(url, _header(record, b"WARC-Refers-To-Target-URI") or url)
         return
     head = _read(record, MAX_HEADER_BYTES)
-    # A resource record was got without HTTP: its block is the file.
+    # A resource record was not fetched by HTTP: its block is the file.
     is_resource = record.record_type == WarcRecordType.resource
     answer = resource(record.headers.get("Content-Type") or "") if is_resource else parse_answer(head)
     if answer is None:
@@ -242,13 +241,13 @@ def _join(record: WarcRecord, join: Join, name: str, settings: ReadConfig) -> It
 
 
 def _header(record: WarcRecord, name: bytes) -> str:
-    """A header that holds a URL. Old writers put it in angle brackets; its bytes need not be UTF-8."""
+    """A header with a URL, without the angle brackets of old writers. Its bytes need not be UTF-8."""
     value = (record.headers.get_bytes(name) or b"").decode("utf-8", "surrogateescape").strip()
     return value[1:-1] if value.startswith("<") and value.endswith(">") else value
 
 
 def _read(record: WarcRecord, num_bytes: int) -> bytes:
-    """The next bytes of the record; fewer only when it has no more."""
+    """The next `num_bytes` of the record, fewer only at its end."""
     data = bytearray()
     while len(data) < num_bytes and (step := record.reader.read(num_bytes - len(data))):
         data += step
@@ -256,15 +255,15 @@ def _read(record: WarcRecord, num_bytes: int) -> bytes:
 
 
 def _body(record: WarcRecord, answer: Answer, head: bytes, limit: int) -> bytes:
-    """The body, decoded. Raises TooManyBytes, before it is read when its length says so already, and ValueError."""
+    """The decoded body. Raises TooManyBytes, before reading when the record's length exceeds the limit, and ValueError."""
     left = record.content_length - record.reader.tell()
-    if len(head) + left > limit + MAX_HEADER_BYTES:  # chunks may be framed by some bytes more
+    if len(head) + left > limit + MAX_HEADER_BYTES:  # the framing of chunks may add some bytes
         raise TooManyBytes
-    return decoded(answer, head + _read(record, left), limit)
+    return decode_body(answer, head + _read(record, left), limit)
 
 
 def _kind(answer: Answer, body: bytes) -> str:
-    """ "page", "picture" or "" for neither, by the declared type, or by how the body begins when that says nothing."""
+    """ "page", "picture" or "" for neither, by the declared type, or by the first bytes of the body when the type is unsure."""
     if answer.media_type in PAGE_TYPES:
         return "page"
     if answer.media_type.startswith("image/"):
@@ -284,13 +283,14 @@ def _picture(record: WarcRecord, answer: Answer, head: bytes, limit: int) -> Pic
 
 
 def _page(record: WarcRecord, answer: Answer, head: bytes, url: str, piece: str) -> WaitingPage:
-    """The page of a record, and what it shows."""
+    """The page of a record, and the pictures that it shows."""
     page_url = utf8(url)
     try:
         tree = parse(_body(record, answer, head, MAX_PAGE_BYTES), answer.charset)
         opt_out = tuple(dict.fromkeys((*robots_tags(answer), *robots_directives(tree))))
         base = _absolute(url, base_href(tree) or "") or url
-        wanted = tuple(dict.fromkeys(_wanted(base, [candidate.url for candidate in found]) for found in picture_candidates(tree)))
+        offers = ([candidate.url for candidate in candidates] for candidates in picture_candidates(tree))
+        wanted = tuple(dict.fromkeys(_wanted(base, urls) for urls in offers))
     except TooManyBytes:
         problem = f"expected at most {MAX_PAGE_BYTES} bytes, got more"
     except Exception as error:  # noqa: BLE001 - a parser's error over untrusted bytes is a fact about the page
@@ -301,14 +301,14 @@ def _page(record: WarcRecord, answer: Answer, head: bytes, url: str, piece: str)
 
 
 def _wanted(base: str, offered: list[str]) -> tuple[str, ...] | ImageRef:
-    """The absolute URLs of a picture that can be looked for, the best first; else the first URL, with its problem."""
+    """The absolute http(s) URLs of a picture, the best first; without any, the first URL with its problem."""
     urls = [_absolute(base, url) for url in offered]
-    found = tuple(dict.fromkeys(url for url in urls if url_key(url)))
-    return found or remote_image(urls[0] or offered[0])
+    searchable = tuple(dict.fromkeys(url for url in urls if url_key(url)))
+    return searchable or remote_image(urls[0] or offered[0])
 
 
 def _absolute(base: str, url: str) -> str:
-    """The URL a page means, absolute, without its fragment; "" when it means none."""
+    """The absolute form of a page's URL, without its fragment; "" when there is none."""
     try:
         return urldefrag(urljoin(base, re.sub(r"[\t\n\r]", "", url.strip())))[0]
     except ValueError:

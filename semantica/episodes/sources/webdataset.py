@@ -1,14 +1,14 @@
-"""webdataset: tar files whose members of one key are a sample, as img2dataset and webdataset's own TarWriter write them.
+"""webdataset: tar files whose members with the same key form a sample, as written by img2dataset and webdataset's TarWriter.
 
-Comes in: .tar, .tar.gz or .tgz. A member's key is its path up to the first dot of its name; what ends in a picture's extension
-is a picture, `json` says where it came from. A file whose name has no dot, or begins with one, belongs to no sample
-(webdataset's rule) and is passed over. Goes out: the pictures of one page gathered, when the JSON names the page. img2dataset
-carries that only as an extra column (`save_additional_columns=["page_url"]`); without it each sample is a page of its own and
-has_url is False. Nothing is extracted: pictures are read where they lie in the tar, or kept in memory when it is compressed.
+In: .tar, .tar.gz or .tgz. A member's key is its path up to the first dot of its name. A member with a picture's extension is a
+picture; the `json` member holds its origin. A file whose name has no dot, or begins with one, belongs to no sample (webdataset's
+rule) and is ignored. Out: the pictures of one page together, when the JSON names the page. img2dataset writes the page only as an
+extra column (`save_additional_columns=["page_url"]`); without it, each sample is a page of its own and has_url is False. Nothing is
+extracted: pictures are read in place, or kept in memory when the tar is compressed.
 
-The second half reads the members of an uncompressed tar in place, also of a tar within another, which is contiguous bytes too
-(`imagenet` uses it). Python's own reader takes the first header that it does not understand for the end; here a tar ends with
-its end mark, or it is damaged.
+The second half reads the members of an uncompressed tar in place, also of a tar inside another tar, which is contiguous too
+(`imagenet` uses it). Python's own reader takes the first header that it does not understand for the end. Here, a tar without its
+end mark is damaged.
 """
 
 from __future__ import annotations
@@ -27,7 +27,15 @@ from semantica.data.location import Location, location, uri
 from semantica.episodes.pages import ImageRef, Page, Part, ReadConfig
 from semantica.episodes.quarantine import DamagedFile, Reason, utf8
 from semantica.episodes.sources import source
-from semantica.episodes.sources.files import decompressed, label_of, list_parts, location_of, opened, permitted, unreadable
+from semantica.episodes.sources.files import (
+    decompress,
+    label_of,
+    list_parts,
+    location_of,
+    open_part,
+    permission_check,
+    unreadable_page,
+)
 from semantica.episodes.sources.remote import Gatherer, page_name, remote_image
 from semantica.episodes.sources.tree import Tree, is_picture
 from semantica.errors import DataError
@@ -35,7 +43,7 @@ from semantica.errors import DataError
 log = logging.getLogger(__name__)
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
-# What a column with the page's URL is called in the JSON, the first that is there; `url` is the picture's own.
+# The names of the JSON field with the page's URL; the first that exists is used. `url` is the URL of the picture.
 PAGE_URL_KEYS = (
     "page_url", "pageurl", "source_page", "source_page_url", "document_url", "webpage_url", "parent_url", "page",
 )  # fmt: skip
@@ -48,8 +56,8 @@ _SAMPLE = re.compile(r"\A((?:.*/)?[^./][^./]*)\.([^/]+)\Z", re.DOTALL)  # webdat
 @dataclass
 class _Sample:
     key: str
-    offset: int  # of its first member; a key may come twice
-    facts: Any = None  # what its JSON says
+    offset: int  # of its first member; a key may occur twice
+    facts: Any = None  # the content of its JSON
     problem: str = ""
     images: list[ImageRef] = field(default_factory=list)
 
@@ -59,14 +67,14 @@ class WebDatasetSource:
     """The Source of webdataset's tar files."""
 
     def parts(self, root: Location, settings: ReadConfig) -> list[Part]:
-        """One part for every tar file."""
+        """One part per tar file."""
         return list_parts(root, SUFFIXES, "tar files")
 
     def pages(self, root: Location, part: Part, settings: ReadConfig) -> Iterator[Page]:
-        """The pages of a tar in the order in which they are complete, and one with a problem for each member that is no file."""
+        """The pages of a tar in the order in which they are complete, and one page with a problem per member that is no file."""
         name, gatherer, without = label_of(root, part), Gatherer(settings.join_window_mb << 20), 0
-        with opened(root, part) as file:
-            stream = decompressed(file)
+        with open_part(root, part) as file:
+            stream = decompress(file)
             where = uri(location_of(root, part)) if stream is file else ""
             for sample in _samples(stream, name, where, settings):
                 if isinstance(sample, Page):
@@ -98,33 +106,35 @@ def _named_page(facts: object) -> object:
 
 
 def _samples(stream: io.BufferedReader, name: str, where: str, settings: ReadConfig) -> Iterator[_Sample | Page]:
-    """The samples of a tar, and a page with a problem for each member that is neither a file nor a folder."""
-    sample, held = None, 0
+    """The samples of a tar, and one page with a problem per member that is neither a file nor a folder."""
+    sample, num_bytes = None, 0
     for member in _members(stream, name):
-        found = _SAMPLE.match(member.name)
-        if member.isdir() or (member.isreg() and not found):
+        match = _SAMPLE.match(member.name)
+        if member.isdir() or (member.isreg() and not match):
             continue
-        if found is None or not member.isreg() or member.issparse():
-            yield unreadable(f"{name}/{utf8(member.name)}@{member.offset}", "a link, device or sparse file in the tar, not read")
+        if match is None or not member.isreg() or member.issparse():
+            yield unreadable_page(
+                f"{name}/{utf8(member.name)}@{member.offset}", "a link, device or sparse file in the tar, not read"
+            )
             continue
-        key, kind = utf8(found[1]), found[2].lower()
+        key, kind = utf8(match[1]), match[2].lower()
         if sample is not None and sample.key != key:
             yield _complete(sample)
             sample = None
         if sample is None:
-            sample, held = _Sample(key, member.offset), 0
+            sample, num_bytes = _Sample(key, member.offset), 0
         if kind == "json":
             _read_facts(sample, stream, member)
         elif is_picture(member.name):
-            fits = held + member.size <= settings.join_window_mb << 20
-            held += member.size
+            fits = num_bytes + member.size <= settings.join_window_mb << 20
+            num_bytes += member.size
             sample.images.append(_image(stream, member, f"{name}/{utf8(member.name)}", where, settings, fits))
     if sample is not None:
         yield _complete(sample)
 
 
 def _image(stream: io.BufferedReader, member: tarfile.TarInfo, url: str, where: str, settings: ReadConfig, fits: bool) -> ImageRef:
-    """Where the picture lies in the tar `where`, or its bytes when that is ""; `fits`: there is memory for them."""
+    """The picture's place in the tar `where`, or its bytes when `where` is "". fits: there is memory for the bytes."""
     if member.size > settings.max_image_bytes or not (where or fits):
         expected = settings.max_image_bytes if fits else f"{settings.join_window_mb} MB in one sample"
         return ImageRef(url, problem=Reason.TOO_MANY_BYTES, detail=f"expected at most {expected} bytes, got {member.size}")
@@ -139,12 +149,12 @@ def _read_facts(sample: _Sample, stream: io.BufferedReader, member: tarfile.TarI
         return
     try:
         sample.facts = json.loads(_content(stream, member))
-    except (ValueError, RecursionError) as error:  # no JSON, or nested deeper than any that is meant to be read
+    except (ValueError, RecursionError) as error:  # no JSON, or nested too deep
         sample.problem = f"expected JSON, got {error}"
 
 
 def _complete(sample: _Sample) -> _Sample:
-    """The sample, its picture called by its URL when the JSON has one; a download that failed is a picture to fetch."""
+    """The sample, with its picture named by the URL in the JSON, if any; a failed download becomes a picture to fetch."""
     facts = sample.facts if isinstance(sample.facts, dict) else {}
     url = facts.get("url")
     if not isinstance(url, str) or not url.strip():
@@ -164,7 +174,7 @@ def _complete(sample: _Sample) -> _Sample:
 
 
 class _Headers(io.RawIOBase):
-    """The stream as tarfile may read it: headers of a sane size. Pictures are read beside it."""
+    """The stream for tarfile, which may read only headers of a sane size. Pictures are read from the stream directly."""
 
     def __init__(self, stream: io.BufferedReader) -> None:
         self.stream = stream
@@ -182,15 +192,15 @@ class _Headers(io.RawIOBase):
 
 
 def _members(stream: io.BufferedReader, name: str) -> Iterator[tarfile.TarInfo]:
-    """The members of a tar in their order. Raises DamagedFile unless it ends with the mark of its end, a block of zeros.
+    """The members of a tar in their order. Raises DamagedFile unless it ends with the end mark, a block of zeros.
 
-    tarfile itself takes a header that makes no sense, and a file that stops between two members, for the end.
+    tarfile itself takes an invalid header, or a file that stops between two members, for the end.
     """
     try:
         archive = tarfile.open(fileobj=_Headers(stream), mode="r:", errorlevel=1)  # noqa: SIM115
         while (member := archive.next()) is not None:
             yield member
-            archive.members.clear()  # type: ignore[attr-defined]  # it keeps every header, else
+            archive.members.clear()  # type: ignore[attr-defined]  # else tarfile keeps every header in memory
     except (ValueError, OverflowError) as error:  # numbers in extended headers
         raise DamagedFile(name, f"no tar header: {error}") from None
     stream.seek(archive.offset)
@@ -207,16 +217,16 @@ def _content(stream: io.BufferedReader, member: tarfile.TarInfo) -> bytes:
     return data
 
 
-BLOCK_BYTES = 1 << 18  # of a remote tar, read ahead while only headers are wanted; the libraries' default is megabytes
+BLOCK_BYTES = 1 << 18  # read-ahead of a remote tar when only headers are needed; the libraries' default is megabytes
 
 
 def open_tar(tree: Tree, name: str) -> io.BufferedReader:
-    """The tar in the tree's root, for reading here and there. Raises DamagedFile when we have no permission to open it."""
+    """The tar in the tree's root, opened for random access. Raises DamagedFile when the permission is missing."""
     file = tree.image_ref(name)  # the same rule as for pictures: never a file outside the root
     if file.problem:
         raise DataError(f"ingest: {tree.root / name}: expected a file in the root, got {file.problem} ({file.detail})")
     where = location(file.path)
-    with permitted(name):
+    with permission_check(name):
         if isinstance(where, Path):
             return where.open("rb")
         return io.BufferedReader(where.fs.open(where.path, "rb", block_size=BLOCK_BYTES))
@@ -225,15 +235,15 @@ def open_tar(tree: Tree, name: str) -> io.BufferedReader:
 def tar_members(
     stream: io.BufferedReader, where: str, start: int, end: int, *, is_slice: bool = False
 ) -> Iterator[tarfile.TarInfo]:
-    """The members of the uncompressed tar in bytes start..end of the stream; of a slice of a larger tar no end mark is expected.
+    """The members of the uncompressed tar in bytes start..end of the stream. is_slice: of a larger tar, so without an end mark.
 
-    Raises DamagedFile where it is no tar, ends too early, or has a member that reaches beyond the end. Python's own reader takes
-    the first header it does not understand for the end.
+    Raises DamagedFile when the bytes are no tar, end too early, or hold a member that reaches beyond the end. (Python's own reader
+    takes the first header that it does not understand for the end.)
     """
     at = start
     try:
         stream.seek(start)
-        archive = tarfile.open(fileobj=stream, mode="r:")  # noqa: SIM115 - closing it would do nothing, the stream is not its own
+        archive = tarfile.open(fileobj=stream, mode="r:")  # noqa: SIM115 - the stream belongs to the caller
         while not (is_slice and at >= end) and (member := archive.next()) is not None:
             if member.offset_data + member.size > end:
                 raise DamagedFile(
@@ -250,18 +260,18 @@ def tar_members(
 
 
 def tar_pictures(members: Iterable[tarfile.TarInfo], where: str) -> dict[str, tarfile.TarInfo]:
-    """The pictures among the members, by name. Raises DamagedFile when two have one name."""
-    found: dict[str, tarfile.TarInfo] = {}
+    """The pictures among the members, by name. Raises DamagedFile when two members have the same name."""
+    pictures: dict[str, tarfile.TarInfo] = {}
     for member in members:
-        if is_picture(member.name) and not member.isdir() and found.setdefault(member.name, member) is not member:
+        if is_picture(member.name) and not member.isdir() and pictures.setdefault(member.name, member) is not member:
             raise DamagedFile(where, f"expected every name once, got {utf8(member.name)} twice")
-    return found
+    return pictures
 
 
 def tar_image(path: str, url: str, member: tarfile.TarInfo) -> ImageRef:
-    """The reference to a member of the uncompressed tar at `path`: the bytes where they lie in it, or why there are none."""
+    """The reference to a member of the uncompressed tar at `path`: the place of its bytes, or a problem."""
     if not member.isfile() or member.issparse():
         return ImageRef(url, problem=Reason.UNREADABLE_FILE, detail="expected the bytes of a file, got a link or a sparse file")
-    if not member.size:  # a length of 0 would mean all that follows
+    if not member.size:  # a length of 0 in an ImageRef would mean all bytes from the offset on
         return ImageRef(url, problem=Reason.EMPTY_FILE, detail="expected an image, got 0 bytes")
     return ImageRef(url, path, offset=member.offset_data, length=member.size)

@@ -1,8 +1,8 @@
-"""WIT: tab-separated tables of Wikipedia's pictures, a row each (Srinivasan et al. 2021; google-research-datasets/wit).
+"""WIT: tab-separated tables of Wikipedia's pictures, one picture per row (Srinivasan et al. 2021; google-research-datasets/wit).
 
-Comes in: .tsv or .tsv.gz with a header; of its 17 columns only `page_url` and `image_url` are read. A text may hold line breaks
-and is then quoted, as in CSV (issue 3 of that repository). The rows of a page need not follow each other, and a page of each
-language is a page of its own. Goes out: pages gathered within a window of `join_window_mb`. A file is one part.
+In: .tsv or .tsv.gz with a header; of its 17 columns only `page_url` and `image_url` are read. A text with line breaks is quoted, as
+in CSV (issue 3 of that repository). The rows of a page need not be adjacent, and each language has pages of its own. Out: pages
+gathered within a window of `join_window_mb`. A file is one part.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from semantica.data.location import Location
 from semantica.episodes.pages import Page, Part, ReadConfig
 from semantica.episodes.quarantine import DamagedFile, utf8
 from semantica.episodes.sources import source
-from semantica.episodes.sources.files import MAX_LINE_BYTES, decompressed, label_of, lines, list_parts, opened, unreadable
+from semantica.episodes.sources.files import MAX_LINE_BYTES, decompress, label_of, lines, list_parts, open_part, unreadable_page
 from semantica.episodes.sources.remote import Gatherer, remote_image
 
 SUFFIXES = (".tsv", ".tsv.gz")
-MAX_FIELD_CHARS = 1 << 20  # of one text; a quotation mark that is never closed eats rows until it is this long
+MAX_FIELD_CHARS = 1 << 20  # of one text; an unclosed quotation mark swallows rows up to this length
 
 
 @source("wit")
@@ -27,24 +27,24 @@ class WitSource:
     """The Source of WIT."""
 
     def parts(self, root: Location, settings: ReadConfig) -> list[Part]:
-        """One part for every file."""
+        """One part per file."""
         return list_parts(root, SUFFIXES, "WIT files")
 
     def pages(self, root: Location, part: Part, settings: ReadConfig) -> Iterator[Page]:
-        """The pages of a file in the order in which they are complete, and one with a problem for each row that is no row."""
+        """The pages of a file in the order in which they are complete, and one page with a problem per bad row."""
         name = label_of(root, part)
         gatherer = Gatherer(settings.join_window_mb << 20)
-        with opened(root, part) as stream:
-            rows = _rows(decompressed(stream), name)
+        with open_part(root, part) as stream:
+            rows = _rows(decompress(stream), name)
             header = next(rows, ("", "nothing"))[1]
             if isinstance(header, str) or not {"page_url", "image_url"} <= set(header):
                 raise DamagedFile(name, f"expected a header with page_url and image_url, got {str(header)[:200]}")
             page_at, image_at = header.index("page_url"), header.index("image_url")
             for where, row in rows:
                 if isinstance(row, str):
-                    yield unreadable(where, row)
+                    yield unreadable_page(where, row)
                 elif len(row) != len(header):
-                    yield unreadable(where, f"expected {len(header)} columns, got {len(row)}")
+                    yield unreadable_page(where, f"expected {len(header)} columns, got {len(row)}")
                 elif not row[page_at].strip():
                     yield Page(where, (remote_image(row[image_at]),), piece=where, has_url=False)
                 else:
@@ -53,8 +53,8 @@ class WitSource:
 
 
 def _rows(stream: io.BufferedReader, name: str) -> Iterator[tuple[str, list[str] | str]]:
-    """(name, columns) of every row that is not blank, the header first; a text says why there are no columns."""
-    csv.field_size_limit(MAX_FIELD_CHARS)  # one setting for the process; its default is too small for the texts of WIT
+    """(name, columns) of every row that is not blank, the header first. For a bad row, a text says why instead of the columns."""
+    csv.field_size_limit(MAX_FIELD_CHARS)  # a setting of the whole process; its default is too small for the texts of WIT
     reader = csv.reader(_texts(stream, name), delimiter="\t")
     while True:
         where = f"{name}#{reader.line_num + 1}"
@@ -70,7 +70,7 @@ def _rows(stream: io.BufferedReader, name: str) -> Iterator[tuple[str, list[str]
 
 
 def _texts(stream: io.BufferedReader, name: str) -> Iterator[str]:
-    """The lines as text; bytes that are not UTF-8 stay, as surrogates."""
+    """The lines as text; bytes that are not UTF-8 become surrogates."""
     for number, line in lines(stream):
         if line is None:
             raise DamagedFile(name, f"expected lines of at most {MAX_LINE_BYTES} bytes, got more in line {number}")

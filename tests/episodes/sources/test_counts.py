@@ -15,7 +15,7 @@ from warcio.warcwriter import WARCWriter
 from semantica.episodes.pages import ImageRef, ReadConfig
 from semantica.episodes.quarantine import Reason
 from semantica.episodes.sources import SOURCES
-from semantica.episodes.sources.remote import MAX_SHOWN, once, remote_image
+from semantica.episodes.sources.remote import MAX_SHOWN, remote_image, unique_images
 
 INLINE = "data:image/png;base64," + "A" * 2 * MAX_SHOWN  # what begins so differs only behind the cut
 # Every kind of name a page may give a picture, each unlike the others, blank ones too; and how often each is named.
@@ -162,7 +162,7 @@ def test_only_references_that_are_a_url_and_nothing_more_are_merged():
     large = ImageRef("http://i.org/1", problem=Reason.TOO_MANY_BYTES)
     blank = remote_image("")
     images = (named, failed, gone, *there, *there, large, large, blank, blank)
-    assert once(images) == (named, *there, *there, large, large, blank, blank)
+    assert unique_images(images) == (named, *there, *there, large, large, blank, blank)
 
 
 def test_the_name_of_a_data_url_is_cut_and_its_digest_tells_it_apart():

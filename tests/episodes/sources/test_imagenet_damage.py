@@ -137,8 +137,8 @@ def test_a_tar_behind_a_symlink_out_of_the_root_is_never_opened(tmp_path):
         (devkit(b"1\n")[:200], "a file that is damaged"),
         (tar_of([("x/data/meta.mat", b"x")], "w:gz"), "found no data/ILSVRC2012_validation_ground_truth.txt"),
         (devkit(b"1\n", b"no matlab"), "expected the table `synsets`"),
-        (devkit(b"1\n9\n"), "expected one ID of data/meta.mat a line, got 9"),
-        (devkit(b"1\ncat\n"), "expected one ID of data/meta.mat a line.*cat"),
+        (devkit(b"1\n9\n"), "expected one ID of data/meta.mat per line, got 9"),
+        (devkit(b"1\ncat\n"), "expected one ID of data/meta.mat per line.*cat"),
         (devkit(b"4\n"), "got 4"),  # not a leaf
         (devkit(b"1\n", bytes(MAX_MEMBER_BYTES + 1)), "bytes at most"),
     ],
