@@ -123,7 +123,7 @@ def slice_environments(hosts: Sequence[Host]) -> list[dict[str, str]]:
     if len(set(places)) < len(places):
         twice = next(place for place in places if places.count(place) > 1)
         raise ConfigError(
-            f"cluster.num_workers: one worker a TPU host is expected, got two on host {twice[1]} of slice {twice[0]!r}"
+            f"cluster.num_workers: one worker per TPU host is expected, got two on host {twice[1]} of slice {twice[0]!r}"
         )
     slices = sorted({host.slice_name for host in hosts})
     if len(slices) == 1:
@@ -146,7 +146,7 @@ def check_processes(seen: Sequence[XlaProcess]) -> None:
     """Raise ConfigError unless the workers' XLA processes are one runtime: each index once, and the same count in all."""
     if sorted(s.process for s in seen) != list(range(len(seen))) or any(s.num_processes != len(seen) for s in seen):
         raise ConfigError(
-            f"cluster.num_workers: XLA must see {len(seen)} processes, one a TPU host, got "
+            f"cluster.num_workers: XLA must see {len(seen)} processes, one per TPU host, got "
             f"{[(s.process, s.num_processes) for s in seen]} (index, count); the workers must be all hosts of whole slices, and "
             "TPU_WORKER_HOSTNAMES of a host must name those of its slice"
         )

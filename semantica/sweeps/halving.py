@@ -18,7 +18,7 @@ from semantica.sweeps.results import Figure, Result
 
 
 def milestones(num_points: int, grace_points: int, reduction_factor: float) -> list[float]:
-    """The points at which trials may be stopped. The last point is none: a stop there would save nothing.
+    """The points at which trials may be stopped. The last point is not one of them: a stop there would save nothing.
 
     A milestone that is not a whole number is decided at the next point.
     """

@@ -67,13 +67,13 @@ class HeldOut:
 def held_out_pictures(encodings: Sequence[Location]) -> dict[str, PictureRef]:
     """The held-out pictures that all encodings have, as places in the first. Raises DataError for fewer than two."""
     first, *others = [by_image(list_pictures(folder)) for folder in encodings]
-    found = {name: picture for name, picture in first.items() if all(name in other for other in others)}
-    if len(found) < 2:
+    pictures = {name: picture for name, picture in first.items() if all(name in other for other in others)}
+    if len(pictures) < 2:
         raise DataError(
-            f"sweep: expected at least 2 held-out pictures that all encodings have, got {len(found)}; ingest with "
+            f"sweep: expected at least 2 held-out pictures that all encodings have, got {len(pictures)}; ingest with "
             "held_out_share above 0, and encode the same episodes with each encoder"
         )
-    return found
+    return pictures
 
 
 def make_held_out(

@@ -194,8 +194,8 @@ def _table(results: Sequence[Result], protocol: Protocol) -> Table:
     for result in results:
         s = result.settings
         last = max(result.figures, key=lambda figure: figure.point, default=None)
-        known = [figure.seconds for figure in result.figures if figure.seconds is not None]
-        whole = len(known) == len(result.figures)
+        seconds = [figure.seconds for figure in result.figures if figure.seconds is not None]
+        whole = len(seconds) == len(result.figures)
         rows.append(
             [
                 f"{result.index:03d}",
@@ -210,7 +210,7 @@ def _table(results: Sequence[Result], protocol: Protocol) -> Table:
                 result.final,
                 last.frechet if last else None,
                 result.flops / 1e9,
-                round(sum(known), 1) if whole and known else None,
+                round(sum(seconds), 1) if whole and seconds else None,
                 round(sum(figure.measuring_seconds for figure in result.figures), 1) if result.figures else None,
             ]
         )

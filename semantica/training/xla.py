@@ -76,8 +76,8 @@ class TracedAdam(torch.optim.Adam):
                 # `where`, not a product with the mask: 0 · NaN is NaN.
                 for old, updated in ((p, new), (mean, new_mean), (square, new_square)):
                     old.copy_(torch.where(skipped, old, updated))
-            for held in counts:
-                held += 1 - self.found_inf
+            for own_count in counts:
+                own_count += 1 - self.found_inf
 
 
 def _upload(value: float, device: torch.device) -> Float[Tensor, ""]:

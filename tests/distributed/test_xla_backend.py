@@ -48,7 +48,7 @@ def test_hosts_of_several_slices_are_told_their_slice_and_one_coordinator_whatev
 
 
 def test_two_workers_on_one_host_are_refused():
-    with pytest.raises(ConfigError, match="one worker a TPU host is expected, got two on host 1 of slice 'a'"):
+    with pytest.raises(ConfigError, match="one worker per TPU host is expected, got two on host 1 of slice 'a'"):
         slice_environments([Host("a", 0, "x"), Host("a", 1, "y"), Host("a", 1, "y")])
 
 
@@ -65,7 +65,7 @@ def test_workers_are_one_runtime_when_every_process_is_there_once_in_any_order()
     ],
 )
 def test_workers_that_are_several_runtimes_or_part_of_one_are_refused(seen):
-    with pytest.raises(ConfigError, match="XLA must see 2 processes, one a TPU host"):
+    with pytest.raises(ConfigError, match="XLA must see 2 processes, one per TPU host"):
         check_processes(seen)
 
 

@@ -280,8 +280,8 @@ def perceptual_distance(model: torch.nn.Module, a: UInt8[Tensor, "b 3 h w"], b: 
     """
     if min(a.shape[2:]) < model.min_px:  # type: ignore[operator]
         raise DataError(
-            f"perceptual distance: pictures must be at least {model.min_px} px a side for this net, got {a.shape[3]}x{a.shape[2]}; "
-            "leave it out or draw larger pictures"
+            f"perceptual distance: pictures must be at least {model.min_px} px per side for this net, got {a.shape[3]}x{a.shape[2]}"
+            "; leave it out or draw larger pictures"
         )
     with torch.inference_mode():
         distance: Tensor = model(a.float() / 127.5 - 1, b.float() / 127.5 - 1)

@@ -89,7 +89,7 @@ def test_a_picture_too_small_for_the_net_is_refused_and_the_least_size_is_not(ra
     model, least = lpips_from_trunk(trunk, net), LPIPS_NETS[net].min_px
     small, smaller = (torch.zeros(1, 3, px, px, dtype=torch.uint8) for px in (least, least - 1))
     assert perceptual_distance(model, small, small + 255).isfinite().all()
-    with pytest.raises(DataError, match=f"at least {least} px a side for this net, got {least - 1}x{least - 1}"):
+    with pytest.raises(DataError, match=f"at least {least} px per side for this net, got {least - 1}x{least - 1}"):
         perceptual_distance(model, smaller, smaller)
     with pytest.raises(RuntimeError):
         reference(smaller.float(), smaller.float())
