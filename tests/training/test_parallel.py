@@ -76,7 +76,7 @@ def test_a_number_of_workers_that_are_no_whole_copies_is_refused_in_one_line():
 def test_the_table_of_memory_is_the_one_that_is_computed():
     text = (Path(__file__).parents[2] / "docs" / "reference" / "training.md").read_text()
     ways = {"ddp": ("any", 8, ComputeConfig()), "fsdp": ("8", 8, FSDP), "fsdp, 64": ("64", 64, FSDP)}
-    ways["hsdp"] = ("64, 8 a copy", 64, ComputeConfig(parallel="hsdp", shard_workers=8))
+    ways["hsdp"] = ("64, 8 per copy", 64, ComputeConfig(parallel="hsdp", shard_workers=8))
     for name, denoiser in (("base", configs.base()), ("final", configs.final())):
         for kind, (workers, world, compute) in ways.items():
             made = state_bytes(denoiser, compute, world)
