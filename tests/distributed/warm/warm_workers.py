@@ -149,6 +149,7 @@ class Server:
 
 def run_worker(said: dict[str, Any], outputs: list[int], others: list[socket.socket]) -> None:
     """In the new process: what setup_worker.py and default_worker.py do. Does not return."""
+    os.setpgid(0, 0)  # as the raylet does: it ends what a worker leaves by a signal to the worker's process group
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
