@@ -64,7 +64,9 @@ def _words(job: dict[str, Any]) -> list[str]:
 
 
 def _environment() -> dict[str, str]:
-    return {**os.environ, **QUICK, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    """With cold workers, as users have them: what is killed here is to end and start as Ray does it."""
+    cold = {name: value for name, value in os.environ.items() if name != "SEMANTICA_TEST_WARM_PYTHON"}
+    return {**cold, **QUICK, "PYTHONPATH": str(ROOT)}
 
 
 def started(job: dict[str, Any]) -> subprocess.Popen[str]:
