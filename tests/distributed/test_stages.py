@@ -225,7 +225,7 @@ def test_a_users_error_in_a_worker_comes_back_as_one_sentence(small_run: SmallRu
 def test_a_denoiser_for_another_encoder_is_refused_before_training(small_run: SmallRun, tmp_path: Path) -> None:
     config = override(small_run.config.train, {"denoiser.token_dim": 64})
     inputs = {"encodings": small_run.out / "encodings", "selection": small_run.out / "selection"}
-    with pytest.raises(DataError, match="token_dim is 64"):
+    with pytest.raises(ConfigError, match="token_dim is 64"):
         train(config, **inputs, out=tmp_path / "checkpoint", runtime=small_run.runtime)
 
 
