@@ -1,8 +1,8 @@
 """Records what the guards compare with: the figures and the outputs of the code of commit f049af4.
 
-    git worktree add /tmp/before f049af4
-    cp -r tests/guards /tmp/before/tests/guards
-    cd /tmp/before && PYTHONPATH=$PWD python tests/guards/record.py --out /tmp/guards
+    git worktree add ../before f049af4
+    cp -r tests/guards ../before/tests/guards
+    cd ../before && PYTHONPATH=$PWD python tests/guards/record.py --out ../guards
 
 Takes 4 minutes of 2 cores. FOLDER then holds figures.json, the crawl and the encoder that everything begins with, and old outputs:
 run (of every stage), html, one-worker, trainings/NAME/STEP, release, protocols. Nothing in it is changed by the tests. Figures hold
