@@ -14,7 +14,7 @@ import subprocess
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -266,14 +266,21 @@ def send_what_is_left(root: Path, *, done: str = "", but: Path | None = None, se
     A run without an end becomes KILLED; the run whose token is `done` becomes FINISHED. The spool `but` is not touched, since its
     run continues.
     """
-    sending = []
-    for folder in sorted(root.iterdir()) if root.is_dir() else ():
-        if folder == but or not (folder / SPEC).exists():
+    sending: list[Sender] = []
+    folders: list[Path] = []
+    with suppress(FileNotFoundError):  # a sender that ends removes an empty root
+        folders = sorted(root.iterdir())
+    for folder in folders:
+        if folder == but:
+            continue
+        if closing := sender.closing_sender(folder):  # it may be removing the folder now
+            sending += closing
+            continue
+        if not (folder / SPEC).exists():
             continue
         try:
             lock = try_lock(folder)
-            if lock is None:  # a living process sends it
-                sending += sender.closing_sender(folder)
+            if lock is None:  # another process, or a run that is open here, sends it
                 continue
             load()
             if last_status(folder) not in _ENDED:
