@@ -17,11 +17,11 @@ import torch
 
 from benchmarks.record import Measured, record
 from benchmarks.steering import MAX_IMAGES, SAMPLER, Bench, conditioning, error_of, losses_of, trained
+from semantica.conditioning.signals import SIMILARITY
 from semantica.data.pictures import decode
 from semantica.diffusion.settings import GuidanceConfig, SamplerConfig
 from semantica.generation.model import Model
 from semantica.pairs.loader import to_unit
-from semantica.signals import SIMILARITY
 from semantica.training.checkpoint import open_checkpoint
 
 WEIGHTS = (0.0, 0.5, 3.0)

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.record import Measured, record
-from semantica.assets import ARCADE, fetch
+from semantica.data.assets import ARCADE, fetch
 from semantica.episodes.decoder import Decoder, InProcessDecoder
 from semantica.episodes.images import ImageConfig, NormalisedImage
 from semantica.episodes.quarantine import Refused

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from jaxtyping import Float16
 
-from semantica.conditioning import Conditioning
+from semantica.conditioning.values import Conditioning
 from semantica.data.dataset import read_manifest, read_shard
 from semantica.data.pictures import PictureRef
 from semantica.data.schemas import HELD_OUT, token_rows

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.peers import OURS, Size, denoiser_config, random_conditioning, settled
-from semantica.conditioning import Conditioning
+from semantica.conditioning.values import Conditioning
 from semantica.denoiser.configs import DenoiserConfig
 from semantica.denoiser.uvit import UViT
 from semantica.diffusion.guidance import guided

@@ -25,7 +25,7 @@ import torch
 from PIL import Image
 
 from benchmarks.record import Measured, record
-from semantica.assets import ARCADE, TWEMOJI, fetch
+from semantica.data.assets import ARCADE, TWEMOJI, fetch
 from semantica.data.dataset import StageOutput, read_manifest
 from semantica.data.schemas import EPISODES
 from semantica.encoders.encode import decode_picture

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from semantica.assets import ARCADE, fetch
+from semantica.data.assets import ARCADE, fetch
 from semantica.data.dataset import StageOutput, read_manifest
 from semantica.data.schemas import encodings_schema
 from semantica.pairs.scores import finish_scores, score_shard

@@ -86,11 +86,11 @@ def run_stage(name: str, crawl: Path, folder: Path, encoder: Path) -> None:
     from semantica.distributed.encode import encode
     from semantica.distributed.ingest import ingest
     from semantica.distributed.pairs import pairs
+    from semantica.distributed.runtime import ClusterConfig, Runtime
     from semantica.encoders.settings import EncodeConfig, EncoderConfig
     from semantica.episodes.ingest import IngestConfig
     from semantica.episodes.pages import ReadConfig
     from semantica.pairs.selection import BandConfig
-    from semantica.runtime import ClusterConfig, Runtime
     from semantica.tracking import TrackingConfig
 
     runtime = Runtime(cluster=ClusterConfig(num_cpus=2), tracking=TrackingConfig(uri="off"))

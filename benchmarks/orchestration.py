@@ -118,7 +118,7 @@ def ray_stages(top: Path, out: Path) -> Iterator[tuple[str, Callable[[], object]
     from semantica.distributed.encode import encode
     from semantica.distributed.ingest import ingest
     from semantica.distributed.pairs import score
-    from semantica.runtime import ClusterConfig, Runtime
+    from semantica.distributed.runtime import ClusterConfig, Runtime
     from semantica.tracking import TrackingConfig
 
     cluster = ClusterConfig(num_cpus=1, num_actors=1, num_workers=1)
@@ -149,8 +149,8 @@ def _child(how: str, top: Path, out: Path) -> dict[str, float]:
     torch.set_num_threads(1)
     if how == "plain":
         return _times(plain_stages(top, out), out)
+    from semantica.distributed.runtime import ClusterConfig
     from semantica.distributed.session import ray_session, shared_ray
-    from semantica.runtime import ClusterConfig
 
     with shared_ray():
         started = time.time()

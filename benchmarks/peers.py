@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from semantica.conditioning import Conditioning
+from semantica.conditioning.values import Conditioning
 from semantica.denoiser import configs as denoisers
 from semantica.denoiser.configs import DenoiserConfig
 from semantica.denoiser.uvit import UViT

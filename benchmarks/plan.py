@@ -23,7 +23,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import in_a_process, peak_growth_mib
 from benchmarks.record import Measured, record
-from semantica.conditioning import Conditioning
+from semantica.conditioning.signals import IMAGES
+from semantica.conditioning.values import Conditioning
 from semantica.config import override
 from semantica.data.dataset import Manifest, StageOutput, read_manifest
 from semantica.data.schemas import EPISODES, encodings_schema
@@ -36,7 +37,6 @@ from semantica.planning.model import denoiser_costs, encoder_shape
 from semantica.planning.pairs import MIN_PAGES, PageCounts, expected_pairs, page_counts
 from semantica.planning.storage import checkpoint_bytes, dataset_bytes, extrapolate_corpus
 from semantica.presets import preset
-from semantica.signals import IMAGES
 from semantica.training.checkpoint import Provenance, TrainState, write_checkpoint
 from semantica.training.compute import prepare
 from semantica.training.ema import Ema

@@ -83,10 +83,10 @@ def _real_stages(top: Path, out: Path, number: int) -> Iterator[tuple[str, float
     from semantica.distributed.encode import encode
     from semantica.distributed.ingest import ingest
     from semantica.distributed.pairs import score
+    from semantica.distributed.runtime import ClusterConfig, Runtime
     from semantica.encoders.settings import EncodeConfig, EncoderConfig
     from semantica.episodes.ingest import IngestConfig
     from semantica.episodes.pages import ReadConfig
-    from semantica.runtime import ClusterConfig, Runtime
     from semantica.tracking import TrackingConfig
 
     cluster = ClusterConfig(num_actors=number, num_workers=1)

@@ -15,8 +15,8 @@ from benchmarks.record import Measured, record
 from semantica.config import take_flag
 from semantica.data.dataset import TIMING
 from semantica.distributed.quickstart import obtain, quickstart
+from semantica.distributed.runtime import Runtime
 from semantica.presets import tiny
-from semantica.runtime import Runtime
 
 _STAGES = {
     "ingest": "episodes", "encode": "encodings", "score": "scores", "pairs": "selection", "train": "checkpoint",

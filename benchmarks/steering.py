@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from semantica.conditioning import Conditioning
+from semantica.conditioning.values import Conditioning
 from semantica.data.dataset import read_manifest, read_shard
 from semantica.data.pictures import decode
 from semantica.data.schemas import HELD_OUT, token_rows

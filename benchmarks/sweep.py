@@ -19,11 +19,11 @@ from benchmarks.record import Measured, record
 from semantica.config import override
 from semantica.data.durable import write_atomically
 from semantica.diffusion.settings import SamplerConfig
+from semantica.distributed.runtime import ClusterConfig, Runtime
 from semantica.distributed.session import shared_ray
 from semantica.distributed.sweep import sweep
 from semantica.errors import SemanticaError
 from semantica.presets import preset
-from semantica.runtime import ClusterConfig, Runtime
 from semantica.sweeps.halving import simulated_asha
 from semantica.sweeps.plan import SweepPlan
 from semantica.sweeps.ranking import rank_correlations, share_of_grid, winner

@@ -35,9 +35,9 @@ from benchmarks.measure import (
 )
 from benchmarks.peers import OURS, Size, contenders, denoiser_config, gflop, prepared, random_conditioning, settled
 from benchmarks.record import Measured, record
+from semantica.conditioning.signals import IMAGES
 from semantica.denoiser.configs import DenoiserConfig
 from semantica.diffusion.settings import ScheduleConfig
-from semantica.signals import IMAGES
 from semantica.training.compute import autocast
 from semantica.training.ema import Ema
 from semantica.training.recipe import ComputeConfig, Dropout, EmaConfig, OptimizerConfig

@@ -88,8 +88,8 @@ class Waited:
 
 def wait_stage(folder: Path, num_shards: int, seconds: float, num_nodes: int, *, in_pool: bool) -> Waited:
     """Run a stage of waiting shards on the Ray that runs. in_pool: by actors, one a node, as encode does; else by tasks."""
+    from semantica.distributed.runtime import ClusterConfig
     from semantica.distributed.stage import Pass, through_ray
-    from semantica.runtime import ClusterConfig
 
     stage = StageOutput(folder, "waiting", {"num_shards": num_shards})
     stage.open()

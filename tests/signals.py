@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from semantica.signals import IMAGES, SIMILARITY
+from semantica.conditioning.signals import IMAGES, SIMILARITY
 from semantica.training.recipe import Dropout
 
 

@@ -7,8 +7,8 @@ import zipfile
 
 import pytest
 
-from semantica import assets
-from semantica.assets import Package, cache_folder, fetch, package_folder
+from semantica.data import assets
+from semantica.data.assets import Package, cache_folder, fetch, package_folder
 from semantica.errors import DataError
 
 MEMBERS = {"demo/data/a.bin": b"a", "demo/data/deep/b.bin": b"b", "demo/code.py": b"raise SystemExit", "demo/weights.pt": b"w"}

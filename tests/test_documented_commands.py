@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # `semantica X ...` as a person types it, `python -m jobs.X ...` as a script is submitted.
 NAMES = "|".join(sorted(COMMANDS, key=len, reverse=True))
-TYPED = rf"semantica (?P<typed>{NAMES})|python -m (?:jobs|tune)\.(?P<script>\w+)"
+TYPED = rf"semantica (?P<typed>{NAMES})|python -m jobs\.(?P<script>\w+)"
 COMMAND = re.compile(rf"^(?! *[-|*>`])(?:.*?\s)??(?:{TYPED})(?P<words>(?:\s.*)?)$", re.MULTILINE)
 REFUSED = re.compile(r"^```bash fails\n.*?^```$", re.MULTILINE | re.DOTALL)  # commands that show an error
 # What the page on sweeps calls best.yaml is made by the sweep above it.
@@ -67,8 +67,7 @@ def test_the_documented_ingest_of_a_benchmark_is_that_of_pictures_given_to_evalu
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_is_a_script_too_that_names_it(name: str) -> None:
-    folder = "tune" if name == "sweep" else "jobs"
-    script = (ROOT / folder / f"{name.replace('-', '_')}.py").read_text()
+    script = (ROOT / "jobs" / f"{name.replace('-', '_')}.py").read_text()
     assert f"`semantica {name}`" in script
     assert f"from semantica.jobs.{name.replace('-', '_')} import main" in script
     assert script.endswith('if __name__ == "__main__":\n    sys.exit(main())\n')

@@ -3,8 +3,8 @@
 import pytest
 
 from semantica.config import added, config, free, from_args, from_dict, to_dict
+from semantica.config.identity import Difference, differences, free_fields, from_record, identity
 from semantica.errors import ConfigError
-from semantica.identity import Difference, differences, free_fields, from_record, identity
 
 
 @config

@@ -7,7 +7,7 @@ import pkgutil
 import pytest
 
 import semantica
-from semantica.config import FREE
+from semantica.config.door import FREE
 
 # Class: fields that decide the result; fields that are free. A section that is free is free as a whole.
 DECIDED = {

@@ -2,8 +2,8 @@
 
 import pytest
 
-from semantica import progress
-from semantica.progress import Meter
+from semantica.distributed import progress
+from semantica.distributed.progress import Meter
 
 
 def test_short_work_says_nothing_outside_a_terminal(capsys):

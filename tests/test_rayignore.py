@@ -30,7 +30,14 @@ STAYS = (
     "semantica/__pycache__/config.cpython-312.pyc",
     ".git/objects/pack",
 )
-GOES = ("semantica/config.py", "jobs/train.py", "my_application/model.py", "my.yaml", "my-pictures/cat/1.jpg", "environment/a.txt")
+GOES = (
+    "semantica/config/door.py",
+    "jobs/train.py",
+    "my_application/model.py",
+    "my.yaml",
+    "my-pictures/cat/1.jpg",
+    "environment/a.txt",
+)
 
 
 def sent(folder: Path, target: Path, *, gitignore: bool) -> set[str]:

@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
+from semantica.config.registry import Registry
 from semantica.errors import ConfigError
-from semantica.registry import Registry
 
 
 @pytest.fixture
@@ -13,7 +13,7 @@ def colours(tmp_path, monkeypatch):
     """The registry of a package `colours` with two modules; a third file may be added before the first look-up."""
     folder = tmp_path / "colours"
     folder.mkdir()
-    (folder / "__init__.py").write_text("from semantica.registry import Registry\nCOLOURS = Registry('colour', __name__)\n")
+    (folder / "__init__.py").write_text("from semantica.config.registry import Registry\nCOLOURS = Registry('colour', __name__)\n")
     for name in ("red", "blue"):
         (folder / f"{name}.py").write_text(
             f"from colours import COLOURS\n@COLOURS.register('{name}')\ndef paint(): return '{name}'\n"

@@ -20,13 +20,13 @@ from typing import Any, TypeVar, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from semantica.config.identity import differences, free_fields, plain
 from semantica.data import lease
 from semantica.data.durable import write_atomically
 from semantica.data.location import Location, explained, file_sha256, is_local, is_storage_error, remove_tree
 from semantica.data.schemas import SCHEMA_VERSION
 from semantica.data.shard_writer import FileEntry, ShardWriter
 from semantica.errors import DataError
-from semantica.identity import differences, free_fields, plain
 
 __all__ = ["MANIFEST", "TIMING", "FileEntry", "Manifest", "RowGroups", "ShardWriter", "StageOutput", "read_manifest", "read_shard"]
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
+from semantica.conditioning.signals import Signal
 from semantica.config import config, require
-from semantica.signals import Signal
 
 ConditioningKind = Literal["cross_attention", "film", "both"]
 

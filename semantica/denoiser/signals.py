@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from semantica.conditioning import SignalValues
+from semantica.conditioning.signals import IMAGES, SIMILARITY, Enters, Signal
+from semantica.conditioning.values import SignalValues
+from semantica.config.registry import Registry
 from semantica.denoiser.layers import LearnedVectors, Maps, fourier_features, patchify, zero
-from semantica.registry import Registry
-from semantica.signals import IMAGES, SIMILARITY, Enters, Signal
 
 
 class SignalModule(nn.Module):

@@ -13,10 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from semantica.conditioning import Conditioning, SignalValues
+from semantica.conditioning.signals import SIMILARITY
+from semantica.conditioning.values import Conditioning, SignalValues
 from semantica.denoiser.configs import DenoiserConfig
 from semantica.denoiser.uvit import UViT
-from semantica.signals import SIMILARITY
 
 
 def num_parameters(config: DenoiserConfig) -> int:

@@ -17,7 +17,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from semantica.conditioning import Conditioning, SignalValues
+from semantica.conditioning.signals import IMAGES, SIMILARITY, Enters
+from semantica.conditioning.values import Conditioning, SignalValues
 from semantica.denoiser.configs import DenoiserConfig, StageConfig
 from semantica.denoiser.layers import (
     Context,
@@ -42,7 +43,6 @@ from semantica.denoiser.signals import (
     TokenContext,
 )
 from semantica.errors import DataError
-from semantica.signals import IMAGES, SIMILARITY, Enters
 
 
 @dataclass(frozen=True)

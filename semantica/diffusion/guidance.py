@@ -14,10 +14,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from semantica.conditioning import Conditioning
+from semantica.conditioning.signals import Signal
+from semantica.conditioning.values import Conditioning
 from semantica.diffusion.process import Bind, Denoise, LogSNR, Pictures
 from semantica.diffusion.settings import GuidanceConfig
-from semantica.signals import Signal
 
 PIXELS = (1, 2, 3)
 

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from semantica.conditioning import Conditioning
+from semantica.conditioning.values import Conditioning
 from semantica.diffusion.schedule import alpha_sigma
 from semantica.diffusion.settings import Prediction
 from semantica.errors import DataError

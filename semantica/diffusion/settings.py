@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from semantica.conditioning.signals import SIMILARITY, Signal
 from semantica.config import config, require
+from semantica.config.registry import Registry
 from semantica.errors import ConfigError
-from semantica.registry import Registry
-from semantica.signals import SIMILARITY, Signal
 
 Prediction = Literal["v", "eps", "x"]
 """What a network outputs. v is the paper's, and the only one that is well-conditioned at both ends of the schedule."""

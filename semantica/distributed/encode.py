@@ -9,6 +9,7 @@ from functools import partial
 from semantica.data.dataset import Manifest, StageOutput, read_manifest
 from semantica.data.location import Location
 from semantica.data.schemas import HELD_OUT
+from semantica.distributed.runtime import Runtime, device
 from semantica.distributed.stage import Pass, Stage, StageSession, build_one, run_stage
 from semantica.encoders.encoder import load_encoder
 from semantica.encoders.settings import EncodeConfig
@@ -24,7 +25,6 @@ from semantica.encoders.totals import (
     num_pictures,
     shards_of,
 )
-from semantica.runtime import Runtime, device
 from semantica.tracking import Run
 
 

@@ -23,6 +23,7 @@ from semantica.data.pictures import list_pictures
 from semantica.distributed.encode import encode
 from semantica.distributed.ingest import ingest
 from semantica.distributed.measure import measure, measuring_pass, num_measured
+from semantica.distributed.runtime import Runtime
 from semantica.distributed.sample import draw_samples
 from semantica.distributed.session import check_absolute_when_submitted, parent_run, say
 from semantica.distributed.stage import Pass, Stage, StageSession, run_stage
@@ -52,7 +53,6 @@ from semantica.generation.generate import choose_conditions
 from semantica.generation.settings import GenerateConfig
 from semantica.measure.networks.extractors import ENCODER
 from semantica.report.page import Report, render, to_json
-from semantica.runtime import Runtime
 from semantica.tracking import Run
 from semantica.training.checkpoint import Checkpoint, checkpoint_folder, open_checkpoint
 

@@ -19,6 +19,7 @@ from semantica.data.dataset import Manifest, ShardWriter, StageOutput
 from semantica.data.durable import write_atomically
 from semantica.data.location import Location, file_sha256, remove_tree
 from semantica.data.schemas import EPISODES, HELD_OUT
+from semantica.distributed.runtime import Runtime
 from semantica.distributed.session import say
 from semantica.distributed.stage import Pass, Stage, StageSession, run_stage
 from semantica.episodes.census import Census, PageIds
@@ -32,7 +33,6 @@ from semantica.episodes.pages import Page, Part
 from semantica.episodes.quarantine import DamagedFile, QuarantineRow, Reason, quarantine_table
 from semantica.episodes.sources import SOURCES, label_sources
 from semantica.errors import DataError
-from semantica.runtime import Runtime
 from semantica.tracking import Run
 
 QUARANTINE_FOLDER = "quarantine"

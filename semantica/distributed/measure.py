@@ -12,12 +12,12 @@ from collections.abc import Iterator, Sequence
 from semantica.data.dataset import Manifest, StageOutput
 from semantica.data.location import Location
 from semantica.data.pictures import StoredPictures
+from semantica.distributed.runtime import Runtime, device
 from semantica.distributed.stage import Pass, Stage, StageSession, run_stage
 from semantica.evaluation.features import Features
 from semantica.evaluation.measuring import Work, missing_work, rows_by, shard_name
 from semantica.evaluation.networks import Networks
 from semantica.measure.networks.extractors import FeatureExtractor, PerceptualNet
-from semantica.runtime import Runtime, device
 from semantica.tracking import Run
 
 

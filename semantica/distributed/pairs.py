@@ -10,12 +10,12 @@ import numpy as np
 from semantica.data.dataset import FileEntry, Manifest, StageOutput, read_manifest
 from semantica.data.durable import write_atomically
 from semantica.data.location import Location
+from semantica.distributed.runtime import Runtime
 from semantica.distributed.stage import Pass, Stage, StageSession, run_stage
 from semantica.errors import DataError
 from semantica.pairs.examples import Reservoir, example_pngs
 from semantica.pairs.scores import damage_note, finish_scores, score_shard, unscored
 from semantica.pairs.selection import BandConfig, count_pairs, select, selection_stage, shares
-from semantica.runtime import Runtime
 from semantica.tracking import Run
 
 EXAMPLES = "examples"  # folder of the pictures of pairs, beside the manifest of the selection and not in it: they depend on fonts

@@ -11,20 +11,20 @@ from pathlib import Path
 from textwrap import indent
 
 from semantica.config import config_hash, override, to_dict, to_yaml
+from semantica.config.identity import identity
 from semantica.data.dataset import MANIFEST, Manifest
 from semantica.data.location import Location
 from semantica.distributed.encode import encode
 from semantica.distributed.evaluate import GivenSamples, evaluate_samples
 from semantica.distributed.ingest import ingest
 from semantica.distributed.pairs import pairs
+from semantica.distributed.runtime import Runtime
 from semantica.distributed.sample import generate
 from semantica.distributed.session import check_absolute_when_submitted, parent_run, say
 from semantica.distributed.train import MODEL, train
 from semantica.errors import DataError
 from semantica.evaluation.outcome import Sources
-from semantica.identity import identity
 from semantica.presets import PipelineConfig
-from semantica.runtime import Runtime
 from semantica.tracking import Run
 
 Provenance = Sequence[tuple[str, str, str]]

@@ -6,14 +6,14 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from semantica import assets
-from semantica.assets import DebianPackage, Package
+from semantica.data import assets
+from semantica.data.assets import DebianPackage, Package
 from semantica.data.dataset import Manifest
 from semantica.distributed.pipeline import Provenance, pipeline
+from semantica.distributed.runtime import Runtime
 from semantica.distributed.session import check_absolute_when_submitted, say
 from semantica.errors import ConfigError, DataError
 from semantica.presets import DemoSource, PipelineConfig
-from semantica.runtime import Runtime
 
 _CLIP_ART: dict[str, Package] = {"sprites": assets.ARCADE, "twemoji": assets.TWEMOJI}
 _HTML_DOCS: tuple[DebianPackage, ...] = (assets.QT_EFFECTS, assets.OPENCV, assets.SKLEARN)

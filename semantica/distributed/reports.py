@@ -20,7 +20,7 @@ from typing import Any
 import ray
 
 from semantica.data.durable import write_atomically
-from semantica.progress import Meter
+from semantica.distributed.progress import Meter
 from semantica.tracking import Run
 from semantica.tracking.spool import records, size
 

@@ -14,6 +14,7 @@ from semantica.data.dataset import Manifest, StageOutput, read_manifest
 from semantica.data.durable import write_atomically
 from semantica.data.location import Location
 from semantica.data.pictures import PictureRef, StoredPictures, decode, list_pictures, to_array
+from semantica.distributed.runtime import Runtime, device
 from semantica.distributed.stage import Pass, Stage, StageSession, build_one, run_stage
 from semantica.encoders.on_the_fly import tokens_on_the_fly
 from semantica.errors import ConfigError, DataError
@@ -27,7 +28,6 @@ from semantica.generation.generate import choose_conditions
 from semantica.generation.model import Model
 from semantica.generation.settings import GenerateConfig
 from semantica.report.pictures import guidance_grid
-from semantica.runtime import Runtime, device
 from semantica.tracking import Run
 from semantica.training.checkpoint import open_checkpoint
 

@@ -19,8 +19,8 @@ from pathlib import Path
 
 from semantica.data.durable import write_atomically
 from semantica.data.location import Location
+from semantica.distributed.runtime import ClusterConfig, Runtime
 from semantica.errors import ConfigError, DataError, SemanticaError
-from semantica.runtime import ClusterConfig, Runtime
 from semantica.tracking import Place, Run, resolve_uri, send_what_is_left, start_run
 
 RUN = "_run.json"  # in an output: the MLflow run that makes it, in which the next start continues

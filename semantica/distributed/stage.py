@@ -23,6 +23,8 @@ from semantica.config import config_hash, require, to_dict
 from semantica.data.dataset import TIMING, Manifest, StageOutput
 from semantica.data.durable import write_atomically
 from semantica.data.location import explained, is_storage_error
+from semantica.distributed.progress import Meter
+from semantica.distributed.runtime import ClusterConfig, Runtime
 from semantica.distributed.session import (
     check_absolute_when_submitted,
     check_resources,
@@ -34,8 +36,6 @@ from semantica.distributed.session import (
     user_error,
 )
 from semantica.errors import DataError, SemanticaError
-from semantica.progress import Meter
-from semantica.runtime import ClusterConfig, Runtime
 from semantica.tracking import Place, Run, resolve_uri, send_what_is_left, start_run
 
 if TYPE_CHECKING:

@@ -28,12 +28,12 @@ from semantica.data.dataset import Manifest, StageOutput, read_manifest
 from semantica.data.location import Location, location
 from semantica.denoiser.sizes import training_flops
 from semantica.distributed.reports import keep_history
+from semantica.distributed.runtime import ClusterConfig, Runtime, device
 from semantica.distributed.session import check_resources, run_token, say
 from semantica.distributed.stage import StageSession, stage_session
 from semantica.distributed.train import check_fits
 from semantica.distributed.trial import AGAIN, HELD_OUT_FILE, REFERENCES, Shared, band_view, check_lanes, free_workers, run_trial
 from semantica.errors import ConfigError, DataError, Stopped
-from semantica.runtime import ClusterConfig, Runtime, device
 from semantica.sweeps.halving import Asha, next_round
 from semantica.sweeps.plan import SweepPlan, write_plan
 from semantica.sweeps.points import FRECHET, make_held_out

@@ -21,6 +21,7 @@ from semantica.data.schemas import HELD_OUT
 from semantica.distributed.control import GroupEvents, Outcome, killing_stalled_workers, run_until_asked, start_control
 from semantica.distributed.elastic import ElasticTrainer
 from semantica.distributed.reports import HISTORY, Progress, keep_history, open_journal, remove_journal
+from semantica.distributed.runtime import ClusterConfig, Runtime
 from semantica.distributed.session import check_resources, run_token, say
 from semantica.distributed.stage import StageSession, stage_session
 from semantica.distributed.worker import Job, StepHook, Worker, train_on_worker
@@ -29,7 +30,6 @@ from semantica.encoders.on_the_fly import tokens_on_the_fly
 from semantica.errors import ConfigError, DataError, Stopped
 from semantica.evaluation.of_training import levels_svg
 from semantica.pairs.loader import LoaderWorker
-from semantica.runtime import ClusterConfig, Runtime
 from semantica.tracking import Place, Run
 from semantica.training.checkpoint import Checkpoint, Keeper, Provenance
 from semantica.training.feed import training_loader

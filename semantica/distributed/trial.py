@@ -25,12 +25,12 @@ from semantica.data.location import Location
 from semantica.denoiser.uvit import UViT
 from semantica.distributed.ray_private import PlacementGroupID
 from semantica.distributed.reports import Report
+from semantica.distributed.runtime import Runtime
 from semantica.distributed.train import TrainingHook, train
 from semantica.distributed.worker import Worker
 from semantica.errors import ConfigError, DataError, Stopped
 from semantica.pairs.draw import deal_lanes
 from semantica.pairs.selection import BandConfig, EmptyBandError, RowGroup, select, selection_stage
-from semantica.runtime import Runtime
 from semantica.sweeps.points import PointMeter, Points, tune_values
 from semantica.sweeps.results import TRAINING, Result, end, read_result, selection_folder, trial_folder
 from semantica.sweeps.settings import MeasureConfig

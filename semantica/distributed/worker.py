@@ -22,10 +22,10 @@ from semantica.data.pictures import TokensOf
 from semantica.denoiser.uvit import UViT
 from semantica.distributed.control import Link
 from semantica.distributed.reports import Report, reporting
+from semantica.distributed.runtime import ClusterConfig
 from semantica.encoders.on_the_fly import tokens_on_the_fly
 from semantica.evaluation.of_training import TrainingSamples
 from semantica.pairs.loader import LoaderWorker, PairLoader
-from semantica.runtime import ClusterConfig
 from semantica.tracking import Run
 from semantica.training.backend import Backend, TorchBackend
 from semantica.training.checkpoint import Checkpoint, Keeper, Provenance, SaveFailure, Saver, TrainState, Writers

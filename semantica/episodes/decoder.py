@@ -27,7 +27,6 @@ from typing import Protocol, runtime_checkable
 
 from PIL import Image
 
-import semantica
 from semantica.episodes.decoder_child import READY, REPLY, REQUEST
 from semantica.episodes.images import ImageConfig, NormalisedImage, check_length, normalise
 from semantica.episodes.quarantine import Reason, Refused
@@ -271,7 +270,7 @@ def _refusal(text: bytes) -> Refused:
 def _environment() -> dict[str, str]:
     """The variables that Python needs to start and to find the same packages as here; no credentials, no other settings."""
     variables = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
-    folders = [str(Path(semantica.__file__).parents[1]), *(os.path.abspath(folder) for folder in sys.path)]
+    folders = [str(Path(__file__).parents[2]), *(os.path.abspath(folder) for folder in sys.path)]
     return {**variables, **_MALLOC, "PYTHONPATH": os.pathsep.join(dict.fromkeys(folders)), "OPENBLAS_NUM_THREADS": "1"}
 
 

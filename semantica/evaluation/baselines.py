@@ -11,11 +11,11 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from semantica.data.pictures import PictureRef, list_pictures
+from semantica.diffusion.keyed_random import keyed_generator
 from semantica.evaluation.requests import Cell, kind
 from semantica.evaluation.sets import EvaluationSet, by_image
 from semantica.evaluation.settings import EvaluationConfig
 from semantica.generation.generate import to_pixels
-from semantica.keyed_random import keyed_generator
 from semantica.pairs.draw import generator
 
 COPIES, TRAIN, NOISE = "copies", "train", "noise"

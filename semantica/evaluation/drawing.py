@@ -16,13 +16,13 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from semantica.conditioning import Conditioning
+from semantica.conditioning.signals import SIMILARITY
+from semantica.conditioning.values import Conditioning
 from semantica.data.pictures import PictureRef
 from semantica.data.schemas import SAMPLES
 from semantica.generation.generate import png_bytes, sample_pictures
 from semantica.generation.model import Model
 from semantica.generation.settings import GenerateConfig
-from semantica.signals import SIMILARITY
 
 
 @dataclass(frozen=True)

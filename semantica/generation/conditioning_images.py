@@ -21,7 +21,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from semantica.conditioning import Conditioning
+from semantica.conditioning.values import Conditioning
 from semantica.encoders.encode import encode_batch
 from semantica.encoders.encoder import Encoder
 from semantica.episodes import colour

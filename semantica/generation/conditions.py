@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from semantica.conditioning import Conditioning
+from semantica.conditioning.values import Conditioning
 from semantica.data.dataset import RowGroups, read_manifest
 from semantica.data.location import Location
 from semantica.data.pictures import PictureRef, TokensOf

@@ -30,10 +30,11 @@ try:
 except ImportError:
     raise ImportError("semantica.generation.diffusers_pipeline needs diffusers: pip install 'semantica[diffusers]'") from None
 
-from semantica.conditioning import Conditioning
+from semantica.conditioning.values import Conditioning
 from semantica.config import require
 from semantica.denoiser.uvit import Prepared, UViT
 from semantica.diffusion.guidance import guided
+from semantica.diffusion.keyed_random import sample_generator
 from semantica.diffusion.process import bind_with, diffuse, x_from
 from semantica.diffusion.samplers import apply_callback, ddpm_step, step_levels
 from semantica.diffusion.schedule import logsnr
@@ -43,7 +44,6 @@ from semantica.generation.conditioning_images import rows_of
 from semantica.generation.generate import SampleCallback, SampleStep, to_pixels
 from semantica.generation.pipeline import Semantica, load, pil_pictures
 from semantica.generation.settings import SpeedConfig
-from semantica.keyed_random import sample_generator
 
 Generators = torch.Generator | list[torch.Generator] | None
 PREDICTIONS: dict[str, Literal["v", "eps", "x"]] = {"v_prediction": "v", "epsilon": "eps", "sample": "x"}

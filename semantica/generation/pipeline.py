@@ -18,8 +18,8 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from semantica import runtime
-from semantica.conditioning import Conditioning, SignalValues
+from semantica.conditioning.signals import SIMILARITY
+from semantica.conditioning.values import Conditioning, SignalValues
 from semantica.config import override, require
 from semantica.denoiser.uvit import UViT
 from semantica.diffusion.settings import GuidanceConfig, SamplerConfig
@@ -31,7 +31,6 @@ from semantica.generation.model import Model
 from semantica.generation.model_card import model_card
 from semantica.generation.release import Release, encoder_of, read_release, release_of, write_release
 from semantica.generation.settings import GenerateConfig, SpeedConfig
-from semantica.signals import SIMILARITY
 from semantica.training.checkpoint import checkpoint_folder, open_checkpoint
 
 _MANIFEST = "manifest.json"  # of a checkpoint, which no release has
@@ -78,7 +77,7 @@ class Semantica:
         if picture_px is not None:
             require(picture_px >= 1, "load: picture_px", "at least 1", picture_px)
             release = replace(release, picture_px=picture_px)
-        device = device or runtime.device()
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         model = Model(network, release.schedule, release.prediction).on(device, speed)
         eye = encoder_of(release.encoder, device, encoder)
         return cls(model, ConditioningImages(eye, release.denoiser.max_images, release.picture_px), release, card)

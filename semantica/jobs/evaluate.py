@@ -9,9 +9,9 @@ from typing import Annotated
 import tyro
 
 from semantica.config import config, require
+from semantica.distributed.runtime import Runtime
 from semantica.evaluation.settings import EvaluationConfig
 from semantica.jobs.command import Command, shown_command
-from semantica.runtime import Runtime
 
 
 @config

@@ -9,9 +9,9 @@ from typing import Annotated
 import tyro
 
 from semantica.config import config
+from semantica.distributed.runtime import Runtime
 from semantica.generation.settings import GenerateConfig
 from semantica.jobs.command import Command
-from semantica.runtime import Runtime
 
 
 @config

@@ -9,9 +9,9 @@ import tyro
 
 from semantica.config import config
 from semantica.data.location import location
+from semantica.distributed.runtime import Runtime
 from semantica.jobs.command import Command
 from semantica.pairs.selection import BandConfig
-from semantica.runtime import Runtime
 
 
 @config

@@ -10,9 +10,9 @@ import tyro
 
 from semantica.config import config
 from semantica.data.location import location
+from semantica.distributed.runtime import Runtime
 from semantica.jobs.command import Command, shown_command
 from semantica.presets import PipelineConfig
-from semantica.runtime import Runtime
 
 
 @config

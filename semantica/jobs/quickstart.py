@@ -11,9 +11,9 @@ from typing import Annotated
 import tyro
 
 from semantica.config import config
+from semantica.distributed.runtime import Runtime
 from semantica.jobs.command import Command, shown_command
 from semantica.presets import DemoSource, PipelineConfig
-from semantica.runtime import Runtime
 
 
 @config

@@ -10,11 +10,11 @@ import tyro
 
 from semantica.config import config
 from semantica.data.location import location
+from semantica.distributed.runtime import Runtime
 from semantica.errors import ConfigError
 from semantica.jobs.command import Command, shown_command
 from semantica.pairs.selection import BandConfig
 from semantica.presets import PipelineConfig
-from semantica.runtime import Runtime
 from semantica.sweeps.plan import SweepPlan, read_plan
 from semantica.sweeps.settings import SweepConfig
 from semantica.sweeps.space import SpaceConfig

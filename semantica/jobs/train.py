@@ -10,8 +10,8 @@ import tyro
 
 from semantica.config import config
 from semantica.data.location import location
+from semantica.distributed.runtime import Runtime
 from semantica.jobs.command import Command
-from semantica.runtime import Runtime
 from semantica.training.recipe import TrainConfig
 
 

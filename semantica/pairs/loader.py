@@ -25,8 +25,10 @@ from jaxtyping import Float, Float16, UInt8
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from semantica.conditioning import Conditioning, SignalValues
+from semantica.conditioning.signals import IMAGES, SIMILARITY, Signal
+from semantica.conditioning.values import Conditioning, SignalValues
 from semantica.config import to_dict
+from semantica.config.registry import Registry
 from semantica.data.dataset import Manifest, RowGroups, read_manifest
 from semantica.data.location import Location
 from semantica.data.pictures import TokensOf, decode
@@ -35,8 +37,6 @@ from semantica.errors import DataError
 from semantica.pairs.draw import Draw, PairStream
 from semantica.pairs.scores import pooled_rows, square
 from semantica.pairs.selection import BandConfig, RowGroup, Selection, read_selection, score_rows
-from semantica.registry import Registry
-from semantica.signals import IMAGES, SIMILARITY, Signal
 
 logger = logging.getLogger(__name__)
 

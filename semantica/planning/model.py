@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from semantica.conditioning import Conditioning
+from semantica.conditioning.values import Conditioning
 from semantica.denoiser.configs import DenoiserConfig
 from semantica.denoiser.sizes import example_conditioning, num_parameters, training_flops
 from semantica.denoiser.uvit import UViT

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 from semantica.config import config, to_dict
+from semantica.config.identity import from_record
 from semantica.data.durable import write_atomically
 from semantica.errors import DataError
-from semantica.identity import from_record
 from semantica.pairs.selection import BandConfig
 from semantica.sweeps.settings import SweepConfig
 from semantica.sweeps.space import Swept

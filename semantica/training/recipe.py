@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from semantica.conditioning.signals import IMAGES, SIMILARITY
 from semantica.config import config, free, require
 from semantica.denoiser.configs import DenoiserConfig
 from semantica.diffusion.settings import Prediction, ScheduleConfig
 from semantica.errors import ConfigError
-from semantica.signals import IMAGES, SIMILARITY
 
 Precision = Literal["float32", "bfloat16"]
 Recompute = Literal["none", "transformer", "all"]

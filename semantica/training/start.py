@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from semantica.config.identity import differences
 from semantica.data.durable import appearing, new_attempt
 from semantica.data.location import file_sha256
 from semantica.denoiser.configs import DenoiserConfig
 from semantica.denoiser.uvit import UViT
 from semantica.errors import DataError, FieldError, WeightsError
-from semantica.identity import differences
 from semantica.training.checkpoint import CONFIG, MANIFEST, Keeper, checkpoint_folder
 from semantica.training.checkpoint.format import checked_files, read_pieces
 from semantica.training.ema import Ema

@@ -16,11 +16,11 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from semantica.conditioning import Conditioning
+from semantica.conditioning.values import Conditioning
+from semantica.diffusion.keyed_random import slot_seed
 from semantica.diffusion.process import diffuse, eps_loss
 from semantica.diffusion.schedule import logsnr
 from semantica.diffusion.settings import Prediction, ScheduleConfig
-from semantica.keyed_random import slot_seed
 from semantica.pairs.loader import Batch
 from semantica.training.compute import autocast
 from semantica.training.recipe import Dropout, OptimizerConfig, TrainConfig

@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.library import Library
 
-from semantica.conditioning import Conditioning
+from semantica.conditioning.values import Conditioning
 from semantica.denoiser.uvit import UViT
 from semantica.errors import ConfigError
 from semantica.pairs.loader import Batch

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from semantica.conditioning import Conditioning
+from semantica.conditioning.signals import IMAGES, SIMILARITY
+from semantica.conditioning.values import Conditioning
 from semantica.denoiser.uvit import UViT
 from semantica.errors import DataError
-from semantica.signals import IMAGES, SIMILARITY
 from tests.denoiser.test_uvit import KINDS, SMALL, inputs, normal, perturbed
 from tests.signals import changed
 

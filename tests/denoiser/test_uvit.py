@@ -7,11 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from semantica.conditioning import Conditioning
+from semantica.conditioning.signals import IMAGES
+from semantica.conditioning.values import Conditioning
 from semantica.denoiser.configs import DenoiserConfig, StageConfig
 from semantica.denoiser.uvit import UViT
 from semantica.errors import ConfigError, DataError
-from semantica.signals import IMAGES
 from tests.signals import changed
 
 KINDS = ("cross_attention", "film", "both")

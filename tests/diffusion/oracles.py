@@ -2,7 +2,7 @@
 
 import torch
 
-from semantica.conditioning import Conditioning
+from semantica.conditioning.values import Conditioning
 from semantica.diffusion.process import bind_with
 from semantica.diffusion.schedule import alpha_sigma
 from semantica.diffusion.settings import ScheduleConfig

@@ -5,13 +5,13 @@ from itertools import product
 import pytest
 import torch
 
+from semantica.conditioning.signals import SIMILARITY
 from semantica.config import from_dict, to_dict
 from semantica.diffusion.guidance import guided, rows_per_picture, strengthened
 from semantica.diffusion.process import bind_with, eps_from_x, v_from_x
 from semantica.diffusion.samplers import ddpm, sample, step_levels
 from semantica.diffusion.settings import SAMPLERS, GuidanceConfig, SamplerConfig
 from semantica.errors import ConfigError
-from semantica.signals import SIMILARITY
 from tests.diffusion.oracles import BIND, LEVELS, SCHEDULE, Network, noise_like, x_hat_of
 from tests.signals import changed
 

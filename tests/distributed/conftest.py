@@ -12,8 +12,8 @@ import pytest
 from small import SmallRun, draw_pages, random_encoder, run_stages, small_config
 from warm_workers import warm_workers
 
+from semantica.distributed.runtime import ClusterConfig, Runtime
 from semantica.distributed.session import ray_session
-from semantica.runtime import ClusterConfig, Runtime
 from semantica.tracking import TrackingConfig
 
 # How often Ray Train looks at its workers: the default of two seconds is most of a run of six steps.

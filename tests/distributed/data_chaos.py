@@ -21,9 +21,9 @@ from semantica.data.dataset import Manifest
 from semantica.distributed.encode import encode
 from semantica.distributed.ingest import ingest
 from semantica.distributed.pairs import score
+from semantica.distributed.runtime import ClusterConfig, Runtime
 from semantica.encoders.settings import EncodeConfig
 from semantica.episodes.ingest import IngestConfig
-from semantica.runtime import ClusterConfig, Runtime
 from semantica.tracking import TrackingConfig
 
 HEAD = {"object_store_memory": 80 * 2**20, "include_dashboard": False, "no_monitor": True}  # neither is asked anything

@@ -14,11 +14,11 @@ from semantica.distributed.encode import encode
 from semantica.distributed.evaluate import GivenSamples, evaluate_samples
 from semantica.distributed.ingest import ingest
 from semantica.distributed.pairs import pairs
+from semantica.distributed.runtime import Runtime
 from semantica.distributed.sample import generate
 from semantica.distributed.train import MODEL, train
 from semantica.evaluation.outcome import Sources
 from semantica.presets import PipelineConfig, tiny
-from semantica.runtime import Runtime
 
 NUM_PAGES, NUM_PICTURES = 12, 7
 

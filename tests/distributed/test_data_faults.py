@@ -23,8 +23,8 @@ from small import random_encoder, small_config
 
 from semantica.config import override, to_dict
 from semantica.data.dataset import MANIFEST, read_manifest
+from semantica.distributed.runtime import Runtime
 from semantica.errors import DataError
-from semantica.runtime import Runtime
 from semantica.tracking import TrackingConfig
 
 pytestmark = pytest.mark.ray

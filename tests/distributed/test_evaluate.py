@@ -20,9 +20,9 @@ from mlflow import MlflowClient
 
 from semantica.config import override, to_dict
 from semantica.distributed.evaluate import evaluate
+from semantica.distributed.runtime import ClusterConfig, Runtime
 from semantica.errors import DataError
 from semantica.evaluation.settings import EvaluationConfig
-from semantica.runtime import ClusterConfig, Runtime
 from semantica.tracking import TrackingConfig
 
 pytestmark = pytest.mark.ray

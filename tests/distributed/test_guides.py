@@ -18,8 +18,8 @@ import yaml
 from small import draw_pages, random_encoder, run_stages, small_config
 
 from semantica.config import override, to_dict
+from semantica.distributed.runtime import ClusterConfig, Runtime
 from semantica.distributed.train import MODEL
-from semantica.runtime import ClusterConfig, Runtime
 from semantica.sweeps.ranking import winner
 from semantica.sweeps.results import read_results
 from semantica.sweeps.settings import SweepConfig

@@ -10,9 +10,9 @@ from small import SmallRun, draw_pages
 from semantica.config import override
 from semantica.distributed.pipeline import fit_to_corpus
 from semantica.distributed.quickstart import quickstart
+from semantica.distributed.runtime import Runtime
 from semantica.errors import ConfigError, DataError
 from semantica.presets import tiny
-from semantica.runtime import Runtime
 from semantica.tracking import TrackingConfig
 
 

@@ -16,10 +16,10 @@ import pytest
 
 from semantica.config import config, free
 from semantica.data.dataset import MANIFEST, FileEntry, Manifest, StageOutput, read_manifest
+from semantica.distributed.runtime import ClusterConfig, Runtime
 from semantica.distributed.stage import Pass, Stage, StageSession, run_stage, through_ray
 from semantica.errors import ConfigError, DataError
 from semantica.pairs.scores import UnreadableShardError
-from semantica.runtime import ClusterConfig, Runtime
 from semantica.tracking import TrackingConfig
 
 ENTRIES = [FileEntry(f"{n}.parquet", n, "0" * 64, (n, n)) for n in range(5)]

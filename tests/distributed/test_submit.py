@@ -23,9 +23,9 @@ from small import draw_pages, random_encoder, small_config
 from semantica.config import override, to_dict
 from semantica.data.dataset import MANIFEST, read_manifest
 from semantica.distributed.pipeline import pipeline
+from semantica.distributed.runtime import ClusterConfig, Runtime
 from semantica.distributed.session import check_absolute_when_submitted
 from semantica.errors import ConfigError
-from semantica.runtime import ClusterConfig, Runtime
 from semantica.tracking import TrackingConfig
 
 ROOT = Path(__file__).parents[2]

@@ -19,11 +19,11 @@ from small import SmallRun
 
 from semantica.config import from_dict, override, to_dict
 from semantica.data.dataset import MANIFEST, read_manifest
+from semantica.distributed.runtime import Runtime
 from semantica.distributed.sweep import sweep
 from semantica.distributed.train import MODEL
 from semantica.errors import DataError
 from semantica.jobs.train import main as train_job
-from semantica.runtime import Runtime
 from semantica.sweeps.halving import simulated_asha
 from semantica.sweeps.plan import SweepPlan, read_plan
 from semantica.sweeps.points import Points, TrialMeasurer

@@ -48,7 +48,7 @@ def words(small_run: SmallRun, base: Path, out: Path) -> list[str]:
 
 def resume(base: Path, out: Path) -> list[str]:
     """The command without what --resume finds."""
-    return [sys.executable, "-m", "tune.sweep", "--config", str(base / "sweep.yaml"), "--out", str(out), "--max-concurrent", "1"]
+    return [sys.executable, "-m", "jobs.sweep", "--config", str(base / "sweep.yaml"), "--out", str(out), "--max-concurrent", "1"]
 
 
 def started(command: list[str]) -> subprocess.Popen[str]:
@@ -113,7 +113,7 @@ def test_a_killed_and_a_stopped_sweep_end_as_one_that_nothing_happened_to(small_
 
 
 def test_resuming_what_was_not_begun_is_refused_with_one_line(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tune.sweep", "--out", str(tmp_path / "no"), "--resume"]
+    command = [sys.executable, "-m", "jobs.sweep", "--out", str(tmp_path / "no"), "--resume"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.strip() == f"error: --resume: no sweep was begun in {tmp_path}/no; leave --resume out to begin one"

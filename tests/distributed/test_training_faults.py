@@ -33,7 +33,7 @@ from semantica.distributed.encode import encode
 from semantica.distributed.ingest import ingest
 from semantica.distributed.pairs import pairs
 from semantica.distributed.reports import JOURNAL
-from semantica.runtime import Runtime
+from semantica.distributed.runtime import Runtime
 from semantica.tracking import TrackingConfig
 
 pytestmark = pytest.mark.ray

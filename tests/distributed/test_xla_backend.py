@@ -2,9 +2,9 @@
 
 import pytest
 
+from semantica.distributed.runtime import ClusterConfig
 from semantica.distributed.xla import Host, XlaBackend, XlaConfig, XlaProcess, check_processes, slice_environments, tpu_scaling
 from semantica.errors import ConfigError
-from semantica.runtime import ClusterConfig
 
 
 def test_the_backend_is_never_the_one_that_ray_chooses_for_tpus():

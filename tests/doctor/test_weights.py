@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from semantica.assets import FID_INCEPTION, ST_LPIPS, package_folder
+from semantica.data.assets import FID_INCEPTION, ST_LPIPS, package_folder
 from semantica.doctor.weights import OPTIONAL, check_weights, checkpoint, encoder_weights, metric_weights, package_weights
 from semantica.encoders.settings import EncoderConfig
 

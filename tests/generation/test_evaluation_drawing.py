@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from semantica.conditioning import Conditioning
+from semantica.conditioning.values import Conditioning
 from semantica.data.pictures import PictureRef
 from semantica.data.schemas import SAMPLES
 from semantica.diffusion.settings import SamplerConfig

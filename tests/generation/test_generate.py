@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from semantica.conditioning import Conditioning
+from semantica.conditioning.values import Conditioning
 from semantica.data.pictures import PictureRef, decode
 from semantica.denoiser.configs import DenoiserConfig, StageConfig
 from semantica.denoiser.uvit import UViT

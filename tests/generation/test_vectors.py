@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from semantica.conditioning import Conditioning
+from semantica.conditioning.values import Conditioning
 from semantica.config import from_dict, to_dict
 from semantica.data.location import location
 from semantica.denoiser.configs import DenoiserConfig, StageConfig

@@ -28,6 +28,7 @@ from guard_cases import (
     weights_of,
 )
 from semantica.datasets import read_manifest
+from semantica.runtime import ClusterConfig, Runtime
 from semantica.training.loader import training_loader
 from semantica.training.writing import write_checkpoint
 
@@ -46,7 +47,6 @@ from semantica.generation.model_card import model_card
 from semantica.generation.pipeline import load
 from semantica.generation.release import release_of, write_release
 from semantica.presets import PipelineConfig, tiny, tiny_html
-from semantica.runtime import ClusterConfig, Runtime
 from semantica.tracking import TrackingConfig
 from semantica.training.checkpoint import Provenance, TrainState, open_checkpoint
 from semantica.training.loop import Hooks, fit

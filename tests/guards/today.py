@@ -32,7 +32,7 @@ from guard_cases import (
     weights_of,
 )
 
-from semantica.conditioning import Conditioning
+from semantica.conditioning.values import Conditioning
 from semantica.config import override
 from semantica.data.dataset import read_manifest
 from semantica.diffusion.samplers import Step, ddim_invert, levels_of
@@ -43,6 +43,7 @@ from semantica.distributed.evaluate import evaluate
 from semantica.distributed.ingest import ingest
 from semantica.distributed.pairs import pairs
 from semantica.distributed.pipeline import pipeline
+from semantica.distributed.runtime import ClusterConfig, Runtime
 from semantica.distributed.train import train
 from semantica.evaluation.outcome import Sources
 from semantica.evaluation.settings import EvaluationConfig
@@ -53,7 +54,6 @@ from semantica.generation.pipeline import load
 from semantica.generation.release import release_of, write_release
 from semantica.generation.settings import GenerateConfig
 from semantica.presets import PipelineConfig, tiny, tiny_html
-from semantica.runtime import ClusterConfig, Runtime
 from semantica.tracking import TrackingConfig
 from semantica.training.checkpoint import Provenance, TrainState, open_checkpoint
 from semantica.training.checkpoint.save import write_checkpoint

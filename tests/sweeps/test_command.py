@@ -4,12 +4,12 @@ import pytest
 
 from semantica.config import from_args, from_dict
 from semantica.data.dataset import read_manifest
+from semantica.distributed.runtime import ClusterConfig
 from semantica.distributed.sweep import check, concurrency, scheduler
 from semantica.distributed.trial import AGAIN
 from semantica.errors import ConfigError, DataError
 from semantica.jobs.sweep import SweepJob, fig2, main, places, sections
 from semantica.presets import preset
-from semantica.runtime import ClusterConfig
 from semantica.sweeps.halving import milestones
 from semantica.sweeps.plan import SweepPlan, read_plan, write_plan
 from semantica.sweeps.points import FRECHET

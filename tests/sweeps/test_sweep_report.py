@@ -6,7 +6,8 @@ import pytest
 import yaml
 from selectolax.lexbor import LexborHTMLParser
 
-from semantica.config import _over_defaults, from_args, read_yaml, to_dict
+from semantica.config import from_args, read_yaml, to_dict
+from semantica.config.door import _over_defaults
 from semantica.presets import preset
 from semantica.report.page import render, to_json
 from semantica.report.pictures import grid_png

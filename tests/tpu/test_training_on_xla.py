@@ -8,7 +8,7 @@ nothing is computed anew.
 import pytest
 import torch
 
-from semantica.conditioning import Conditioning
+from semantica.conditioning.values import Conditioning
 from semantica.errors import ConfigError
 from semantica.training.checkpoint import open_checkpoint
 from semantica.training.recipe import ComputeConfig

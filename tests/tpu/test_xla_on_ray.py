@@ -16,8 +16,8 @@ def small(tmp_path_factory):
     from semantica.distributed.encode import encode
     from semantica.distributed.ingest import ingest
     from semantica.distributed.pairs import pairs
+    from semantica.distributed.runtime import ClusterConfig, Runtime
     from semantica.distributed.session import ray_session
-    from semantica.runtime import ClusterConfig, Runtime
     from semantica.tracking import TrackingConfig
 
     base = tmp_path_factory.mktemp("small")

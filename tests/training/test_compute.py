@@ -100,8 +100,8 @@ def test_the_step_is_one_graph_and_is_compiled_once():
     """In a process of its own, without the checks of types that the tests put around every function."""
     code = """
         import torch
-        from semantica.conditioning import Conditioning
-        from semantica.signals import IMAGES, SIMILARITY
+        from semantica.conditioning.values import Conditioning
+        from semantica.conditioning.signals import IMAGES, SIMILARITY
         from semantica.denoiser import configs
         from semantica.denoiser.uvit import UViT
         from semantica.diffusion.settings import ScheduleConfig

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from semantica.keyed_random import slot_seed
+from semantica.diffusion.keyed_random import slot_seed
 from semantica.training.checkpoint import open_checkpoint, write_checkpoint
 from semantica.training.ema import Ema
 from semantica.training.loop import Hooks, fit, initial_network

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file
 
 from semantica.config import to_dict
+from semantica.config.identity import differences
 from semantica.data.location import file_sha256
-from semantica.identity import differences
 from semantica.training.checkpoint import open_checkpoint, write_checkpoint
 from semantica.training.loop import Hooks, fit
 from semantica.training.recipe import ComputeConfig, KeepConfig

@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from semantica.conditioning.signals import IMAGES, SIMILARITY
 from semantica.diffusion.process import diffuse, eps_from_x, v_target, x_from
 from semantica.diffusion.schedule import logsnr
 from semantica.diffusion.settings import ScheduleConfig
-from semantica.signals import IMAGES, SIMILARITY
 from semantica.training.loop import initial_network
 from semantica.training.recipe import OptimizerConfig
 from semantica.training.step import StepNoise, add_gradients, make_optimizer, step_loss, step_noise, update

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
+from semantica.config.registry import Registry
 from semantica.episodes.pages import Source
-from semantica.registry import Registry
 
 S = TypeVar("S", bound=Source)
 

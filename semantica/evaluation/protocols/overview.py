@@ -16,7 +16,7 @@ from functools import cached_property
 
 import numpy as np
 
-from semantica import assets
+from semantica.data import assets
 from semantica.data.dataset import TIMING, Manifest, read_manifest
 from semantica.data.location import Location
 from semantica.diffusion.settings import GuidanceConfig

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float32, UInt8
 from torch import Tensor, nn
 
-from semantica.assets import cache_folder
+from semantica.data.assets import cache_folder
 from semantica.errors import AbsentWeights, WeightsError
 from semantica.measure.networks.extractors import extractor
 from semantica.measure.networks.resize import resize_as_pillow

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float32, UInt8
 from torch import Tensor, nn
 
-from semantica.assets import FID_INCEPTION
+from semantica.data.assets import FID_INCEPTION
 from semantica.errors import WeightsError
 from semantica.measure.networks.extractors import extractor
 from semantica.measure.networks.inception_network import FEATURE_DIM, NormedConv, inception_network, with_weights

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from semantica.assets import ST_LPIPS as ST_LPIPS_PACKAGE
+from semantica.data.assets import ST_LPIPS as ST_LPIPS_PACKAGE
 from semantica.errors import WeightsError
 from semantica.measure.networks.extractors import perceptual
 from semantica.measure.networks.weights import WeightFile, check_file

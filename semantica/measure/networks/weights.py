@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from semantica.assets import Package, cache_folder, fetch, package_folder
+from semantica.data.assets import Package, cache_folder, fetch, package_folder
 from semantica.data.location import file_sha256
 from semantica.errors import AbsentWeights, DataError, WeightsError
 

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from semantica.config import to_dict
+from semantica.config.identity import from_record
 from semantica.data.location import file_sha256
 from semantica.denoiser.uvit import UViT
 from semantica.errors import ConfigError, WeightsError
-from semantica.identity import from_record
 from semantica.training.checkpoint.format import CONFIG, MANIFEST, FileEntry, Piece, checked_files, read_pieces, share
 from semantica.training.ema import Ema
 from semantica.training.parallel import local, place

@@ -3,7 +3,7 @@ import warnings
 import pytest
 import torch
 
-from semantica.assets import FID_INCEPTION
+from semantica.data.assets import FID_INCEPTION
 from semantica.measure.networks.inception import WEIGHTS, load_inception, prepare, prepare_clean
 from semantica.measure.networks.inception_network import NormedConv, inception_network, with_weights
 

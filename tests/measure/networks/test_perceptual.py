@@ -6,7 +6,7 @@ import torch
 import torchvision
 from torchvision.models import AlexNet_Weights, SqueezeNet1_1_Weights, VGG16_Weights
 
-from semantica.assets import ST_LPIPS
+from semantica.data.assets import ST_LPIPS
 from semantica.errors import DataError, WeightsError
 from semantica.measure.networks.extractors import perceptual_distance
 from semantica.measure.networks.perceptual import (

@@ -12,7 +12,7 @@ import typing
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, TypeVar
 
-from semantica.config import BEFORE, FREE, from_dict, to_dict
+from semantica.config.door import BEFORE, FREE, from_dict, to_dict
 
 T = TypeVar("T")
 

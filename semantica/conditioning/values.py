@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from semantica.conditioning.signals import IMAGES, SIMILARITY, Signal
 from semantica.errors import DataError
-from semantica.signals import IMAGES, SIMILARITY, Signal
 
 
 @dataclass(frozen=True)

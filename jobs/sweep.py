@@ -1,4 +1,4 @@
-"""python -m tune.sweep: `semantica sweep`, as a script to submit."""
+"""python -m jobs.sweep: `semantica sweep`, as a script to submit."""
 
 import sys
 

@@ -1,1 +1,0 @@
-"""Sweeps as a script: `python -m tune.sweep`; its code is semantica.jobs.sweep."""
