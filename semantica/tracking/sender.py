@@ -154,11 +154,12 @@ class Sender:
         """Find the run in MLflow or create it. Returns False when the run was lost or deleted, so all must be sent again."""
         if self._server.run_id:
             return True
+        is_first = not self.sent.run_id  # of this spool: another one, or another machine, may have filled and finished the run
         is_new = self._server.open()
         self.sent.experiment_id, self.sent.run_id = self._server.experiment_id, self._server.run_id
         _IDS[str(self.folder)] = self.sent.experiment_id, self.sent.run_id
         again = is_new and bool(self.sent.figures or self.sent.files)
-        if not is_new and not (self.sent.figures or self.sent.files):  # the run was finished, or another machine started it
+        if is_first and not is_new:
             self._server.status("RUNNING", 0)
             self._server.send(Batch(tags=dict(self.spec.tags)))
         if again:

@@ -36,12 +36,13 @@ def written(request, tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def nothing_to_collect():
+def nothing_to_collect(monkeypatch):
     """No garbage in this process, of which a worker is a fork.
 
     A DataLoader of the test before, collected in a worker, asserts that it is in its own process and is reported with a traceback.
     That parses; in the middle of np.load's parsing of a header, CPython before 3.11.8 raises a SystemError.
     """
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.2)  # seconds that it waits for each of its workers
     _ready.clear()
     gc.collect()
     gc.freeze()

@@ -9,6 +9,7 @@ import json
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,18 @@ class Killer(threading.Thread):
     def _kill_worker(self) -> str | None:
         for process in psutil.process_iter(["cmdline"]):
             name = (process.info["cmdline"] or [""])[0]
-            if name.startswith("ray::") and "Map" in name:  # a task or an actor of a stage, at work
+            if name.startswith("ray::") and "Map" in name and self._is_ours(process):  # a task or an actor of a stage, at work
                 process.kill()
                 return name
         return None
+
+    @staticmethod
+    def _is_ours(process: psutil.Process) -> bool:
+        """Whether it logs into the folder of this Ray; there may be others on the machine."""
+        session = ray._private.worker._global_node.get_session_dir_path()
+        with suppress(psutil.Error):
+            return any(file.path.startswith(session) for file in process.open_files())
+        return False
 
     def _kill_node(self) -> str:
         node = self.nodes.pop()
