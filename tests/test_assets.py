@@ -1,14 +1,20 @@
-"""Registry packages, through the real pip on a folder of wheels made here: no network."""
+"""Registry packages, through the real pip on a folder of wheels and the real npm on a server of this machine: no other network."""
 
 import hashlib
+import io
+import json
+import shutil
 import subprocess
 import sys
+import tarfile
+import threading
 import zipfile
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
 from semantica.data import assets
-from semantica.data.assets import Package, cache_folder, fetch, package_folder
+from semantica.data.assets import NpmPackage, Package, cache_folder, fetch, package_folder
 from semantica.errors import DataError
 
 MEMBERS = {"demo/data/a.bin": b"a", "demo/data/deep/b.bin": b"b", "demo/code.py": b"raise SystemExit", "demo/weights.pt": b"w"}
@@ -98,3 +104,77 @@ def test_every_wheel_is_pinned_and_says_whose_it_is_under_which_licence():
         assert int(one.sha256, 16) > 0
         assert all((one.version, one.members, one.what, one.origin, one.licence))
     assert len({one.name for one in pinned}) == len(pinned)
+
+
+@pytest.fixture
+def npm_archive(tmp_path, monkeypatch):
+    """Makes an archive that a registry on this machine serves to npm as @demo/drawings 1.0.0; returns its SHA-256."""
+    if shutil.which("npm") is None:
+        pytest.skip("this machine has no npm, which fetches packages")
+    served = {}
+
+    class Registry(BaseHTTPRequestHandler):
+        def do_GET(self):
+            found = served.get(self.path.replace("%2f", "/").replace("%2F", "/"))
+            self.send_response(200 if found else 404)
+            self.end_headers()
+            self.wfile.write(found or b"{}")
+
+        def log_message(self, *words):
+            """Says nothing."""
+
+    server = HTTPServer(("127.0.0.1", 0), Registry)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    for name, value in {
+        "npm_config_registry": address,
+        "npm_config_cache": str(tmp_path / "npm"),
+        "npm_config_audit": "false",
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SEMANTICA_CACHE", str(tmp_path / "cache"))
+
+    def serve(members):
+        stream = io.BytesIO()
+        with tarfile.open(fileobj=stream, mode="w:gz") as tar:
+            for name, data in members.items():
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+        data = stream.getvalue()
+        dist = {"tarball": f"{address}/drawings.tgz", "shasum": hashlib.sha1(data, usedforsecurity=False).hexdigest()}
+        version = {"name": "@demo/drawings", "version": "1.0.0", "dist": dist}
+        whole = {"name": "@demo/drawings", "dist-tags": {"latest": "1.0.0"}, "versions": {"1.0.0": version}}
+        served.update({"/@demo/drawings": json.dumps(whole).encode(), "/drawings.tgz": data})
+        return hashlib.sha256(data).hexdigest()
+
+    yield serve
+    server.shutdown()
+
+
+ARCHIVE = {
+    "package/package.json": b'{"name": "@demo/drawings", "version": "1.0.0"}',
+    "package/icons.json": b"{}",
+    "package/x.js": b"x",
+}
+
+
+def test_named_members_of_an_npm_package_are_unpacked(npm_archive, tmp_path):
+    drawings = NpmPackage("@demo/drawings", "1.0.0", npm_archive(ARCHIVE), ("package/icons.json",), "drawings", "nobody", "none")
+    folder = fetch(drawings)
+    assert folder == package_folder(drawings) == tmp_path / "cache" / "packages" / "demo-drawings-1.0.0"
+    assert content(folder) == {"package/icons.json": b"{}"}
+
+
+def test_another_npm_archive_than_the_pinned_one_is_refused(npm_archive):
+    npm_archive(ARCHIVE)
+    drawings = NpmPackage("@demo/drawings", "1.0.0", "0" * 64, ("package/",), "drawings", "nobody", "none")
+    with pytest.raises(DataError, match="expected SHA-256 0000"):
+        fetch(drawings)
+
+
+def test_an_npm_archive_that_leaves_its_folder_is_refused(npm_archive, tmp_path):
+    sha256 = npm_archive(ARCHIVE | {"package/../../../out.txt": b"x"})
+    with pytest.raises(DataError, match="outside"):
+        fetch(NpmPackage("@demo/drawings", "1.0.0", sha256, ("package/",), "drawings", "nobody", "none"))
+    assert not list(tmp_path.rglob("out.txt"))

