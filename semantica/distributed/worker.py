@@ -15,7 +15,6 @@ import ray.train.torch
 import torch
 from ray.train.collective import barrier, broadcast_from_rank_zero
 
-from semantica.data.dataset import read_manifest
 from semantica.data.durable import new_attempt
 from semantica.data.location import Location, explained
 from semantica.data.pictures import TokensOf
@@ -25,7 +24,7 @@ from semantica.distributed.reports import Report, reporting
 from semantica.distributed.runtime import ClusterConfig
 from semantica.encoders.on_the_fly import tokens_on_the_fly
 from semantica.evaluation.of_training import TrainingSamples
-from semantica.pairs.loader import LoaderWorker, PairLoader
+from semantica.pairs.loader import LoaderWorker, PairLoader, SelectedPairs
 from semantica.tracking import Run
 from semantica.training.backend import Backend, TorchBackend
 from semantica.training.checkpoint import Checkpoint, Keeper, Provenance, SaveFailure, Saver, TrainState, Writers
@@ -71,8 +70,7 @@ class Job:
     """
 
     config: TrainConfig
-    encodings: Location
-    selection: Location
+    pairs: SelectedPairs
     provenance: Provenance
     checkpoints: Path
     cluster: ClusterConfig
@@ -125,7 +123,7 @@ class _Training:
         self.backend: Backend = (
             XlaMesh(split_weights=config.compute.is_sharded) if job.cluster.use_xla else TorchBackend(ray.train.torch.get_device())
         )
-        self.tokens_of = tokens_on_the_fly(read_manifest(job.encodings, "encodings"), str(self.backend.aside))
+        self.tokens_of = tokens_on_the_fly(job.pairs.manifest, str(self.backend.aside))
         self.report = reporting(job.journal, job.run, job.control) if link.rank == 0 else _nothing
         self.share = self.backend.sharing(config.compute)
         writers = Writers(self.share.rank, self.share.world, attempt=broadcast_from_rank_zero(new_attempt()))
@@ -138,10 +136,10 @@ class _Training:
         """Train from the start to the last step, or to the step at which the workers were asked to stop."""
         job, config = self.job, self.job.config
         if job.hook is not None:
-            worker = Worker(
-                self.link.rank, config, job.encodings, self.tokens_of, self.backend.aside, self.report, is_new=self.saved_at == 0
+            encodings, device = job.pairs.encodings, self.backend.aside
+            self._on_step = job.hook(
+                Worker(self.link.rank, config, encodings, self.tokens_of, device, self.report, is_new=self.saved_at == 0)
             )
-            self._on_step = job.hook(worker)
         hooks = Hooks(self._say_figures, self._save, self._draw, self._on_step or _no_hook, self._order)
         with self.saver:
             fit(config, self._loader(), job.provenance, hooks, start=self.start, backend=self.backend)
@@ -149,7 +147,7 @@ class _Training:
     def _loader(self) -> PairLoader:
         job, cluster = self.job, self.job.cluster
         worker = LoaderWorker(self.backend.loader_rank, self.link.world, cluster.loader_mb * 2**20, cluster.loader_threads)
-        return training_loader(job.config, job.encodings, job.selection, worker, tokens_of=self.tokens_of)
+        return training_loader(job.config, job.pairs, worker, tokens_of=self.tokens_of)
 
     def _order(self, step: int) -> Order:
         if self._on_step is not None and step == self._on_step.pause:
@@ -167,7 +165,7 @@ class _Training:
         raw, average = whole(dict(network.named_parameters()), keep=is_first), whole(ema.values, keep=is_first)
         if is_first:
             job = self.job
-            self._samples = self._samples or TrainingSamples(job.config, job.encodings, self.tokens_of, self.backend.aside)
+            self._samples = self._samples or TrainingSamples(job.config, job.pairs.encodings, self.tokens_of, self.backend.aside)
             self.report(Report(step, png=self._samples.png(raw, average)))
 
     def _save(self, state: TrainState) -> None:

@@ -57,8 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def call(job: TrainJob) -> None:
         from semantica.distributed.train import train
+        from semantica.pairs.loader import open_pairs
 
-        encodings, selection = location(job.encodings), location(job.selection)
-        train(job.train, encodings=encodings, selection=selection, out=job.out, runtime=job.runtime)
+        train(job.train, open_pairs(location(job.encodings), location(job.selection)), out=job.out, runtime=job.runtime)
 
     return COMMAND.run(call, argv)

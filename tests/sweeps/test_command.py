@@ -139,10 +139,11 @@ def swept_on(encodings):
 def test_the_inputs_are_checked_before_anything_starts(data, make, tmp_path):
     encodings, scores = data
     config = SweepConfig(space=SpaceConfig(learning_rate=(1e-3, 2e-3)))
-    hashes = check(config, swept_on(encodings), {"a": encodings}, {"a": scores}, ClusterConfig())
-    assert hashes == {"encodings.a": read_manifest(encodings, "encodings").hash, "scores.a": read_manifest(scores, "scores").hash}
+    source = read_manifest(encodings, "encodings")
+    hashes = check(config, swept_on(encodings), {"a": source}, {"a": scores}, ClusterConfig())
+    assert hashes == {"encodings.a": source.hash, "scores.a": read_manifest(scores, "scores").hash}
     with pytest.raises(ConfigError, match=r"cluster.num_workers must divide train.num_lanes = 4, got 3"):
-        check(config, swept_on(encodings), {"a": encodings}, {"a": scores}, ClusterConfig(num_workers=3))
-    other = make.encodings(tmp_path / "other", salt=1)
-    with pytest.raises(DataError, match=r"scores holds the scores of other encodings than .*other; run semantica pairs on these"):
+        check(config, swept_on(encodings), {"a": source}, {"a": scores}, ClusterConfig(num_workers=3))
+    other = read_manifest(make.encodings(tmp_path / "other", salt=1), "encodings")
+    with pytest.raises(DataError, match=r"scores holds the scores of other encodings than those of 'a'; run"):
         check(config, swept_on(encodings), {"a": other}, {"a": scores}, ClusterConfig())
