@@ -24,9 +24,9 @@ from semantica.distributed.session import check_absolute_when_submitted, parent_
 from semantica.distributed.train import MODEL, train
 from semantica.errors import DataError
 from semantica.evaluation.outcome import Sources
-from semantica.pairs.loader import open_pairs
 from semantica.presets import PipelineConfig
 from semantica.tracking import Run
+from semantica.training.start import open_inputs
 
 Provenance = Sequence[tuple[str, str, str]]
 
@@ -111,7 +111,7 @@ def _stages(
     least = runtime.cluster.min_workers
     least = least if least is None else min(least, num_workers)
     runtime = replace(runtime, cluster=replace(runtime.cluster, num_workers=num_workers, min_workers=least))
-    train(config.train, open_pairs(encodings, selection), out=checkpoint, runtime=runtime, parent=parent)
+    train(config.train, open_inputs(config.train, encodings, selection), out=checkpoint, runtime=runtime, parent=parent)
     generate(config.generate, checkpoint=checkpoint / MODEL, encodings=encodings, out=samples, runtime=runtime, parent=parent)
     return evaluate_samples(
         config.evaluate,

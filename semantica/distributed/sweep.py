@@ -42,8 +42,9 @@ from semantica.sweeps.report import BEST, PAGE, REPORT, write_report
 from semantica.sweeps.results import FIGURES, TRAINING, Result, begin, end, read_result, read_results, trial_folder
 from semantica.sweeps.search import choose, num_trials
 from semantica.sweeps.settings import SweepConfig
-from semantica.sweeps.space import Swept, settings_of, trial_config, trial_name
+from semantica.sweeps.space import Swept, combinations, grid, settings_of, trial_config, trial_name
 from semantica.tracking import Place, resolve_uri, send_what_is_left
+from semantica.training.start import InitialWeights, initial_weights
 
 _ENDING_S = 15.0  # the longest wait for the processes of stopped trials [C]
 _TUNE = "ray"  # folder of Tune's own records
@@ -72,7 +73,8 @@ def sweep(
     # Each point shows samples already; samples drawn by the training would cost time and show the same.
     swept = Swept(train=replace(plan.train, sample_every=None), band=band)
     manifests = {name: read_manifest(place, "encodings") for name, place in places.items()}
-    inputs = check(config, swept, manifests, scored, cluster)
+    initial = initial_weights(plan.train)
+    inputs = check(config, swept, manifests, scored, cluster, initial)
     folder = out.absolute()
     stage = StageOutput(folder, "sweep", {"sweep": config, **vars(swept)}, inputs)
     with stage_session("sweep", stage, runtime, None) as session:
@@ -91,6 +93,7 @@ def sweep(
             encodings=places,
             scores=scored,
             identities={name: manifest.facts["encoder"] for name, manifest in manifests.items()},
+            initial=initial,
             runtime=runtime,
             parent=session.run,
         )
@@ -110,7 +113,12 @@ def sweep(
 
 
 def check(
-    config: SweepConfig, swept: Swept, encodings: Mapping[str, Manifest], scores: Mapping[str, Location], cluster: ClusterConfig
+    config: SweepConfig,
+    swept: Swept,
+    encodings: Mapping[str, Manifest],
+    scores: Mapping[str, Location],
+    cluster: ClusterConfig,
+    initial: InitialWeights | None = None,
 ) -> dict[str, str]:
     """The hashes of the inputs. Raises ConfigError or DataError for trials that could not be trained, before anything starts."""
     if not encodings or set(encodings) != set(scores):
@@ -125,11 +133,13 @@ def check(
         inputs |= {f"encodings.{name}": manifest.hash, f"scores.{name}": scored.hash}
     names = list(encodings)
     config.measure.steps(swept.train.num_steps)
-    for index in range(num_trials(config, names) if config.search == "grid" else 1):
-        settings = settings_of(choose(config, names, index), config.space, swept, names)
+    for drawn in grid(config.space, names) if config.search == "grid" else combinations(config.space, names):
+        settings = settings_of(drawn, config.space, swept, names)
         encoded = encodings[str(settings["encoder"])]
         chosen = trial_config(swept, settings, encoded.facts["encoder"])
         check_fits(chosen.train, encoded, cluster)
+        if initial is not None:
+            initial.check_fit(chosen.train.denoiser)
     return inputs
 
 

@@ -32,7 +32,7 @@ from semantica.tracking import Place, Run
 from semantica.training.checkpoint import Checkpoint, Keeper, Provenance
 from semantica.training.feed import batches_of
 from semantica.training.recipe import TrainConfig
-from semantica.training.start import CHECKPOINTS, MODEL, cooldown_note, initial_weights, make_resumable, steps_done
+from semantica.training.start import CHECKPOINTS, MODEL, TrainingInputs, cooldown_note, make_resumable, steps_done
 from semantica.training.watch import NonFiniteError
 
 __all__ = ["CHECKPOINTS", "MODEL", "check_fits", "train"]
@@ -53,25 +53,24 @@ class TrainingHook:
 
 def train(
     config: TrainConfig,
-    pairs: SelectedPairs,
+    inputs: TrainingInputs,
     *,
     out: Path,
     runtime: Runtime,
     parent: Run | None = None,
     hook: TrainingHook | None = None,
 ) -> Manifest:
-    """Train on selected pairs and put the checkpoint in `out`/model. Returns the stage's manifest.
+    """Train on the selected pairs of the inputs and put the checkpoint in `out`/model. Returns the stage's manifest.
 
     Raises Stopped when Ctrl-C or SIGTERM asked for it: called again, it goes on. A second signal raises KeyboardInterrupt.
     """
+    pairs, initial = inputs.pairs, inputs.initial
     _check(config, pairs, runtime.cluster)
     folder, source = out.absolute(), pairs.manifest
-    inputs = {"encodings": source.hash, "selection": pairs.selection.manifest.hash}
-    initial = initial_weights(config)
+    hashes = {"encodings": source.hash, "selection": pairs.selection.manifest.hash}
     if initial is not None:
-        initial.check_fit(config.denoiser)
-        inputs[f"init_{config.init_weights}"] = initial.hash
-    stage = StageOutput(folder, "checkpoint", config, inputs, at_least={"num_steps": steps_done(folder)})
+        hashes[f"init_{config.init_weights}"] = initial.hash
+    stage = StageOutput(folder, "checkpoint", config, hashes, at_least={"num_steps": steps_done(folder)})
 
     def ready(session: StageSession) -> None:
         session.start_ray()
@@ -93,13 +92,13 @@ def train(
             session.run.params(hook.params)
         provenance = Provenance(
             encoder={"identity": source.facts["encoder"], "config": source.config["encoder"]},
-            encodings=inputs["encodings"],
-            selection=inputs["selection"],
+            encodings=hashes["encodings"],
+            selection=hashes["selection"],
             corpus_mean=tuple(source.facts["corpus_mean"]),
         )
         job = Job(
             config=config,
-            pairs=pairs,
+            inputs=inputs,
             provenance=provenance,
             checkpoints=folder / CHECKPOINTS,
             cluster=runtime.cluster,

@@ -38,6 +38,7 @@ from semantica.sweeps.space import Swept, trial_config
 from semantica.tracking import Run
 from semantica.training.ema import Ema
 from semantica.training.parallel import whole
+from semantica.training.start import InitialWeights, TrainingInputs
 from semantica.training.watch import NonFiniteError
 
 HELD_OUT_FILE, REFERENCES = "held_out.json", "references"
@@ -48,7 +49,7 @@ _ORPHAN_S = 120.0  # the longest wait for a training whose driver was killed [C]
 
 @dataclass(frozen=True)
 class Shared:
-    """What all trials of a sweep share. encodings, scores: by the name of their encoder; the first encoder measures."""
+    """What all trials of a sweep share. encodings, scores, identities: by the name of their encoder; the first encoder measures."""
 
     out: Path
     swept: Swept
@@ -56,6 +57,7 @@ class Shared:
     encodings: Mapping[str, Location]
     scores: Mapping[str, Location]
     identities: Mapping[str, Mapping[str, Any]]
+    initial: InitialWeights | None
     runtime: Runtime
     parent: Run
 
@@ -124,7 +126,7 @@ def _train(shared: Shared, folder: Path, result: Result, until: int | None) -> N
     )
     train(
         chosen.train,
-        pairs,
+        TrainingInputs(pairs, shared.initial),
         out=folder / TRAINING,
         runtime=shared.runtime,
         parent=shared.parent,

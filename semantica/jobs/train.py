@@ -57,8 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def call(job: TrainJob) -> None:
         from semantica.distributed.train import train
-        from semantica.pairs.loader import open_pairs
+        from semantica.training.start import open_inputs
 
-        train(job.train, open_pairs(location(job.encodings), location(job.selection)), out=job.out, runtime=job.runtime)
+        inputs = open_inputs(job.train, location(job.encodings), location(job.selection))
+        train(job.train, inputs, out=job.out, runtime=job.runtime)
 
     return COMMAND.run(call, argv)

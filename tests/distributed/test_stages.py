@@ -28,6 +28,7 @@ from semantica.pairs.selection import EmptyBandError
 from semantica.training.checkpoint import Provenance, open_checkpoint
 from semantica.training.feed import training_loader
 from semantica.training.loop import Hooks, fit
+from semantica.training.start import open_inputs
 
 pytestmark = pytest.mark.ray
 
@@ -74,7 +75,7 @@ def test_a_model_that_takes_several_images_and_a_similarity_is_trained_and_asked
     encodings, model = small_run.out / "encodings", tmp_path / "checkpoint" / MODEL
     changes = {"denoiser.max_images": 3, "denoiser.similarity": True, "compute.precision": "bfloat16", "compute.recompute": "all"}
     config = override(small_run.config.train, {**changes, "num_steps": 4, "log_every": 1, "optimizer.warmup_steps": 1})
-    train(config, open_pairs(encodings, small_run.out / "selection"), out=model.parent, runtime=small_run.runtime)
+    train(config, open_inputs(config, encodings, small_run.out / "selection"), out=model.parent, runtime=small_run.runtime)
     opened = open_checkpoint(model)
     assert (opened.config.denoiser.max_images, opened.config.compute.precision) == (3, "bfloat16")
     assert {p.dtype for p in opened.network().parameters()} == {torch.float32}

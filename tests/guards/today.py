@@ -61,6 +61,7 @@ from semantica.training.checkpoint.save import write_checkpoint
 from semantica.training.feed import training_loader
 from semantica.training.loop import Hooks, fit
 from semantica.training.recipe import TrainConfig
+from semantica.training.start import open_inputs
 from semantica.training.watch import StepReport
 
 _RUNTIME = Runtime(
@@ -98,7 +99,8 @@ def train_by_one_worker(guards: Path, out: Path) -> Trained:
     """The pipeline's training by one worker of Ray Train, on the recorded encodings and selection."""
     runtime = replace(_RUNTIME, cluster=replace(_RUNTIME.cluster, num_workers=1))
     run = guards / "run"
-    train(pipeline_config(guards).train, open_pairs(run / "encodings", run / "selection"), out=out, runtime=runtime)
+    config = pipeline_config(guards).train
+    train(config, open_inputs(config, run / "encodings", run / "selection"), out=out, runtime=runtime)
     return Trained(*history_of(out), weights_of(out / "model"))
 
 
