@@ -16,6 +16,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.callback import UserCallback
 
 from semantica.data.dataset import Manifest, StageOutput
+from semantica.data.durable import appearing, new_attempt, remove_abandoned, remove_folder
 from semantica.data.schemas import HELD_OUT
 from semantica.distributed.control import GroupEvents, Outcome, killing_stalled_workers, run_until_asked, start_control
 from semantica.distributed.elastic import ElasticTrainer
@@ -234,9 +235,8 @@ def _keep_model(checkpoint: Checkpoint, model: Path, config: TrainConfig) -> Non
         raise DataError(
             f"train: the last checkpoint is of step {checkpoint.step}, expected {config.num_steps}; run semantica train again"
         )
-    partial_model = model.with_name(".model.partial")
-    shutil.rmtree(partial_model, ignore_errors=True)
-    shutil.copytree(checkpoint.folder, partial_model)
-    if model.exists():
-        shutil.rmtree(model)
-    partial_model.rename(model)
+    remove_abandoned(model.parent, MODEL)  # of an earlier start that was killed here
+    with appearing(model, new_attempt()) as copy:
+        shutil.copytree(checkpoint.folder, copy, dirs_exist_ok=True)
+        if model.exists():  # of fewer steps
+            remove_folder(model)
