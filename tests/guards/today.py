@@ -200,7 +200,7 @@ def expected_config(stage: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration that the manifest of a stage has today, from that of f049af4: fields that were renamed or added."""
     expected: dict[str, Any] = _with_new_fields(dict(config))
     if stage == "checkpoint":  # `init_from` came; how workers share the state is recorded like all that is free to change
-        expected |= {"init_from": "", "init_weights": "ema"}
+        expected |= {"init_from": "", "init_weights": "ema", "loss": "eps", "loss_bias": 0.0}
         expected["compute"] = {**expected["compute"], "parallel": "ddp", "shard_workers": None}
     return expected
 
@@ -213,7 +213,7 @@ def _with_new_fields(values: Any) -> Any:
         return values
     grown = {name: _with_new_fields(value) for name, value in values.items()}
     if "token_dim" in values and "stages" in values:
-        grown |= {"channels": 3, "signals": []}
+        grown |= {"channels": 3, "signals": [], "standardised_tokens": False, "token_places": False}
     if "request" in values and "momentum" in values:
         grown |= {"weights": []}
     return grown
