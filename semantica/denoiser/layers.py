@@ -8,6 +8,7 @@ that starts at zero, so a block starts as identity.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -92,16 +93,40 @@ def place_code(side: int, dim: int) -> Float[Tensor, "n d"]:
     return torch.cat([rows, columns], dim=2).flatten(0, 1)
 
 
+@dataclass(frozen=True)
+class KeyGrid:
+    """What a picture attends to: for each of `num` images `before` tokens without a place and a grid of side² tokens, then `after`
+    more tokens without a place.
+    """
+
+    side: int
+    num: int
+    before: int
+    after: int
+
+
 class Places(nn.Module):
-    """The codes of queries (side², dim) and of keys (K, dim). No weights: they follow from the shape of the network."""
+    """The codes of queries (side², dim) and of keys (K, dim), zero for keys without a place. They follow from the shape of the
+    network, so no file holds them: `fill` again after the memory of the network was made anew.
+    """
 
     queries: Tensor
     keys: Tensor
 
-    def __init__(self, queries: Float[Tensor, "n d"], keys: Float[Tensor, "k d"]) -> None:
+    def __init__(self, side: int, grid: KeyGrid, dim: int) -> None:
         super().__init__()
-        self.register_buffer("queries", queries, persistent=False)
-        self.register_buffer("keys", keys, persistent=False)
+        self.side, self.grid, self.dim = side, grid, dim
+        num_keys = grid.num * (grid.before + grid.side**2) + grid.after
+        self.register_buffer("queries", torch.empty(side**2, dim), persistent=False)
+        self.register_buffer("keys", torch.empty(num_keys, dim), persistent=False)
+        self.fill()
+
+    @torch.no_grad()
+    def fill(self) -> None:
+        """Compute the codes."""
+        image = F.pad(place_code(self.grid.side, self.dim), (0, 0, self.grid.before, 0))
+        self.queries.copy_(place_code(self.side, self.dim))
+        self.keys.copy_(F.pad(image.repeat(self.grid.num, 1), (0, 0, 0, self.grid.after)))
 
 
 class NoiseEmbedding(nn.Module):

@@ -24,6 +24,7 @@ from semantica.denoiser.layers import (
     Context,
     ConvBlock,
     Embedding,
+    KeyGrid,
     KeysValues,
     LearnedVectors,
     Maps,
@@ -33,7 +34,6 @@ from semantica.denoiser.layers import (
     TransformerBlock,
     initialise,
     patchify,
-    place_code,
     unpatchify,
     zero,
 )
@@ -111,11 +111,10 @@ def _block(config: DenoiserConfig, index: int) -> nn.Module:
 
 
 def _places(config: DenoiserConfig, side: int) -> Places:
-    """A class token and the tokens of declared signals have no place: their code is zero."""
-    grid = place_code(config.grid_side, config.head_dim)
-    image = F.pad(grid, (0, 0, config.num_tokens - len(grid), 0)).repeat(config.max_images, 1)
+    """A class token and the tokens of declared signals have no place."""
     others = sum(signal.num for signal in config.signals if signal.enters == "tokens")
-    return Places(place_code(side, config.head_dim), F.pad(image, (0, 0, 0, others)))
+    grid = KeyGrid(config.grid_side, config.max_images, config.num_tokens - config.grid_side**2, others)
+    return Places(side, grid, config.head_dim)
 
 
 def _norm(config: DenoiserConfig, stage: StageConfig) -> nn.Module:

@@ -126,8 +126,8 @@ def loss_weight(logsnr: LogSNR, weighting: Weighting, bias: float | int = 0.0) -
     """What ‖eps - eps_hat‖² is multiplied with before the mean over examples.
 
     eps: 1, the paper's loss. v: 1 + exp(-logsnr), which makes it ‖v - v_hat‖² (see `eps_loss`): the levels at which the layout is
-    decided count as much as the others. sigmoid: sigmoid(bias - logsnr), which lets levels above the bias go (Kingma and Gao 2023;
-    Hoogeboom 2024, arXiv 2410.19324).
+    decided count as much as the others. sigmoid: sigmoid(bias - logsnr), which lets levels above the bias go. Kingma and Gao (2023)
+    and Hoogeboom (2024, arXiv 2410.19324) write it for ‖x - x_hat‖², as exp(bias) sigmoid(logsnr - bias), which is the same.
     """
     if weighting == "eps":
         return torch.ones_like(logsnr)

@@ -22,6 +22,7 @@ from semantica.data.dataset import Manifest, read_manifest, read_shard
 from semantica.data.durable import atomic_file, write_atomically
 from semantica.data.location import Location, file_sha256
 from semantica.denoiser.configs import DenoiserConfig
+from semantica.denoiser.layers import Places
 from semantica.denoiser.uvit import UViT
 from semantica.diffusion.settings import Prediction, SamplerConfig, ScheduleConfig
 from semantica.encoders.encoder import Encoder, EncoderIdentity, OtherEncoderError, load_encoder
@@ -253,6 +254,9 @@ def _network(config: DenoiserConfig, tensors: dict[str, Tensor], path: Path) -> 
     if odd:
         raise WeightsError(f"release: {path} does not fit its {CONFIG}; tensors that differ: {odd[:3]}")
     network.to_empty(device="cpu")
+    for module in network.modules():
+        if isinstance(module, Places):
+            module.fill()
     with torch.no_grad():
         # Copied, not assigned: matrix products may depend on where in memory a matrix begins, and torch aligns what it allocates.
         for name, parameter in network.named_parameters():

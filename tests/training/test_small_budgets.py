@@ -6,12 +6,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from semantica.conditioning.signals import Signal
 from semantica.conditioning.values import Conditioning
 from semantica.data.dataset import read_manifest, read_shard
 from semantica.data.schemas import token_rows
 from semantica.denoiser.layers import place_code
+from semantica.denoiser.uvit import UViT
 from semantica.diffusion.process import diffuse, eps_loss, loss_weight, v_target
 from semantica.errors import FieldError
+from semantica.generation.release import _network
 from semantica.training.checkpoint import open_checkpoint, write_checkpoint
 from semantica.training.loop import Hooks, fit, initial_network
 
@@ -141,3 +144,24 @@ def test_a_loader_without_statistics_is_refused_where_they_are_asked_for(tiny):
 
     with pytest.raises(FieldError, match="standardised_tokens must be False for a loader without token_statistics"):
         fit(standardised(tiny), Bare(), tiny.provenance, Hooks(lambda report: None, lambda state: None))
+
+
+def test_a_release_with_places_and_statistics_computes_what_its_checkpoint_computes(tiny, tmp_path):
+    """Of two images and a declared signal, whose tokens have no place."""
+    signal = Signal(name="words", enters="tokens", dim=6, num=3)
+    config = gridded(tiny, token_places=True, standardised_tokens=True, max_images=2, signals=(signal,))
+    network = UViT(config.denoiser, torch.Generator().manual_seed(4)).eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(5)))
+    network.learn_tokens(torch.full((8,), 2.0), torch.full((8,), 3.0))
+    keys = network.lowest.blocks[0].cross_attention.places.keys
+    assert torch.equal(keys[:5], keys[5:10])  # the same places in both images
+    assert torch.equal(keys[[0, 5, 10, 11, 12]], torch.zeros(5, 8))  # class tokens and words
+    tensors = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
+    read = _network(config.denoiser, tensors, tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(network.buffers(), read.buffers(), strict=True))
+    tokens = torch.randn((2, 2, 5, 8), generator=torch.Generator().manual_seed(6))
+    cond = Conditioning.of(tokens, torch.zeros(2, 2, 8))
+    z = torch.randn((2, 3, 16, 16), generator=torch.Generator().manual_seed(7))
+    assert torch.equal(network(z, torch.zeros(2), cond), read(z, torch.zeros(2), cond))
