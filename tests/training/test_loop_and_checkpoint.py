@@ -50,6 +50,13 @@ def test_the_same_run_twice_is_the_same_and_another_seed_is_another(tiny, traine
     assert file_sha256(tmp_path / "other" / "6" / FILES[0]) != file_sha256(folder / "6" / FILES[0])
 
 
+def test_the_losses_are_those_that_were_recorded(trained):
+    """By commit f049af4; another processor rounds otherwise, so to 1e-4."""
+    _, _, reports = trained
+    assert [report.loss for report in reports] == pytest.approx([0.608578, 0.573357, 0.667029], rel=1e-4)
+    assert [report.grad_norm for report in reports] == pytest.approx([0.0638795, 0.0649909, 0.0692778], rel=1e-4)
+
+
 def test_reports_come_every_few_steps_with_the_figures_of_the_recipe(tiny, trained):
     _, _, reports = trained
     rate = tiny.config().optimizer.rate
