@@ -44,8 +44,9 @@ class CellFigures:
 
 @dataclass(frozen=True)
 class PageRetrieval:
-    """How often the nearest page is the own one: of samples; of the conditioning images themselves, which a model can hardly beat;
-    and of samples of another condition, which is chance. The gallery holds one picture of each page, never a conditioning image.
+    """How often the page of the condition is the nearest: to its samples; to the conditioning image itself, a real picture, which
+    is what a model can reach; and to samples of another page's condition, which is chance. The gallery holds one picture of each
+    page, never a conditioning image.
     """
 
     samples: Retrieval
@@ -91,28 +92,30 @@ class Measurer:
         )
 
     def retrieval(self, cell: Cell, requests: Sequence[Request]) -> PageRetrieval | None:
-        """Page retrieval of a cell's samples in the encoder's features. None where fewer than two pages have a conditioning image
-        and another picture.
+        """Page retrieval of a cell's samples in the encoder's features. The gallery picture of a page is its first reference
+        picture by id. None where fewer than two pages have a conditioning image and a gallery picture.
         """
         data, features = self.sets[cell.data], self.features[cell.data]
-        asked = [image_id for image_id, _ in wanted_pictures(cell, data, self.settings)]
+        conditions = [image_id for image_id, _ in wanted_pictures(cell, data, self.settings)]
         gallery: dict[str, str] = {}
-        for name in sorted(set(self.reference(data, asked)) - set(asked)):
+        for name in sorted(set(self.reference(data, conditions)) - set(conditions)):
             gallery.setdefault(data.pictures[name].episode_id, name)
         place = {page: index for index, page in enumerate(gallery)}
-        pages = {name: place[page] for name in asked if (page := data.pictures[name].episode_id) in place}
-        if len(set(pages.values())) < 2:
+        real = {name: place[page] for name in conditions if (page := data.pictures[name].episode_id) in place}
+        asked = sorted(set(real.values()))
+        if len(asked) < 2:
             return None
-        drawn = zip(names_of(cell, requests, data, self.settings), asked, strict=True)
-        own = {name: pages[condition] for name, condition in drawn if condition in pages}
-        next_page = dict(zip(sorted(set(own.values())), np.roll(sorted(set(own.values())), -1).tolist(), strict=True))
-        real = features.matrix(SIMILARITY, list(gallery.values()))
+        drawn = zip(names_of(cell, requests, data, self.settings), conditions, strict=True)
+        samples = {name: real[condition] for name, condition in drawn if condition in real}
+        next_page = dict(zip(asked, [*asked[1:], asked[0]], strict=True))
+        pictures = features.matrix(SIMILARITY, list(gallery.values()))
 
         def result(pages: Mapping[str, int]) -> Retrieval:
             queries = features.matrix(SIMILARITY, list(pages))
-            return retrieval(queries, real, np.array(list(pages.values())), mean=self.corpus_mean)
+            return retrieval(queries, pictures, np.array(list(pages.values())), mean=self.corpus_mean)
 
-        return PageRetrieval(result(own), result(pages), result({name: next_page[page] for name, page in own.items()}))
+        other = {name: next_page[page] for name, page in samples.items()}
+        return PageRetrieval(result(samples), result(real), result(other))
 
     def reference(self, data: EvaluationSet, conditions: Sequence[str]) -> list[str]:
         """The pictures that samples of these conditioning images are compared with."""

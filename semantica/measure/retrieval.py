@@ -1,7 +1,7 @@
-"""Does a sample show the same thing? Whether the nearest of 100 pictures of different pages is the one of its own page.
+"""Does a sample show the same thing? How often the nearest of 100 pictures of different pages is the one of its own page.
 
 In: features of queries (samples, say) and of one gallery picture of each page, from one encoder. Out: `Retrieval`. Chance is
-1 / num_ways. Which other pages are in the gallery is not drawn: the figure is the expectation over all choices of them.
+1 / num_ways. No gallery of num_ways pages is drawn: the figure is the expectation over all of them, and over the order of ties.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Float64, Int
-from scipy.special import gammaln
 
 from semantica.errors import DataError
 from semantica.measure.feature_checks import unit_rows
 
 NUM_WAYS = 100
+_ROUNDING = 1e-12  # cosines that differ by less are equal: the same picture on two pages has the same cosine up to rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,8 +49,11 @@ def retrieval(
     """Retrieval by cosine, averaged per page first because queries of one page are not independent.
 
     gallery: one picture of each of p pages; with fewer than num_ways pages, all of them compete. mean (of a corpus) is subtracted
-    from both sides before the cosine. A tie is shared: pages that are as near as the own one count as half nearer. Raises
-    DataError for fewer than two pages in the gallery or with queries, and for an index out of range.
+    from both sides before the cosine. Of a query to which `nearer` other pages are nearer than the own one and t as near, the
+    probability is the mean over j = 0..t of P(nearer + j): each place of the own page among equal ones is as likely, and
+    P(i) = C(p - 1 - i, k - 1) / C(p - 1, k - 1) is the probability that the k - 1 competitors, drawn from the p - 1 other pages,
+    hold none of i given ones. Raises DataError for fewer than two pages in the gallery or with queries, and for an index out of
+    range.
     """
     num_pages = len(gallery)
     if num_pages < 2:
@@ -64,8 +67,11 @@ def retrieval(
     ways = min(num_ways, num_pages)
     cosines = unit_rows(queries, mean, "query") @ unit_rows(gallery, mean, "gallery").T
     own = cosines[np.arange(len(queries)), page_of_query][:, None]
-    nearer = (cosines > own).sum(1) + ((cosines == own).sum(1) - 1) / 2
-    per_page = np.bincount(position, weights=_first_of(nearer, num_pages, ways)) / np.bincount(position)
+    nearer = (cosines > own + _ROUNDING).sum(1)
+    ties = (np.abs(cosines - own) <= _ROUNDING).sum(1) - 1  # without the own page itself
+    absent = _absent(num_pages - 1, ways - 1)
+    nearest = [absent[i : i + t + 1].mean() for i, t in zip(nearer, ties, strict=True)]
+    per_page = np.bincount(position, weights=nearest) / np.bincount(position)
     return Retrieval(
         accuracy=float(per_page.mean()),
         standard_error=float(per_page.std(ddof=1) / np.sqrt(len(present))),
@@ -75,14 +81,10 @@ def retrieval(
     )
 
 
-def _first_of(nearer: Float64[np.ndarray, " q"], num_pages: int, ways: int) -> Float64[np.ndarray, " q"]:
-    """The probability that none of the `nearer` pages is among ways - 1 that are drawn from the num_pages - 1 others.
+def _absent(others: int, drawn: int) -> Float64[np.ndarray, " _"]:
+    """P(i) for i = 0..others: that `drawn` of `others` pages hold none of i given ones.
 
-    C(others - nearer, ways - 1) / C(others, ways - 1), by logarithms of the gamma function.
+    P(i + 1) = P(i) (1 - drawn / (others - i)), which is C(others - i, drawn) / C(others, drawn) without large numbers.
     """
-    others, drawn = num_pages - 1, ways - 1
-    left = others - nearer
-    possible = left >= drawn
-    at = np.where(possible, left, drawn)
-    ratio = gammaln(at + 1) - gammaln(at - drawn + 1) - gammaln(others + 1) + gammaln(others - drawn + 1)
-    return np.where(possible, np.exp(ratio), 0.0)
+    factors = np.maximum(1 - drawn / (others - np.arange(others)), 0)  # 0 once fewer than `drawn` pages are left
+    return np.concatenate([[1.0], np.cumprod(factors)])

@@ -41,6 +41,29 @@ def test_the_expectation_is_the_mean_over_every_choice_of_the_other_pages():
     assert result.standard_error == pytest.approx(np.std(expected, ddof=1) / np.sqrt(7))
 
 
+def test_ties_are_the_mean_over_every_choice_of_pages_and_every_order_of_equal_ones():
+    """Page 0 of 8 is asked for; two pages are nearer, three as near and two further, in cosines without rounding."""
+    gallery = np.array([[3, 4], [1, 0], [1, 0], [3, 4], [3, 4], [6, 8], [0, 1], [-1, 0]], np.float64)
+    queries, order_of_ties = np.array([[1.0, 0], [0, 1]]), 24
+    for ways in range(2, 9):
+        shares = []
+        for rest in itertools.combinations(range(1, 8), ways - 1):
+            nearer, ties = sum(page in (1, 2) for page in rest), [page for page in rest if page in (3, 4, 5)]
+            wins = [
+                not nearer and all(order.index(0) < order.index(t) for t in ties) for order in itertools.permutations((0, 3, 4, 5))
+            ]
+            assert len(wins) == order_of_ties
+            shares.append(np.mean(wins))
+        result = retrieval(queries, gallery, np.array([0, 6]), num_ways=ways)
+        assert result.per_page[0] == pytest.approx(np.mean(shares), abs=1e-12), ways
+        assert result.per_page[1] == pytest.approx(1)
+
+
+def test_pages_with_the_same_picture_are_found_by_chance_among_themselves():
+    gallery, pages = np.tile(features(1), (10, 1)), np.arange(10)
+    np.testing.assert_allclose(retrieval(features(10, seed=1), gallery, pages, num_ways=4).per_page, 1 / 4)
+
+
 def test_queries_of_one_page_are_averaged_first_and_all_pages_compete_when_there_are_few():
     gallery = np.eye(3)
     queries = np.array([[1.0, 0, 0], [0, 1, 0], [0, 1, 0], [0, 0, 1]])

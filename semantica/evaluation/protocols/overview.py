@@ -32,6 +32,7 @@ from semantica.evaluation.requests import Cell
 from semantica.evaluation.settings import EvaluationConfig
 from semantica.generation.settings import GenerateConfig
 from semantica.measure.networks.extractors import ENCODER, ExtractorIdentity, encoder_identity, identity_of
+from semantica.measure.retrieval import Retrieval
 from semantica.measure.similarity import OwnOther
 from semantica.pairs.selection import Selection, read_selection
 from semantica.report.charts import Curve, Histogram
@@ -178,8 +179,8 @@ class _Page:
         )
         others = (("noise", self.frechet(NOISE)), ("training pictures", self.frechet(TRAIN)), ("Copy", self.frechet(COPIES)))
         parts = [f"samples {self.at.frechet[ENCODER]:.1f}", *(f"{name} {v:.1f}" for name, v in others if v is not None)]
-        second = [] if self.retrieval is None else [_retrieval_words(self.retrieval, w)]
-        return [first, *second, f"Fréchet distance to held-out pictures (lower is nearer): {', '.join(parts)}."]
+        retrieval = [] if self.retrieval is None else [_retrieval_words(self.retrieval, w)]
+        return [first, *retrieval, f"Fréchet distance to held-out pictures (lower is nearer): {', '.join(parts)}."]
 
     @cached_property
     def retrieval(self) -> PageRetrieval | None:
@@ -206,7 +207,7 @@ class _Page:
                 stated = replace(by_encoder, num_samples=self.outcome.results[Cell("", self.data, kind)].num_samples)
                 yield Figure(name=name, value=value, explanation=f"{fd}{what}.", protocol=stated)
         yield from self._similarity(replace(_by(sampled, self.encoder), num_reference=None))
-        yield from self._retrieval(replace(_by(sampled, self.encoder), num_reference=None))
+        yield from self._retrieval(_by(replace(sampled, num_reference=None), self.encoder), by_encoder)
         fids = (("fid_samples", at.frechet.get(_INCEPTION), sampled), ("fid_copy", self.frechet(COPIES, _INCEPTION), plain))
         for name, value, stated in fids:
             if value is not None:
@@ -217,20 +218,22 @@ class _Page:
             stated = _by(replace(sampled, num_reference=None), self.outcome.networks.identities[self.net])
             yield Figure(name="perceptual_distance", value=at.perceptual[self.net], explanation=text, protocol=stated)
 
-    def _retrieval(self, stated: Protocol) -> Iterator[Figure]:
+    def _retrieval(self, sampled: Protocol, plain: Protocol) -> Iterator[Figure]:
         if self.retrieval is None:
             return
-        ways = f"one of {self.retrieval.samples.num_ways} held-out pages"
-        for name, result, what in (
-            ("page_retrieval", self.retrieval.samples, "How often a sample is nearest to the page of its conditioning image"),
-            ("page_retrieval_real", self.retrieval.real, "The same of the conditioning images themselves: what a model can reach"),
-            ("page_retrieval_other", self.retrieval.other, "The same of samples of another conditioning image: chance"),
+        samples, real, other = self.retrieval.samples, self.retrieval.real, self.retrieval.other
+        plain = replace(plain, num_samples=self.at.num_conditions, num_reference=None)
+        page = f"is the nearest of {samples.num_ways} held-out pages, each with one real picture"
+        for name, result, stated, what in (
+            ("page_retrieval", samples, sampled, f"How often a sample's own page {page}."),
+            ("page_retrieval_real", real, plain, "The same of the conditioning images themselves: what a model can reach."),
+            ("page_retrieval_other", other, sampled, "The same of samples of another page's condition: chance."),
         ):
             yield Figure(
                 name=name,
                 value=result.accuracy,
                 standard_error=result.standard_error,
-                explanation=f"{what}, among {ways}.",
+                explanation=what,
                 protocol=replace(stated, error_of="pages"),
             )
 
@@ -456,10 +459,13 @@ class _Page:
 
 
 def _retrieval_words(result: PageRetrieval, w: float) -> str:
-    samples, real = result.samples, result.real
+    def percent(of: Retrieval) -> str:
+        return f"{100 * of.accuracy:.1f} ± {100 * of.standard_error:.1f}%"
+
     return (
-        f"Of {samples.num_ways} held-out pages, the nearest to a sample is its own condition's in {samples.accuracy:.1%} "
-        f"± {samples.standard_error:.1%} (to the condition itself: {real.accuracy:.1%}, by chance: {samples.chance:.1%}, w = {w:g})."
+        f"Of {result.samples.num_ways} pages, the sample's own is the nearest for {percent(result.samples)} "
+        f"(chance {result.samples.chance:.1%}, real pictures {percent(result.real)}, "
+        f"samples of another page {percent(result.other)}, w = {w:g})."
     )
 
 
