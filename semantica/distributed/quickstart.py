@@ -74,14 +74,14 @@ def _folder(drawings: NpmPackage) -> str:
 
 
 def fit_to_source(config: PipelineConfig, source: DemoSource) -> PipelineConfig:
-    """The settings of ingest and encode that belong to the source: pictures of clip-art are held out instead of whole pages.
-
-    Clip-art has 37 pages, of which a tenth would be 4. For the other sources the settings stay.
+    """The settings of ingest and encode that belong to the source. Clip-art has 37 large pages: as in `tiny`, all of their
+    pictures are used, and pictures are held out instead of whole pages. For the other sources the settings stay.
     """
-    if source != "clip-art" or config.ingest.split_by == "image":
+    if source != "clip-art":
         return config
     few = tiny()
-    ingest = replace(config.ingest, split_by="image", held_out_share=few.ingest.held_out_share, read=few.ingest.read)
+    names = ("split_by", "held_out_share", "max_images_per_page", "read")
+    ingest = replace(config.ingest, **{name: getattr(few.ingest, name) for name in names})
     return replace(config, ingest=ingest, encode=replace(config.encode, rows_per_group=few.encode.rows_per_group))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -116,7 +117,9 @@ def test_clip_art_in_place_of_concepts_holds_pictures_out_and_says_so(
     config = override(tiny_concepts(), settings)
     with pytest.raises(Started):
         quickstart(config, source="concepts", root=None, out=tmp_path / "out", runtime=Runtime())
-    assert asked == [override(tiny(), settings)]
+    generate = override(tiny_concepts(), settings).generate
+    assert asked == [replace(override(tiny(), settings), generate=generate)]
+    assert asked[0].ingest.max_images_per_page > 500
     said = capsys.readouterr().err
     assert "clip-art instead of concepts, with fewer pages, of which pictures are held out" in said
     assert "because download of @lobehub/fluent-emoji-3d 1.1.0: the command 'npm' is not on this machine" in said
