@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.jpegs import Corpus
 from semantica.data.pictures import TokensOf, decode
-from semantica.pairs.loader import Batches, LoaderWorker, PairLoader, to_unit
+from semantica.pairs.loader import Batches, LoaderWorker, PairLoader, open_pairs, to_unit
 from semantica.training.feed import made_ahead
 
 Read = tuple[Tensor, Tensor | None]
@@ -43,8 +43,7 @@ def no_tokens(pictures: Sequence[bytes]) -> Tensor:
 def own_loader(folder: Path, corpus: Corpus, num_threads: int, tokens_of: TokensOf | None) -> PairLoader:
     """The project's loader. tokens_of: for encodings without tokens."""
     return PairLoader(
-        folder / "encodings",
-        folder / "selection",
+        open_pairs(folder / "encodings", folder / "selection"),
         Batches(seed=0, batch_size=BATCH, num_lanes=NUM_LANES, resolution_px=corpus.side, window_groups=WINDOW_GROUPS),
         LoaderWorker(max_open_bytes=OPEN_BYTES, num_threads=max(1, num_threads)),
         tokens_of=tokens_of,

@@ -28,6 +28,7 @@ from semantica.generation.model import Model
 from semantica.generation.settings import GenerateConfig
 from semantica.measure.frechet import FeatureStatistics, frechet_distance
 from semantica.pairs.draw import generator
+from semantica.pairs.loader import open_pairs
 from semantica.pairs.scores import pooled_rows
 from semantica.pairs.selection import BandConfig, select, selection_stage
 from semantica.training.checkpoint import Checkpoint, TrainState, open_checkpoint, write_checkpoint
@@ -152,7 +153,7 @@ def trained(bench: Bench, num_steps: int, folder: Path) -> Checkpoint:
     stage = selection_stage(scores, WIDE, selection)
     stage.open()
     select(stage, scores, WIDE)
-    loader = training_loader(config, bench.run / "encodings", selection)
+    loader = training_loader(config, open_pairs(bench.run / "encodings", selection))
     started = time.monotonic()
 
     def on_checkpoint(state: TrainState) -> None:

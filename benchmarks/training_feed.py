@@ -18,7 +18,7 @@ from benchmarks.jpegs import Corpus, write_encodings
 from benchmarks.peers import Size, denoiser_config
 from benchmarks.record import Measured
 from semantica.diffusion.settings import ScheduleConfig
-from semantica.pairs.loader import Batch, LoaderWorker, PairLoader
+from semantica.pairs.loader import Batch, LoaderWorker, PairLoader, open_pairs
 from semantica.training.compute import prepare
 from semantica.training.ema import Ema
 from semantica.training.feed import feed, training_loader
@@ -71,8 +71,7 @@ def loader_of(folder: Path, config: TrainConfig, num_threads: int) -> PairLoader
     shape = config.denoiser
     return training_loader(
         config,
-        folder / "encodings",
-        folder / "selection",
+        open_pairs(folder / "encodings", folder / "selection"),
         LoaderWorker(max_open_bytes=_NUM_PICTURES * shape.num_tokens * shape.token_dim, num_threads=num_threads),
     )
 

@@ -29,6 +29,7 @@ from semantica.generation.model import Model
 from semantica.generation.settings import GenerateConfig
 from semantica.measure.frechet import FeatureStatistics, Reference, frechet_distance
 from semantica.measure.networks.extractors import FeatureExtractor, PerceptualNet
+from semantica.pairs.loader import open_pairs
 from semantica.training.backend import TorchBackend
 from semantica.training.checkpoint import Provenance
 from semantica.training.ema import Ema
@@ -162,7 +163,7 @@ def run_trial(
         encodings=source.manifest.hash,
         selection="",
     )
-    loader = training_loader(config, source.encodings, selection)
+    loader = training_loader(config, open_pairs(source.encodings, selection))
     tokens_of = measurer.pictures if variant.trains_on != "siglip" else source.read(measurer.pictures)
     figures: dict[str, Figure] = {}
     losses, seconds = list[tuple[int, float]](), {"drawing": 0.0}

@@ -26,6 +26,7 @@ from semantica.errors import DataError
 from semantica.evaluation.outcome import Sources
 from semantica.presets import PipelineConfig
 from semantica.tracking import Run
+from semantica.training.start import open_inputs
 
 Provenance = Sequence[tuple[str, str, str]]
 
@@ -110,7 +111,7 @@ def _stages(
     least = runtime.cluster.min_workers
     least = least if least is None else min(least, num_workers)
     runtime = replace(runtime, cluster=replace(runtime.cluster, num_workers=num_workers, min_workers=least))
-    train(config.train, encodings=encodings, selection=selection, out=checkpoint, runtime=runtime, parent=parent)
+    train(config.train, open_inputs(config.train, encodings, selection), out=checkpoint, runtime=runtime, parent=parent)
     generate(config.generate, checkpoint=checkpoint / MODEL, encodings=encodings, out=samples, runtime=runtime, parent=parent)
     return evaluate_samples(
         config.evaluate,

@@ -32,7 +32,7 @@ from semantica.distributed.runtime import ClusterConfig, Runtime, device
 from semantica.distributed.session import check_resources, run_token, say
 from semantica.distributed.stage import StageSession, stage_session
 from semantica.distributed.train import check_fits
-from semantica.distributed.trial import AGAIN, HELD_OUT_FILE, REFERENCES, Shared, band_view, check_lanes, free_workers, run_trial
+from semantica.distributed.trial import AGAIN, HELD_OUT_FILE, REFERENCES, Shared, band_view, free_workers, run_trial
 from semantica.errors import ConfigError, DataError, Stopped
 from semantica.sweeps.halving import Asha, next_round
 from semantica.sweeps.plan import SweepPlan, write_plan
@@ -42,8 +42,9 @@ from semantica.sweeps.report import BEST, PAGE, REPORT, write_report
 from semantica.sweeps.results import FIGURES, TRAINING, Result, begin, end, read_result, read_results, trial_folder
 from semantica.sweeps.search import choose, num_trials
 from semantica.sweeps.settings import SweepConfig
-from semantica.sweeps.space import Swept, settings_of, trial_config, trial_name
+from semantica.sweeps.space import Swept, combinations, grid, settings_of, trial_config, trial_name
 from semantica.tracking import Place, resolve_uri, send_what_is_left
+from semantica.training.start import InitialWeights, initial_weights
 
 _ENDING_S = 15.0  # the longest wait for the processes of stopped trials [C]
 _TUNE = "ray"  # folder of Tune's own records
@@ -71,7 +72,9 @@ def sweep(
     scored = {name: location(place) for name, place in plan.scores.items()}
     # Each point shows samples already; samples drawn by the training would cost time and show the same.
     swept = Swept(train=replace(plan.train, sample_every=None), band=band)
-    inputs = check(config, swept, places, scored, cluster)
+    manifests = {name: read_manifest(place, "encodings") for name, place in places.items()}
+    initial = initial_weights(plan.train)
+    inputs = check(config, swept, manifests, scored, cluster, initial)
     folder = out.absolute()
     stage = StageOutput(folder, "sweep", {"sweep": config, **vars(swept)}, inputs)
     with stage_session("sweep", stage, runtime, None) as session:
@@ -89,12 +92,14 @@ def sweep(
             measure=config.measure,
             encodings=places,
             scores=scored,
+            identities={name: manifest.facts["encoder"] for name, manifest in manifests.items()},
+            initial=initial,
             runtime=runtime,
             parent=session.run,
         )
         for name in places:
             for low, high in () if config.space.band_low_range else config.space.band or ((band.low, band.high),):
-                check_lanes(band_view(shared, name, replace(band, low=low, high=high)), swept.train)
+                band_view(shared, name, replace(band, low=low, high=high), swept.train.num_lanes)
         _hold_out(shared, plan.train.denoiser.resolution_px, cluster)
         room = concurrency(cluster, ray.cluster_resources())
         search = Search(config, shared)
@@ -108,25 +113,33 @@ def sweep(
 
 
 def check(
-    config: SweepConfig, swept: Swept, encodings: Mapping[str, Location], scores: Mapping[str, Location], cluster: ClusterConfig
+    config: SweepConfig,
+    swept: Swept,
+    encodings: Mapping[str, Manifest],
+    scores: Mapping[str, Location],
+    cluster: ClusterConfig,
+    initial: InitialWeights | None = None,
 ) -> dict[str, str]:
     """The hashes of the inputs. Raises ConfigError or DataError for trials that could not be trained, before anything starts."""
     if not encodings or set(encodings) != set(scores):
         raise ConfigError(f"--scores: expected those of {', '.join(encodings) or 'at least one encoder'}, got {', '.join(scores)}")
     inputs: dict[str, str] = {}
-    identities: dict[str, Any] = {}
-    for name, place in encodings.items():
-        manifest, scored = read_manifest(place, "encodings"), read_manifest(scores[name], "scores")
+    for name, manifest in encodings.items():
+        scored = read_manifest(scores[name], "scores")
         if scored.inputs["encodings"] != manifest.hash:
-            raise DataError(f"sweep: {scores[name]} holds the scores of other encodings than {place}; run semantica pairs on these")
+            raise DataError(
+                f"sweep: {scores[name]} holds the scores of other encodings than those of {name!r}; run semantica pairs on these"
+            )
         inputs |= {f"encodings.{name}": manifest.hash, f"scores.{name}": scored.hash}
-        identities[name] = manifest.facts["encoder"]
     names = list(encodings)
     config.measure.steps(swept.train.num_steps)
-    for index in range(num_trials(config, names) if config.search == "grid" else 1):
-        settings = settings_of(choose(config, names, index), config.space, swept, names)
-        chosen = trial_config(swept, settings, identities[str(settings["encoder"])])
-        check_fits(chosen.train, read_manifest(encodings[str(settings["encoder"])], "encodings"), cluster)
+    for drawn in grid(config.space, names) if config.search == "grid" else combinations(config.space, names):
+        settings = settings_of(drawn, config.space, swept, names)
+        encoded = encodings[str(settings["encoder"])]
+        chosen = trial_config(swept, settings, encoded.facts["encoder"])
+        check_fits(chosen.train, encoded, cluster)
+        if initial is not None:
+            initial.check_fit(chosen.train.denoiser)
     return inputs
 
 
@@ -225,7 +238,6 @@ class Search(Searcher):  # type: ignore[misc]
         self.config, self.shared, self.only, self.until = config, shared, only, until
         self.names = list(shared.encodings)
         self.total, self.given = num_trials(config, self.names), 0
-        self.identities = {name: shared.identity(name) for name in shared.encodings}
 
     def suggest(self, trial_id: str) -> Any:
         """The next trial. Its settings are on disk before it starts."""
@@ -245,7 +257,7 @@ class Search(Searcher):  # type: ignore[misc]
     def _begin(self, index: int, before: list[Result]) -> str:
         choice = choose(self.config, self.names, index, before)
         settings = settings_of(choice, self.config.space, self.shared.swept, self.names)
-        train = trial_config(self.shared.swept, settings, self.identities[str(settings["encoder"])]).train
+        train = trial_config(self.shared.swept, settings, self.shared.identities[str(settings["encoder"])]).train
         name, steps = trial_name(index, settings), self.config.measure.steps(train.num_steps)
         begin(self.shared.out, index, name, choice, settings, steps, float(training_flops(train.denoiser) * train.batch_size))
         return name

@@ -1,4 +1,4 @@
-"""Stage `train`: encodings + selection -> a checkpoint, by Ray Train workers (gloo on CPUs, NCCL on GPUs)."""
+"""Stage `train`: selected pairs -> a checkpoint, by Ray Train workers (gloo on CPUs, NCCL on GPUs)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import ray.train.torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.callback import UserCallback
 
-from semantica.data.dataset import Manifest, StageOutput, read_manifest
-from semantica.data.location import Location
+from semantica.data.dataset import Manifest, StageOutput
+from semantica.data.durable import appearing, new_attempt, remove_abandoned, remove_folder
 from semantica.data.schemas import HELD_OUT
 from semantica.distributed.control import GroupEvents, Outcome, killing_stalled_workers, run_until_asked, start_control
 from semantica.distributed.elastic import ElasticTrainer
@@ -26,15 +26,14 @@ from semantica.distributed.session import check_resources, run_token, say
 from semantica.distributed.stage import StageSession, stage_session
 from semantica.distributed.worker import Job, StepHook, Worker, train_on_worker
 from semantica.distributed.xla import XlaConfig, tpu_scaling
-from semantica.encoders.on_the_fly import tokens_on_the_fly
 from semantica.errors import ConfigError, DataError, Stopped
 from semantica.evaluation.of_training import levels_svg
-from semantica.pairs.loader import LoaderWorker
+from semantica.pairs.loader import SelectedPairs
 from semantica.tracking import Place, Run
 from semantica.training.checkpoint import Checkpoint, Keeper, Provenance
-from semantica.training.feed import training_loader
+from semantica.training.feed import batches_of
 from semantica.training.recipe import TrainConfig
-from semantica.training.start import CHECKPOINTS, MODEL, cooldown_note, initial_weights, make_resumable, steps_done
+from semantica.training.start import CHECKPOINTS, MODEL, TrainingInputs, cooldown_note, make_resumable, steps_done
 from semantica.training.watch import NonFiniteError
 
 __all__ = ["CHECKPOINTS", "MODEL", "check_fits", "train"]
@@ -55,27 +54,24 @@ class TrainingHook:
 
 def train(
     config: TrainConfig,
+    inputs: TrainingInputs,
     *,
-    encodings: Location,
-    selection: Location,
     out: Path,
     runtime: Runtime,
     parent: Run | None = None,
     hook: TrainingHook | None = None,
 ) -> Manifest:
-    """Train on the pairs of `selection` and put the checkpoint in `out`/model. Returns the stage's manifest.
+    """Train on the selected pairs of the inputs and put the checkpoint in `out`/model. Returns the stage's manifest.
 
     Raises Stopped when Ctrl-C or SIGTERM asked for it: called again, it goes on. A second signal raises KeyboardInterrupt.
     """
-    source, chosen = read_manifest(encodings, "encodings"), read_manifest(selection, "selection")
-    _check(config, encodings, selection, source, runtime.cluster)
-    folder = out.absolute()
-    inputs = {"encodings": source.hash, "selection": chosen.hash}
-    initial = initial_weights(config)
+    pairs, initial = inputs.pairs, inputs.initial
+    _check(config, pairs, runtime.cluster)
+    folder, source = out.absolute(), pairs.manifest
+    hashes = {"encodings": source.hash, "selection": pairs.selection.manifest.hash}
     if initial is not None:
-        initial.check_fit(config.denoiser)
-        inputs[f"init_{config.init_weights}"] = initial.hash
-    stage = StageOutput(folder, "checkpoint", config, inputs, at_least={"num_steps": steps_done(folder)})
+        hashes[f"init_{config.init_weights}"] = initial.hash
+    stage = StageOutput(folder, "checkpoint", config, hashes, at_least={"num_steps": steps_done(folder)})
 
     def ready(session: StageSession) -> None:
         session.start_ray()
@@ -97,14 +93,13 @@ def train(
             session.run.params(hook.params)
         provenance = Provenance(
             encoder={"identity": source.facts["encoder"], "config": source.config["encoder"]},
-            encodings=source.hash,
-            selection=chosen.hash,
+            encodings=hashes["encodings"],
+            selection=hashes["selection"],
             corpus_mean=tuple(source.facts["corpus_mean"]),
         )
         job = Job(
             config=config,
-            encodings=encodings,
-            selection=selection,
+            inputs=inputs,
             provenance=provenance,
             checkpoints=folder / CHECKPOINTS,
             cluster=runtime.cluster,
@@ -125,17 +120,15 @@ def train(
         return _finish(session, job, folder, history)
 
 
-def _check(config: TrainConfig, encodings: Location, selection: Location, source: Manifest, cluster: ClusterConfig) -> None:
-    """Raise ConfigError or DataError for what could not be trained, before any worker starts."""
-    check_fits(config, source, cluster)
-    if config.sample_every is not None and not any(file.num_rows for file in source.shards(HELD_OUT)):
+def _check(config: TrainConfig, pairs: SelectedPairs, cluster: ClusterConfig) -> None:
+    """Raise ConfigError for what could not be trained, before any worker starts."""
+    check_fits(config, pairs.manifest, cluster)
+    if config.sample_every is not None and not any(file.num_rows for file in pairs.manifest.shards(HELD_OUT)):
         raise ConfigError(
             "train.sample_every: the encodings hold no held-out pictures to draw samples for; "
             "ingest with held_out_share above 0, or leave it out"
         )
-    # The loader checks selection against encodings and the lanes.
-    worker = LoaderWorker(world=cluster.num_workers, max_open_bytes=cluster.loader_mb * 2**20)
-    training_loader(config, encodings, selection, worker, tokens_of=tokens_on_the_fly(source))
+    pairs.stream(batches_of(config))
 
 
 def check_fits(config: TrainConfig, encodings: Manifest, cluster: ClusterConfig) -> None:
@@ -242,9 +235,8 @@ def _keep_model(checkpoint: Checkpoint, model: Path, config: TrainConfig) -> Non
         raise DataError(
             f"train: the last checkpoint is of step {checkpoint.step}, expected {config.num_steps}; run semantica train again"
         )
-    partial_model = model.with_name(".model.partial")
-    shutil.rmtree(partial_model, ignore_errors=True)
-    shutil.copytree(checkpoint.folder, partial_model)
-    if model.exists():
-        shutil.rmtree(model)
-    partial_model.rename(model)
+    remove_abandoned(model.parent, MODEL)  # of an earlier start that was killed here
+    with appearing(model, new_attempt()) as copy:
+        shutil.copytree(checkpoint.folder, copy, dirs_exist_ok=True)
+        if model.exists():  # of fewer steps
+            remove_folder(model)

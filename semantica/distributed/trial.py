@@ -19,7 +19,6 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.util.placement_group import PlacementGroup, get_current_placement_group, remove_placement_group
 
 from semantica.data import lease
-from semantica.data.dataset import read_manifest
 from semantica.data.durable import write_atomically
 from semantica.data.location import Location
 from semantica.denoiser.uvit import UViT
@@ -30,7 +29,8 @@ from semantica.distributed.train import TrainingHook, train
 from semantica.distributed.worker import Worker
 from semantica.errors import ConfigError, DataError, Stopped
 from semantica.pairs.draw import deal_lanes
-from semantica.pairs.selection import BandConfig, EmptyBandError, RowGroup, select, selection_stage
+from semantica.pairs.loader import SelectedPairs, open_pairs
+from semantica.pairs.selection import BandConfig, EmptyBandError, select, selection_stage
 from semantica.sweeps.points import PointMeter, Points, tune_values
 from semantica.sweeps.results import TRAINING, Result, end, read_result, selection_folder, trial_folder
 from semantica.sweeps.settings import MeasureConfig
@@ -38,7 +38,7 @@ from semantica.sweeps.space import Swept, trial_config
 from semantica.tracking import Run
 from semantica.training.ema import Ema
 from semantica.training.parallel import whole
-from semantica.training.recipe import TrainConfig
+from semantica.training.start import InitialWeights, TrainingInputs
 from semantica.training.watch import NonFiniteError
 
 HELD_OUT_FILE, REFERENCES = "held_out.json", "references"
@@ -49,41 +49,37 @@ _ORPHAN_S = 120.0  # the longest wait for a training whose driver was killed [C]
 
 @dataclass(frozen=True)
 class Shared:
-    """What all trials of a sweep share. encodings, scores: by the name of their encoder; the first encoder measures."""
+    """What all trials of a sweep share. encodings, scores, identities: by the name of their encoder; the first encoder measures."""
 
     out: Path
     swept: Swept
     measure: MeasureConfig
     encodings: Mapping[str, Location]
     scores: Mapping[str, Location]
+    identities: Mapping[str, Mapping[str, Any]]
+    initial: InitialWeights | None
     runtime: Runtime
     parent: Run
 
-    def identity(self, encoder: str) -> dict[str, Any]:
-        """The identity of the encoder with this name."""
-        identity: dict[str, Any] = read_manifest(self.encodings[encoder], "encodings").facts["encoder"]
-        return identity
 
+def band_view(shared: Shared, encoder: str, band: BandConfig, num_lanes: int) -> SelectedPairs:
+    """The pairs of this encoder in this band. The selection is made, by reading one small column, if it does not exist.
 
-def band_view(shared: Shared, encoder: str, band: BandConfig) -> Path:
-    """The selection of this band over this encoder's scores. Created if it does not exist, by reading one small column."""
+    Raises EmptyBandError when no pair lies in the band, and ConfigError when those that do are in too few row groups for the lanes.
+    """
     folder, scores = selection_folder(shared.out, encoder, band), shared.scores[encoder]
     stage = selection_stage(scores, band, folder)
     if stage.finished() is None:
         with stage.held():
             if stage.open() is None:
                 select(stage, scores, band)
-    return folder
+    pairs = open_pairs(shared.encodings[encoder], folder)
+    deal_lanes(pairs.selection.row_groups, num_lanes)
+    return pairs
 
 
 class UntrainableBandError(Exception):
     """A band that a search drew keeps too few pairs to train on."""
-
-
-def check_lanes(selection: Location, train: TrainConfig) -> None:
-    """Raise ConfigError when a selection has pairs in too few row groups to fill the lanes."""
-    groups = read_manifest(selection, "selection").facts["row_groups"]
-    deal_lanes([RowGroup(*group) for group in groups], train.num_lanes)
 
 
 def run_trial(config: dict[str, Any]) -> None:
@@ -114,10 +110,9 @@ def run_trial(config: dict[str, Any]) -> None:
 
 def _train(shared: Shared, folder: Path, result: Result, until: int | None) -> None:
     encoder = str(result.settings["encoder"])
-    chosen = trial_config(shared.swept, result.settings, shared.identity(encoder))
+    chosen = trial_config(shared.swept, result.settings, shared.identities[encoder])
     try:
-        selection = band_view(shared, encoder, chosen.band)
-        check_lanes(selection, chosen.train)
+        pairs = band_view(shared, encoder, chosen.band, chosen.train.num_lanes)
     except (EmptyBandError, ConfigError) as error:
         raise UntrainableBandError(str(error)) from None
     points = Points(
@@ -131,8 +126,7 @@ def _train(shared: Shared, folder: Path, result: Result, until: int | None) -> N
     )
     train(
         chosen.train,
-        encodings=shared.encodings[encoder],
-        selection=selection,
+        TrainingInputs(pairs, shared.initial),
         out=folder / TRAINING,
         runtime=shared.runtime,
         parent=shared.parent,

@@ -15,7 +15,6 @@ import ray.train.torch
 import torch
 from ray.train.collective import barrier, broadcast_from_rank_zero
 
-from semantica.data.dataset import read_manifest
 from semantica.data.durable import new_attempt
 from semantica.data.location import Location, explained
 from semantica.data.pictures import TokensOf
@@ -34,7 +33,7 @@ from semantica.training.feed import training_loader
 from semantica.training.loop import Hooks, Order, fit
 from semantica.training.parallel import whole
 from semantica.training.recipe import TrainConfig
-from semantica.training.start import InitialWeights, initial_weights
+from semantica.training.start import InitialWeights, TrainingInputs
 from semantica.training.watch import NonFiniteError, StepReport
 from semantica.training.xla import XlaMesh
 
@@ -71,8 +70,7 @@ class Job:
     """
 
     config: TrainConfig
-    encodings: Location
-    selection: Location
+    inputs: TrainingInputs
     provenance: Provenance
     checkpoints: Path
     cluster: ClusterConfig
@@ -91,7 +89,7 @@ def train_on_worker(job: Job) -> None:
     context, control = ray.train.get_context(), job.control
     keeper = Keeper(job.checkpoints, job.config.keep)
     with Link(control, context.get_world_rank(), context.get_world_size(), job.cluster.stall_s) as link:
-        start = _newest(keeper, link.rank) or initial_weights(job.config, verify=False)  # the driver has compared the hashes
+        start = _newest(keeper, link.rank) or job.inputs.initial
         failed_at = ray.get(control.nonfinite_at.remote())  # read by all workers before any of them can fail
         training = _Training(job, link, keeper, start)
         try:
@@ -125,7 +123,7 @@ class _Training:
         self.backend: Backend = (
             XlaMesh(split_weights=config.compute.is_sharded) if job.cluster.use_xla else TorchBackend(ray.train.torch.get_device())
         )
-        self.tokens_of = tokens_on_the_fly(read_manifest(job.encodings, "encodings"), str(self.backend.aside))
+        self.tokens_of = tokens_on_the_fly(job.inputs.pairs.manifest, str(self.backend.aside))
         self.report = reporting(job.journal, job.run, job.control) if link.rank == 0 else _nothing
         self.share = self.backend.sharing(config.compute)
         writers = Writers(self.share.rank, self.share.world, attempt=broadcast_from_rank_zero(new_attempt()))
@@ -138,10 +136,10 @@ class _Training:
         """Train from the start to the last step, or to the step at which the workers were asked to stop."""
         job, config = self.job, self.job.config
         if job.hook is not None:
-            worker = Worker(
-                self.link.rank, config, job.encodings, self.tokens_of, self.backend.aside, self.report, is_new=self.saved_at == 0
+            encodings, device = job.inputs.pairs.encodings, self.backend.aside
+            self._on_step = job.hook(
+                Worker(self.link.rank, config, encodings, self.tokens_of, device, self.report, is_new=self.saved_at == 0)
             )
-            self._on_step = job.hook(worker)
         hooks = Hooks(self._say_figures, self._save, self._draw, self._on_step or _no_hook, self._order)
         with self.saver:
             fit(config, self._loader(), job.provenance, hooks, start=self.start, backend=self.backend)
@@ -149,7 +147,7 @@ class _Training:
     def _loader(self) -> PairLoader:
         job, cluster = self.job, self.job.cluster
         worker = LoaderWorker(self.backend.loader_rank, self.link.world, cluster.loader_mb * 2**20, cluster.loader_threads)
-        return training_loader(job.config, job.encodings, job.selection, worker, tokens_of=self.tokens_of)
+        return training_loader(job.config, job.inputs.pairs, worker, tokens_of=self.tokens_of)
 
     def _order(self, step: int) -> Order:
         if self._on_step is not None and step == self._on_step.pause:
@@ -166,8 +164,8 @@ class _Training:
         is_first = self.link.rank == 0
         raw, average = whole(dict(network.named_parameters()), keep=is_first), whole(ema.values, keep=is_first)
         if is_first:
-            job = self.job
-            self._samples = self._samples or TrainingSamples(job.config, job.encodings, self.tokens_of, self.backend.aside)
+            encodings = self.job.inputs.pairs.encodings
+            self._samples = self._samples or TrainingSamples(self.job.config, encodings, self.tokens_of, self.backend.aside)
             self.report(Report(step, png=self._samples.png(raw, average)))
 
     def _save(self, state: TrainState) -> None:

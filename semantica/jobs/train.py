@@ -57,8 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def call(job: TrainJob) -> None:
         from semantica.distributed.train import train
+        from semantica.training.start import open_inputs
 
-        encodings, selection = location(job.encodings), location(job.selection)
-        train(job.train, encodings=encodings, selection=selection, out=job.out, runtime=job.runtime)
+        inputs = open_inputs(job.train, location(job.encodings), location(job.selection))
+        train(job.train, inputs, out=job.out, runtime=job.runtime)
 
     return COMMAND.run(call, argv)

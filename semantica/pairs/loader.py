@@ -76,6 +76,38 @@ class Batches:
 
 
 @dataclass(frozen=True)
+class SelectedPairs:
+    """What a training draws from: encodings with their manifest, and a selection of their pairs. It pickles."""
+
+    encodings: Location
+    manifest: Manifest
+    selection: Selection
+
+    def stream(self, batches: Batches) -> PairStream:
+        """The stream of the draws. Raises ConfigError when these pairs or the size of a batch do not fill the lanes."""
+        return PairStream(
+            self.selection.row_groups,
+            stream_key(self.selection.band, self.selection.scored),
+            seed=batches.seed,
+            batch_size=batches.batch_size,
+            num_lanes=batches.num_lanes,
+            window_groups=batches.window_groups,
+        )
+
+
+def open_pairs(encodings: Location, selection: Location) -> SelectedPairs:
+    """Encodings and a selection of their pairs. Raises DataError when one is missing or was made from something else."""
+    manifest, chosen = read_manifest(encodings, "encodings"), read_selection(selection)
+    made_from = chosen.scored.inputs["encodings"]
+    if made_from != manifest.hash:
+        raise DataError(
+            "train: the selection was made from other encodings (another encoder, other pictures or other settings) "
+            f"than the ones given: {made_from[:12]} is not {manifest.hash[:12]}; run semantica pairs on these encodings"
+        )
+    return SelectedPairs(encodings, manifest, chosen)
+
+
+@dataclass(frozen=True)
 class LoaderWorker:
     """Worker `rank` of `world`: its share of every batch, and what it may use. No draw depends on max_open_bytes or num_threads.
 
@@ -110,40 +142,27 @@ class PairLoader:
 
     def __init__(
         self,
-        encodings: Location,
-        selection: Location,
+        pairs: SelectedPairs,
         batches: Batches,
         worker: LoaderWorker = LoaderWorker(),
         *,
         tokens_of: TokensOf | None = None,
     ) -> None:
         """tokens_of: for encodings without tokens; called once per conditioning image while its row group is open."""
-        self.encodings, self.batches = encodings, batches
-        self.manifest = read_manifest(encodings, "encodings")
-        self.selection = read_selection(selection)
-        _check_same_encodings(self.manifest, self.selection)
+        self.batches, self.manifest, self.selection = batches, pairs.manifest, pairs.selection
         columns = ["images", "pooled", *(["tokens"] if self.manifest.config["store_tokens"] else [])]
-        self._reader = RowGroups(encodings, columns, stage="train", made_by="encode")
+        self._reader = RowGroups(pairs.encodings, columns, stage="train", made_by="encode")
         if not self.manifest.config["store_tokens"] and tokens_of is None:
-            raise DataError(f"train: {encodings} holds no tokens; pass tokens_of, or run semantica encode with --store-tokens")
-        for signal in batches.signals:
-            SOURCES.check(signal.name)
+            message = "holds no tokens; pass tokens_of, or run semantica encode with --store-tokens"
+            raise DataError(f"train: {pairs.encodings} {message}")
         self._tokens_of = tokens_of
         identity = self.manifest.facts["encoder"]
         self._token_shape = (identity["num_tokens"], identity["token_dim"])
         self._files = self.manifest.shards()
-        scores = read_manifest(self.selection.scores, "scores")
-        self._score_files = scores.shards()
+        self._score_files = self.selection.scored.shards()
         score_columns = ["num_images", self.selection.band.score]
         self._score_reader = RowGroups(self.selection.scores, score_columns, stage="train", made_by="pairs")
-        self.stream = PairStream(
-            self.selection.row_groups,
-            stream_key(self.selection.band, scores),
-            seed=batches.seed,
-            batch_size=batches.batch_size,
-            num_lanes=batches.num_lanes,
-            window_groups=batches.window_groups,
-        )
+        self.stream = pairs.stream(batches)
         self.slots = self.stream.slots(worker.rank, worker.world)
         self._open: OrderedDict[RowGroup, OpenGroup] = OrderedDict()
         self._in_batch: set[RowGroup] = set()
@@ -363,12 +382,3 @@ def stream_key(band: BandConfig, scores: Manifest) -> str:
     """
     content = [to_dict(band), [[file.path, file.sha256] for file in scores.files]]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _check_same_encodings(encodings: Manifest, selection: Selection) -> None:
-    made_from = read_manifest(selection.scores, "scores").inputs["encodings"]
-    if made_from != encodings.hash:
-        raise DataError(
-            "train: the selection was made from other encodings (another encoder, other pictures or other settings) "
-            f"than the ones given: {made_from[:12]} is not {encodings.hash[:12]}; run semantica pairs on these encodings"
-        )

@@ -57,11 +57,12 @@ class RowGroup:
 
 @dataclass(frozen=True)
 class Selection:
-    """The view: its manifest, the band, and the row groups with their draws."""
+    """The view: its manifest, the band, the scores with their manifest, and the row groups with their draws."""
 
     manifest: Manifest
     band: BandConfig
     scores: Location
+    scored: Manifest
     row_groups: tuple[RowGroup, ...]
 
 
@@ -188,8 +189,9 @@ def read_selection(folder: Location) -> Selection:
     manifest = read_manifest(folder, "selection")
     values = dict(manifest.config)
     scores = follow(values.pop("scores"), folder)
-    if read_manifest(scores, "scores").hash != manifest.inputs["scores"]:
+    scored = read_manifest(scores, "scores")
+    if scored.hash != manifest.inputs["scores"]:
         raise DataError(
             f"selection: {folder} was made from other scores than {scores} holds now; delete {folder} and run semantica pairs again"
         )
-    return Selection(manifest, BandConfig(**values), scores, tuple(RowGroup(*g) for g in manifest.facts["row_groups"]))
+    return Selection(manifest, BandConfig(**values), scores, scored, tuple(RowGroup(*g) for g in manifest.facts["row_groups"]))

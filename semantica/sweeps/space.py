@@ -122,7 +122,13 @@ def grid(space: SpaceConfig, encoders: Sequence[str]) -> list[Drawn]:
     searched = dimensions(space, encoders)
     if ranges := [name for name, dimension in searched.items() if isinstance(dimension, Span)]:
         raise ConfigError(f"space.{ranges[0]}_range: a grid needs a list of values, got a range; give --search random or optuna")
-    values = [dimension.values for dimension in searched.values() if isinstance(dimension, Choice)]
+    return combinations(space, encoders)
+
+
+def combinations(space: SpaceConfig, encoders: Sequence[str]) -> list[Drawn]:
+    """Every combination of the listed values, in a fixed order, with the lowest value of each range."""
+    searched = dimensions(space, encoders)
+    values = [dimension.values if isinstance(dimension, Choice) else (dimension.low,) for dimension in searched.values()]
     return [dict(zip(searched, combination, strict=True)) for combination in itertools.product(*values)]
 
 

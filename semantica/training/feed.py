@@ -1,6 +1,6 @@
 """What a step needs, made while the step before computes: the loader's batch and the noise of its slots, on the device.
 
-In: the recipe, encodings and a selection of their pairs (`training_loader`); a loader and the steps to make (`feed`). Out:
+In: the recipe and the selected pairs (`training_loader`); a loader and the steps to make (`feed`). Out:
 (batch, noise) of each step in order, `ahead` of them made by one thread before they are asked for. Both depend on the step
 alone, so nothing depends on how far the thread is.
 """
@@ -18,10 +18,9 @@ import torch
 from torch import Tensor
 
 from semantica.config import require
-from semantica.data.location import Location
 from semantica.data.pictures import TokensOf
 from semantica.denoiser.configs import DenoiserConfig
-from semantica.pairs.loader import Batch, Batches, LoaderWorker, PairLoader
+from semantica.pairs.loader import SOURCES, Batch, Batches, LoaderWorker, PairLoader, SelectedPairs
 from semantica.training.recipe import TrainConfig
 from semantica.training.step import StepNoise, step_noise
 
@@ -42,18 +41,13 @@ Place = Callable[[Batch, StepNoise], tuple[Batch, StepNoise]]
 """Puts what was made on the host where it is computed with."""
 
 
-def training_loader(
-    config: TrainConfig,
-    encodings: Location,
-    selection: Location,
-    worker: LoaderWorker = LoaderWorker(),  # noqa: B008 - it is frozen
-    *,
-    tokens_of: TokensOf | None = None,
-) -> PairLoader:
-    """The loader of one worker's share. Raises DataError when encodings, selection and recipe do not belong together."""
+def batches_of(config: TrainConfig) -> Batches:
+    """Which batches a recipe asks for. Raises ConfigError for those that no pairs of pictures give."""
     channels = config.denoiser.channels
     require(channels == 3, "channels", "3 to train on pictures", channels, of=DenoiserConfig)
-    batches = Batches(
+    for signal in config.denoiser.signals:
+        SOURCES.check(signal.name)
+    return Batches(
         seed=config.seed,
         batch_size=config.batch_size,
         num_lanes=config.num_lanes,
@@ -62,7 +56,17 @@ def training_loader(
         max_images=config.denoiser.max_images,
         signals=config.denoiser.signals,
     )
-    return PairLoader(encodings, selection, batches, worker, tokens_of=tokens_of)
+
+
+def training_loader(
+    config: TrainConfig,
+    pairs: SelectedPairs,
+    worker: LoaderWorker = LoaderWorker(),  # noqa: B008 - it is frozen
+    *,
+    tokens_of: TokensOf | None = None,
+) -> PairLoader:
+    """The loader of one worker's share."""
+    return PairLoader(pairs, batches_of(config), worker, tokens_of=tokens_of)
 
 
 @contextmanager

@@ -1,8 +1,8 @@
-"""Where a training starts other than at random: the weights of another model, or its own last checkpoint, to be made longer.
+"""What a training starts from: its pairs, the weights of another model, or its own last checkpoint, to be made longer.
 
-In: the folder of a checkpoint or of a release, or the output of an earlier training. Out: `InitialWeights`, which the loop takes in
-place of a checkpoint and which leave the optimizer and the step at 0; how many steps an output has done, and that output made ready
-to take more of them.
+In: encodings and a selection; the folder of a checkpoint or of a release; the output of an earlier training. Out: `TrainingInputs`,
+with `InitialWeights`, which the loop takes in place of a checkpoint and which leave the optimizer and the step at 0; how many steps
+an output has done, and that output made ready to take more of them.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from torch import nn
 
 from semantica.config.identity import differences
 from semantica.data.durable import appearing, new_attempt
-from semantica.data.location import file_sha256
+from semantica.data.location import Location, file_sha256
 from semantica.denoiser.configs import DenoiserConfig
 from semantica.denoiser.uvit import UViT
 from semantica.errors import DataError, FieldError, WeightsError
+from semantica.pairs.loader import SelectedPairs, open_pairs
 from semantica.training.checkpoint import CONFIG, MANIFEST, Keeper, checkpoint_folder
 from semantica.training.checkpoint.format import checked_files, read_pieces
 from semantica.training.ema import Ema
@@ -83,20 +84,39 @@ class InitialWeights:
         return notes
 
 
-def initial_weights(config: TrainConfig, *, verify: bool = True) -> InitialWeights | None:
-    """The weights of `config.init_from`; None when it names none. Raises FieldError or WeightsError naming what is wrong.
+@dataclass(frozen=True)
+class TrainingInputs:
+    """What a training is made from, read and compared once by the process that starts it. It pickles.
 
-    verify: compare files with their hashes, which reads all of them; one process does it for all.
+    initial: the weights it begins with, None for random ones.
+    """
+
+    pairs: SelectedPairs
+    initial: InitialWeights | None
+
+
+def open_inputs(config: TrainConfig, encodings: Location, selection: Location) -> TrainingInputs:
+    """The inputs of a training. Raises DataError, WeightsError or FieldError when they are not whole or do not fit together."""
+    pairs, initial = open_pairs(encodings, selection), initial_weights(config)
+    if initial is not None:
+        initial.check_fit(config.denoiser)
+    return TrainingInputs(pairs, initial)
+
+
+def initial_weights(config: TrainConfig) -> InitialWeights | None:
+    """The weights of `config.init_from`, compared with their hashes; None when it names none.
+
+    Raises FieldError or WeightsError naming what is wrong.
     """
     if not config.init_from:
         return None
     folder = Path(config.init_from).expanduser().absolute()
     checkpoint = _checkpoint_in(folder)
     if checkpoint is not None:
-        return _of_checkpoint(checkpoint, config.init_weights, verify=verify)
+        return _of_checkpoint(checkpoint, config.init_weights)
     if not (folder / CONFIG).exists():
         raise _refused(f"must be a checkpoint, the output of semantica train or a release, got {folder}; name one of these")
-    return _of_release(folder, config.init_weights, verify=verify)
+    return _of_release(folder, config.init_weights)
 
 
 def steps_done(output: Path) -> int:
@@ -154,8 +174,8 @@ def _step_of(checkpoint: Path) -> int:
         return 0
 
 
-def _of_checkpoint(folder: Path, weights: str, *, verify: bool) -> InitialWeights:
-    files = checked_files(folder, verify=verify)
+def _of_checkpoint(folder: Path, weights: str) -> InitialWeights:
+    files = checked_files(folder)
     kind = "ema" if weights == "ema" else "model"
     described = _described(folder)
     settings, trained_with = described["config"], described["provenance"]["encoder"].get("identity", {})
@@ -164,14 +184,14 @@ def _of_checkpoint(folder: Path, weights: str, *, verify: bool) -> InitialWeight
     return InitialWeights(folder, paths, file_sha256(folder / MANIFEST), model)
 
 
-def _of_release(folder: Path, weights: str, *, verify: bool) -> InitialWeights:
+def _of_release(folder: Path, weights: str) -> InitialWeights:
     described, path = _described(folder), folder / _RELEASED
     if described.get("library") != "semantica" or not path.exists():
         raise _refused(f"must be a checkpoint, the output of semantica train or a release, got {folder}; name one of these")
     if weights != "ema":
         raise FieldError(TrainConfig, "init_weights", f"must be 'ema', since {folder} is a release, got {weights!r}; leave it out")
     sha256 = str(described["weights_sha256"])
-    if verify and file_sha256(path) != sha256:
+    if file_sha256(path) != sha256:
         raise WeightsError(f"release: {path} is damaged (its SHA-256 is not that of {CONFIG}); download or save the model again")
     return InitialWeights(folder, (path,), sha256, _model(described, described["encoder"]["identity"]))
 

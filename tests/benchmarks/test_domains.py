@@ -15,7 +15,7 @@ from semantica.diffusion.settings import SamplerConfig
 from semantica.errors import DataError
 from semantica.generation.settings import GenerateConfig
 from semantica.measure.networks.extractors import ExtractorIdentity, FeatureExtractor
-from semantica.pairs.loader import Batches, PairLoader
+from semantica.pairs.loader import Batches, PairLoader, open_pairs
 from semantica.pairs.selection import BandConfig
 from semantica.presets import preset
 
@@ -73,7 +73,7 @@ def few(tmp_path_factory, make):
 def drawn_pages(run, selection):
     """The pages of the conditioning images of many batches."""
     page_of = {int(run.read([p.image_id])[p.image_id].tokens[0, 0]): p.page for p in run.listing}
-    loader = PairLoader(run.encodings, selection, Batches(seed=0, batch_size=8, num_lanes=2, resolution_px=16))
+    loader = PairLoader(open_pairs(run.encodings, selection), Batches(seed=0, batch_size=8, num_lanes=2, resolution_px=16))
     numbers = {int(n) for step in range(20) for n in loader.batch(step).cond.tokens[:, 0, 0, 0]}
     return {page_of[n] for n in numbers}
 

@@ -19,6 +19,7 @@ from semantica.distributed.sample import generate
 from semantica.distributed.train import MODEL, train
 from semantica.evaluation.outcome import Sources
 from semantica.presets import PipelineConfig, tiny
+from semantica.training.start import open_inputs
 
 NUM_PAGES, NUM_PICTURES = 12, 7
 
@@ -106,7 +107,7 @@ def run_stages(config: PipelineConfig, root: Path, out: Path, runtime: Runtime) 
     ingest(config.ingest, root=root, out=out / "episodes", runtime=runtime, pictures=picture_facts)
     encode(config.encode, episodes=out / "episodes", out=out / "encodings", runtime=runtime)
     pairs(config.band, encodings=out / "encodings", out=out / "selection", scores=None, runtime=runtime)
-    train(config.train, encodings=out / "encodings", selection=out / "selection", out=out / "checkpoint", runtime=runtime)
+    train(config.train, open_inputs(config.train, out / "encodings", out / "selection"), out=out / "checkpoint", runtime=runtime)
     model = out / "checkpoint" / MODEL
     generate(config.generate, checkpoint=model, encodings=out / "encodings", out=out / "samples", runtime=runtime)
     evaluate_samples(

@@ -15,6 +15,7 @@ from semantica.distributed.pairs import pairs
 from semantica.distributed.sample import generate
 from semantica.distributed.train import MODEL, train
 from semantica.training.checkpoint import open_checkpoint
+from semantica.training.start import open_inputs
 
 pytestmark = pytest.mark.ray
 
@@ -27,7 +28,7 @@ def lean(small_run: SmallRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
     lean_config = override(config.encode, {"store_tokens": False})
     encode(lean_config, episodes=small_run.out / "episodes", out=out / "encodings", runtime=runtime)
     pairs(config.band, encodings=out / "encodings", out=out / "selection", scores=None, runtime=runtime)
-    train(config.train, encodings=out / "encodings", selection=out / "selection", out=out / "checkpoint", runtime=runtime)
+    train(config.train, open_inputs(config.train, out / "encodings", out / "selection"), out=out / "checkpoint", runtime=runtime)
     model = out / "checkpoint" / MODEL
     generate(config.generate, checkpoint=model, encodings=out / "encodings", out=out / "samples", runtime=runtime)
     return out

@@ -23,10 +23,12 @@ from semantica.distributed.sample import generate
 from semantica.distributed.train import MODEL, train
 from semantica.errors import ConfigError, DataError, WeightsError
 from semantica.evaluation.models import check_same_encoder
+from semantica.pairs.loader import open_pairs
 from semantica.pairs.selection import EmptyBandError
 from semantica.training.checkpoint import Provenance, open_checkpoint
 from semantica.training.feed import training_loader
 from semantica.training.loop import Hooks, fit
+from semantica.training.start import open_inputs
 
 pytestmark = pytest.mark.ray
 
@@ -48,7 +50,7 @@ def test_encodings_hold_every_episode_row_for_row(small_run: SmallRun) -> None:
 def test_ray_train_with_two_workers_equals_the_plain_loop(small_run: SmallRun) -> None:
     """DDP over two workers computes what one process computes on the whole batch: same draws, same noise, averaged gradients."""
     config = small_run.config.train
-    loader = training_loader(config, small_run.out / "encodings", small_run.out / "selection")
+    loader = training_loader(config, open_pairs(small_run.out / "encodings", small_run.out / "selection"))
     hooks = Hooks(on_report=lambda report: None, on_checkpoint=lambda state: None)
     alone = dict(fit(config, loader, Provenance({}, "", ""), hooks).named_parameters())
     trained = dict(open_checkpoint(small_run.out / "checkpoint" / MODEL).network(ema=False).named_parameters())
@@ -73,7 +75,7 @@ def test_a_model_that_takes_several_images_and_a_similarity_is_trained_and_asked
     encodings, model = small_run.out / "encodings", tmp_path / "checkpoint" / MODEL
     changes = {"denoiser.max_images": 3, "denoiser.similarity": True, "compute.precision": "bfloat16", "compute.recompute": "all"}
     config = override(small_run.config.train, {**changes, "num_steps": 4, "log_every": 1, "optimizer.warmup_steps": 1})
-    train(config, encodings=encodings, selection=small_run.out / "selection", out=model.parent, runtime=small_run.runtime)
+    train(config, open_inputs(config, encodings, small_run.out / "selection"), out=model.parent, runtime=small_run.runtime)
     opened = open_checkpoint(model)
     assert (opened.config.denoiser.max_images, opened.config.compute.precision) == (3, "bfloat16")
     assert {p.dtype for p in opened.network().parameters()} == {torch.float32}

@@ -17,9 +17,11 @@ from semantica.config import override
 from semantica.data.dataset import MANIFEST
 from semantica.distributed.train import MODEL, train
 from semantica.errors import ConfigError, DataError
+from semantica.pairs.loader import open_pairs
 from semantica.training.checkpoint import Provenance, open_checkpoint
 from semantica.training.feed import training_loader
 from semantica.training.loop import Hooks, fit
+from semantica.training.start import open_inputs
 from semantica.training.watch import NonFiniteError
 
 pytestmark = pytest.mark.ray
@@ -30,7 +32,7 @@ def trained(small_run: SmallRun, out: Path, **changes: object) -> dict[str, Path
     config = override(small_run.config.train, changes)
     train(
         config,
-        **inputs,
+        open_inputs(config, **inputs),
         out=out / "checkpoint",
         runtime=override(small_run.runtime, {"tracking.uri": f"sqlite:///{out}/mlflow.db"}),
     )
@@ -74,7 +76,7 @@ def test_levels_samples_and_speed_reach_mlflow(out: Path) -> None:
 
 def test_micro_batches_of_two_workers_train_what_as_many_of_one_do(small_run: SmallRun, out: Path) -> None:
     config = override(small_run.config.train, {"micro_batch_size": 2})
-    loader = training_loader(config, small_run.out / "encodings", small_run.out / "selection")
+    loader = training_loader(config, open_pairs(small_run.out / "encodings", small_run.out / "selection"))
     hooks = Hooks(on_report=lambda report: None, on_checkpoint=lambda state: None)
     alone = dict(fit(config, loader, Provenance({}, "", ""), hooks).named_parameters())
     for name, value in open_checkpoint(out / "checkpoint" / MODEL).network(ema=False).named_parameters():
@@ -141,11 +143,10 @@ def test_samples_without_held_out_pictures_are_refused_before_training(small_run
     ingest(override(config.ingest, {"held_out_share": 0.0}), root=small_run.root, out=tmp_path / "episodes", runtime=runtime)
     encode(config.encode, episodes=tmp_path / "episodes", out=tmp_path / "encodings", runtime=runtime)
     pairs(config.band, encodings=tmp_path / "encodings", out=tmp_path / "selection", scores=None, runtime=runtime)
+    sampling = override(config.train, {"sample_every": 2})
+    inputs = open_inputs(sampling, tmp_path / "encodings", tmp_path / "selection")
     with pytest.raises(ConfigError, match=r"^train.sample_every: the encodings hold no held-out pictures"):
-        train(
-            override(config.train, {"sample_every": 2}), encodings=tmp_path / "encodings", selection=tmp_path / "selection",
-            out=tmp_path / "checkpoint", runtime=runtime,
-        )  # fmt: skip
+        train(sampling, inputs, out=tmp_path / "checkpoint", runtime=runtime)
 
 
 def test_a_training_that_is_made_longer_is_one_that_was_long_from_the_start(

@@ -30,6 +30,7 @@ from semantica.config import from_dict
 from semantica.data.location import location
 from semantica.jobs.train import TrainJob
 from semantica.jobs.train import main as train_command
+from semantica.training.start import open_inputs
 
 HEAD = {"object_store_memory": 80 * 2**20, "include_dashboard": False, "no_monitor": True}  # neither is asked anything
 
@@ -182,8 +183,7 @@ def on_a_cluster(job: dict[str, Any]) -> None:
         try:
             shell.train(
                 values.train,
-                encodings=location(values.encodings),
-                selection=location(values.selection),
+                open_inputs(values.train, location(values.encodings), location(values.selection)),
                 out=values.out,
                 runtime=values.runtime,
             )

@@ -18,7 +18,7 @@ from semantica.encoders.shard import encode_shard
 from semantica.encoders.totals import finish_encodings, shards_of
 from semantica.errors import WeightsError
 from semantica.generation.conditions import Conditions
-from semantica.pairs.loader import Batches, PairLoader
+from semantica.pairs.loader import Batches, PairLoader, open_pairs
 
 CASES = [("dinov2", "float32"), ("dinov2", "bfloat16"), ("siglip", "float32"), ("siglip", "bfloat16"), ("siglip2", "float32")]
 
@@ -52,7 +52,7 @@ def encodings(make, folder, weights, dtype, *, store_tokens):
 def loader(folder):
     manifest = read_manifest(folder / "encodings", "encodings")
     batches = Batches(seed=0, batch_size=8, num_lanes=4, resolution_px=16, window_groups=1)
-    return PairLoader(folder / "encodings", folder / "selection", batches, tokens_of=tokens_on_the_fly(manifest))
+    return PairLoader(open_pairs(folder / "encodings", folder / "selection"), batches, tokens_of=tokens_on_the_fly(manifest))
 
 
 @pytest.mark.parametrize(("kind", "dtype"), CASES)

@@ -78,7 +78,7 @@ def _train(make, folder, weights, image_px, **denoiser):
     from semantica.encoders.settings import EncodeConfig, EncoderConfig
     from semantica.encoders.shard import encode_shard
     from semantica.encoders.totals import finish_encodings, shards_of
-    from semantica.pairs.loader import Batches, PairLoader
+    from semantica.pairs.loader import Batches, PairLoader, open_pairs
     from semantica.training.checkpoint import Provenance, write_checkpoint
     from semantica.training.loop import Hooks, fit
     from semantica.training.recipe import EmaConfig, OptimizerConfig, TrainConfig
@@ -124,8 +124,7 @@ def _train(make, folder, weights, image_px, **denoiser):
         num_lanes=4,
     )
     loader = PairLoader(
-        folder / "encodings",
-        folder / "selection",
+        open_pairs(folder / "encodings", folder / "selection"),
         Batches(
             seed=0,
             batch_size=8,

@@ -21,7 +21,7 @@ from semantica.diffusion.settings import GuidanceConfig
 from semantica.errors import ConfigError, DataError
 from semantica.generation.model import Model
 from semantica.generation.model_card import model_card
-from semantica.pairs.loader import SOURCES
+from semantica.pairs.loader import SOURCES, open_pairs
 from semantica.planning.memory import example_bytes, training_memory
 from semantica.planning.model import denoiser_costs
 from semantica.training.checkpoint import Provenance, open_checkpoint
@@ -76,7 +76,7 @@ def told_of(run, signals, **changes):
 
 
 def loader_of(run, config):
-    return training_loader(config, run.folder / "encodings", run.folder / "selection")
+    return training_loader(config, open_pairs(run.folder / "encodings", run.folder / "selection"))
 
 
 def trained(run, config, folder, start=None):

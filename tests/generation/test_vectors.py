@@ -7,7 +7,6 @@ import torch
 
 from semantica.conditioning.values import Conditioning
 from semantica.config import from_dict, to_dict
-from semantica.data.location import location
 from semantica.denoiser.configs import DenoiserConfig, StageConfig
 from semantica.denoiser.sizes import num_parameters
 from semantica.denoiser.uvit import UViT
@@ -21,7 +20,7 @@ from semantica.pairs.loader import Batch
 from semantica.planning.memory import example_bytes
 from semantica.training.checkpoint import Provenance, open_checkpoint
 from semantica.training.checkpoint.save import write_checkpoint
-from semantica.training.feed import training_loader
+from semantica.training.feed import batches_of
 from semantica.training.loop import Hooks, fit
 from semantica.training.recipe import EmaConfig, OptimizerConfig, TrainConfig
 
@@ -99,7 +98,7 @@ def test_a_network_takes_the_channels_of_its_configuration_only(model):
 
 def test_training_on_pictures_refuses_a_network_of_vectors(tmp_path):
     with pytest.raises(ConfigError, match="channels must be 3 to train on pictures, got 6"):
-        training_loader(CONFIG, location(tmp_path), location(tmp_path))
+        batches_of(CONFIG)
 
 
 def test_a_configuration_from_before_there_were_channels_is_one_of_pictures():

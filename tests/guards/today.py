@@ -53,6 +53,7 @@ from semantica.generation.model_card import model_card
 from semantica.generation.pipeline import load
 from semantica.generation.release import release_of, write_release
 from semantica.generation.settings import GenerateConfig
+from semantica.pairs.loader import open_pairs
 from semantica.presets import PipelineConfig, tiny, tiny_html
 from semantica.tracking import TrackingConfig
 from semantica.training.checkpoint import Provenance, TrainState, open_checkpoint
@@ -60,6 +61,7 @@ from semantica.training.checkpoint.save import write_checkpoint
 from semantica.training.feed import training_loader
 from semantica.training.loop import Hooks, fit
 from semantica.training.recipe import TrainConfig
+from semantica.training.start import open_inputs
 from semantica.training.watch import StepReport
 
 _RUNTIME = Runtime(
@@ -97,7 +99,8 @@ def train_by_one_worker(guards: Path, out: Path) -> Trained:
     """The pipeline's training by one worker of Ray Train, on the recorded encodings and selection."""
     runtime = replace(_RUNTIME, cluster=replace(_RUNTIME.cluster, num_workers=1))
     run = guards / "run"
-    train(pipeline_config(guards).train, encodings=run / "encodings", selection=run / "selection", out=out, runtime=runtime)
+    config = pipeline_config(guards).train
+    train(config, open_inputs(config, run / "encodings", run / "selection"), out=out, runtime=runtime)
     return Trained(*history_of(out), weights_of(out / "model"))
 
 
@@ -131,7 +134,7 @@ def train_losses(guards: Path, training: Training, out: Path, *, start: Path | N
         write_checkpoint(out / str(state.step), state.snapshot())
 
     opened = None if start is None else open_checkpoint(start)
-    fit(config, training_loader(config, encodings, selection), provenance, Hooks(reports.append, save), start=opened)
+    fit(config, training_loader(config, open_pairs(encodings, selection)), provenance, Hooks(reports.append, save), start=opened)
     losses, norms = [float(r.loss).hex() for r in reports], [float(r.grad_norm).hex() for r in reports]
     return Trained(losses, norms, weights_of(out / str(config.num_steps)))
 

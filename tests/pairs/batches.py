@@ -7,7 +7,7 @@ import torch
 
 from semantica.data.dataset import read_manifest, read_shard
 from semantica.data.pictures import decode
-from semantica.pairs.loader import Batches, LoaderWorker, PairLoader
+from semantica.pairs.loader import Batches, LoaderWorker, PairLoader, open_pairs
 
 STEPS = 12
 
@@ -15,7 +15,9 @@ STEPS = 12
 def loader(run, encodings="encodings", selection="selection", tokens_of=None, **changes):
     settings = {"seed": 0, "batch_size": 8, "num_lanes": 4, "resolution_px": 16, "window_groups": 1} | changes
     worker = {field.name: settings.pop(field.name) for field in fields(LoaderWorker) if field.name in settings}
-    return PairLoader(run / encodings, run / selection, Batches(**settings), LoaderWorker(**worker), tokens_of=tokens_of)
+    return PairLoader(
+        open_pairs(run / encodings, run / selection), Batches(**settings), LoaderWorker(**worker), tokens_of=tokens_of
+    )
 
 
 def numbers(batch):

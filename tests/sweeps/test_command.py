@@ -1,13 +1,17 @@
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from safetensors.torch import save_file
 
-from semantica.config import from_args, from_dict
+from semantica.config import from_args, from_dict, to_dict
 from semantica.data.dataset import read_manifest
+from semantica.denoiser.configs import shapes
+from semantica.denoiser.uvit import UViT
 from semantica.distributed.runtime import ClusterConfig
 from semantica.distributed.sweep import check, concurrency, scheduler
 from semantica.distributed.trial import AGAIN
-from semantica.errors import ConfigError, DataError
+from semantica.errors import ConfigError, DataError, FieldError
 from semantica.jobs.sweep import SweepJob, fig2, main, places, sections
 from semantica.presets import preset
 from semantica.sweeps.halving import milestones
@@ -15,6 +19,7 @@ from semantica.sweeps.plan import SweepPlan, read_plan, write_plan
 from semantica.sweeps.points import FRECHET
 from semantica.sweeps.settings import SweepConfig
 from semantica.sweeps.space import SpaceConfig, Swept, grid
+from semantica.training.start import InitialWeights
 
 
 def parsed(*words):
@@ -139,10 +144,31 @@ def swept_on(encodings):
 def test_the_inputs_are_checked_before_anything_starts(data, make, tmp_path):
     encodings, scores = data
     config = SweepConfig(space=SpaceConfig(learning_rate=(1e-3, 2e-3)))
-    hashes = check(config, swept_on(encodings), {"a": encodings}, {"a": scores}, ClusterConfig())
-    assert hashes == {"encodings.a": read_manifest(encodings, "encodings").hash, "scores.a": read_manifest(scores, "scores").hash}
+    source = read_manifest(encodings, "encodings")
+    hashes = check(config, swept_on(encodings), {"a": source}, {"a": scores}, ClusterConfig())
+    assert hashes == {"encodings.a": source.hash, "scores.a": read_manifest(scores, "scores").hash}
     with pytest.raises(ConfigError, match=r"cluster.num_workers must divide train.num_lanes = 4, got 3"):
-        check(config, swept_on(encodings), {"a": encodings}, {"a": scores}, ClusterConfig(num_workers=3))
-    other = make.encodings(tmp_path / "other", salt=1)
-    with pytest.raises(DataError, match=r"scores holds the scores of other encodings than .*other; run semantica pairs on these"):
+        check(config, swept_on(encodings), {"a": source}, {"a": scores}, ClusterConfig(num_workers=3))
+    other = read_manifest(make.encodings(tmp_path / "other", salt=1), "encodings")
+    with pytest.raises(DataError, match=r"scores holds the scores of other encodings than those of 'a'; run"):
         check(config, swept_on(encodings), {"a": other}, {"a": scores}, ClusterConfig())
+
+
+def test_initial_weights_that_do_not_fit_a_patching_of_the_sweep_are_refused_before_anything_starts(data, tmp_path):
+    encodings, scores = data
+    source, config = read_manifest(encodings, "encodings"), SweepConfig(space=SpaceConfig(patching=("2x2", "none")))
+    swept = swept_on(encodings)
+    for patching, shape in zip(("2x2", "none"), shapes(swept.train.denoiser), strict=True):
+        denoiser, path = fitting(shape, source), tmp_path / "model.safetensors"
+        save_file({name: p.detach().clone() for name, p in UViT(denoiser).named_parameters()}, path)
+        initial = InitialWeights(tmp_path, (path,), "", {"denoiser": to_dict(denoiser)})
+        with pytest.raises(FieldError, match="init_from must hold the weights of this denoiser"):
+            check(config, swept, {"a": source}, {"a": scores}, ClusterConfig(), initial)
+        alone = replace(config, space=SpaceConfig(patching=(patching,)))
+        assert check(alone, swept, {"a": source}, {"a": scores}, ClusterConfig(), initial)
+
+
+def fitting(denoiser, source):
+    """The denoiser for these encodings."""
+    identity = source.facts["encoder"]
+    return replace(denoiser, **{name: identity[name] for name in ("token_dim", "num_tokens", "pooled_dim")})

@@ -37,16 +37,18 @@ def small(tmp_path_factory):
 def test_the_stage_trains_on_xla_what_the_loop_trains_eagerly(small, tmp_path):
     from semantica.config import override
     from semantica.distributed.train import MODEL, train
+    from semantica.pairs.loader import open_pairs
     from semantica.training.checkpoint import Provenance, open_checkpoint
     from semantica.training.feed import training_loader
     from semantica.training.loop import Hooks, fit
+    from semantica.training.start import open_inputs
 
     encodings, selection, config, runtime = small
     # Samples are drawn on the way: on the host, from weights that are on the devices.
     recipe = override(config.train, {"sample_every": 4, "num_samples": 2, "peak_tflops": 0.01})
-    manifest = train(recipe, encodings=encodings, selection=selection, out=tmp_path / "checkpoint", runtime=runtime)
+    manifest = train(recipe, open_inputs(recipe, encodings, selection), out=tmp_path / "checkpoint", runtime=runtime)
     assert manifest.counts == {"num_steps": 6}
-    loader = training_loader(recipe, encodings, selection)
+    loader = training_loader(recipe, open_pairs(encodings, selection))
     reports = []
     eager = fit(recipe, loader, Provenance({}, "", ""), Hooks(reports.append, lambda state: None))
     assert manifest.facts["loss"] == pytest.approx(reports[-1].loss, rel=1e-5)

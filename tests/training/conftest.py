@@ -12,7 +12,7 @@ def tiny(make, tmp_path_factory):
     """
     from semantica.denoiser.configs import DenoiserConfig, StageConfig
     from semantica.diffusion.settings import ScheduleConfig
-    from semantica.pairs.loader import Batches, LoaderWorker, PairLoader
+    from semantica.pairs.loader import Batches, LoaderWorker, PairLoader, open_pairs
     from semantica.training.checkpoint import Provenance
     from semantica.training.recipe import EmaConfig, OptimizerConfig, TrainConfig
 
@@ -53,8 +53,7 @@ def tiny(make, tmp_path_factory):
 
     def loader(settings, rank=0, world=1):
         return PairLoader(
-            folder / "encodings",
-            folder / "selection",
+            open_pairs(folder / "encodings", folder / "selection"),
             Batches(settings.seed, settings.batch_size, settings.num_lanes, resolution_px=16),
             LoaderWorker(rank, world),
         )

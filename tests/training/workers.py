@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from semantica.config import from_dict
 from semantica.data.durable import new_attempt
-from semantica.pairs.loader import Batches, LoaderWorker, PairLoader
+from semantica.pairs.loader import Batches, LoaderWorker, PairLoader, open_pairs
 from semantica.training.checkpoint import Keeper, Provenance, Saver, TrainState, Writers, open_checkpoint
 from semantica.training.compute import prepare
 from semantica.training.ema import Ema
@@ -92,8 +92,7 @@ def work(job, run, rank):
             on_checkpoint(TrainState(network, ema, optimizer, config, start.step, PROVENANCE))
         else:
             loader = PairLoader(
-                Path(job["encodings"]),
-                Path(job["selection"]),
+                open_pairs(Path(job["encodings"]), Path(job["selection"])),
                 Batches(config.seed, config.batch_size, config.num_lanes, resolution_px=16),
                 LoaderWorker(rank, world),
             )
