@@ -117,8 +117,7 @@ def test_clip_art_in_place_of_concepts_holds_pictures_out_and_says_so(
     config = override(tiny_concepts(), settings)
     with pytest.raises(Started):
         quickstart(config, source="concepts", root=None, out=tmp_path / "out", runtime=Runtime())
-    generate = override(tiny_concepts(), settings).generate
-    assert asked == [replace(override(tiny(), settings), generate=generate)]
+    assert asked == [replace(override(tiny(), settings), train=config.train, generate=config.generate)]
     assert asked[0].ingest.max_images_per_page > 500
     said = capsys.readouterr().err
     assert "clip-art instead of concepts, with fewer pages, of which pictures are held out" in said
