@@ -15,7 +15,7 @@ DECIDED = {
     "ComputeConfig": ("precision", "channels_last compile recompute parallel shard_workers"),
     "DenoiserConfig": (
         "resolution_px channels patch_px stages conditioning token_dim num_tokens pooled_dim noise_embedding_dim head_dim "
-        "mlp_ratio norm_groups max_images similarity signals",
+        "mlp_ratio norm_groups max_images similarity signals standardised_tokens token_places",
         "",
     ),
     "EmaConfig": ("decay warmup", ""),
@@ -60,8 +60,8 @@ DECIDED = {
     "StageConfig": ("channels num_blocks kind dropout", ""),
     "SweepConfig": ("space search num_trials stopping grace_points reduction_factor measure seed", ""),
     "TrainConfig": (
-        "denoiser schedule optimizer ema num_steps batch_size num_lanes window_groups prediction conditioning_dropout "
-        "similarity_dropout compute seed",
+        "denoiser schedule optimizer ema num_steps batch_size num_lanes window_groups prediction loss loss_bias "
+        "conditioning_dropout similarity_dropout compute seed",
         "micro_batch_size max_skipped prefetch log_every sample_every num_samples peak_tflops checkpoint_every keep "
         "init_from init_weights",
     ),

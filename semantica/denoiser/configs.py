@@ -6,6 +6,7 @@ Beside each size: the parameters expected of it, and the GFLOP of forward and ba
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Literal
 
@@ -49,6 +50,10 @@ class DenoiserConfig:
     similarity: bool = False  # whether it takes the wanted similarity to the conditioning image, which the paper suggests
     channels: int = 3  # of z and v_hat: 3 for pictures; a vector of D numbers has D channels at resolution_px 1
     signals: tuple[Signal, ...] = ()  # what else it is told, one declaration per signal: in YAML or a preset
+    # Two helps for small trainings, which the paper does not have: tokens standardised per channel over the training pictures, and
+    # one fixed code of its place in the picture added to each query and key of cross-attention.
+    standardised_tokens: bool = False
+    token_places: bool = False
 
     def __post_init__(self) -> None:
         for name in ("resolution_px", "patch_px", "token_dim", "num_tokens", "pooled_dim", "head_dim", "mlp_ratio"):
@@ -75,6 +80,13 @@ class DenoiserConfig:
         kinds = [stage.kind for stage in self.stages]
         fits = self.conditioning == "film" or "transformer" in kinds
         require(fits, "conditioning", "film without a transformer stage", self.conditioning)
+        for name in ("standardised_tokens", "token_places"):
+            require(not getattr(self, name) or self.conditioning != "film", name, "False without cross-attention", True)
+        square = self.grid_side**2 in (self.num_tokens, self.num_tokens - 1)
+        places = f"False for {self.num_tokens} tokens, which are no square grid with or without a class token before it"
+        require(not self.token_places or square, "token_places", places, self.token_places)
+        even = self.head_dim % 4 == 0
+        require(not self.token_places or even, "token_places", f"False unless head_dim = {self.head_dim} is a multiple of 4", True)
         names = [signal.name for signal in self.signals]
         require(len(set(names)) == len(names), "signals", "different names", names)
         takes_tokens = self.conditioning != "film" or all(signal.enters != "tokens" for signal in self.signals)
@@ -83,6 +95,11 @@ class DenoiserConfig:
     def stage_side(self, index: int) -> int:
         """Positions on a side at stage `index`."""
         return self.resolution_px // (self.patch_px << index)
+
+    @property
+    def grid_side(self) -> int:
+        """Tokens on a side of the encoder's grid, rounded down."""
+        return math.isqrt(self.num_tokens)
 
     @property
     def shape(self) -> tuple[int, int, int]:

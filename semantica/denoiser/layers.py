@@ -79,6 +79,31 @@ def fourier_features(logsnr: Float[Tensor, " b"], num_features: int) -> Float[Te
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
+def place_code(side: int, dim: int) -> Float[Tensor, "n d"]:
+    """(side², dim) codes of the places of a square grid, row by row: cosines and sines of x and y in [0, 1].
+
+    A quarter of dim frequencies, from half a period to 8 periods per picture, geometrically spaced [C]. The product of two codes
+    falls with the distance of their places, whatever the grids, so a query finds the tokens of its own place from the start.
+    """
+    middles = (torch.arange(side) + 0.5) / side
+    angles = math.pi * middles[:, None] * torch.exp2(torch.linspace(0, 4, dim // 4))
+    axis = torch.cat([angles.cos(), angles.sin()], dim=1)
+    rows, columns = axis[:, None].expand(side, side, -1), axis[None].expand(side, side, -1)
+    return torch.cat([rows, columns], dim=2).flatten(0, 1)
+
+
+class Places(nn.Module):
+    """The codes of queries (side², dim) and of keys (K, dim). No weights: they follow from the shape of the network."""
+
+    queries: Tensor
+    keys: Tensor
+
+    def __init__(self, queries: Float[Tensor, "n d"], keys: Float[Tensor, "k d"]) -> None:
+        super().__init__()
+        self.register_buffer("queries", queries, persistent=False)
+        self.register_buffer("keys", keys, persistent=False)
+
+
 class NoiseEmbedding(nn.Module):
     """logsnr (B,) -> (B, dim): Fourier features, then a dense layer, SiLU, a dense layer."""
 
@@ -155,12 +180,12 @@ class Attention(nn.Module):
     """Multi-head attention from a normalised sequence to itself (context None) or to a context, with QK-norm.
 
     Queries and keys of each head are RMS-normalised with a learned gain, which bounds the logits (Dehghani 2023; RMS rather than
-    LayerNorm is [C]).
+    LayerNorm is [C]). places: codes that are then added to both.
     """
 
-    def __init__(self, channels: int, context_dim: int, head_dim: int) -> None:
+    def __init__(self, channels: int, context_dim: int, head_dim: int, places: Places | None = None) -> None:
         super().__init__()
-        self.head_dim = head_dim
+        self.head_dim, self.places = head_dim, places
         self.norm = nn.LayerNorm(channels)
         self.query = nn.Linear(channels, channels, bias=False)
         self.key_value = nn.Linear(context_dim, 2 * channels, bias=False)
@@ -174,12 +199,15 @@ class Attention(nn.Module):
     def keys_values(self, context: Context) -> KeysValues:
         """What this layer attends to; the same for every picture that is drawn from one context."""
         key, value = (self._heads(x) for x in self.key_value(context).chunk(2, dim=-1))
-        return self.norm_key(key).transpose(1, 2), value.transpose(1, 2)
+        key = self.norm_key(key).transpose(1, 2)
+        return key if self.places is None else key + self.places.keys.to(key.dtype), value.transpose(1, 2)
 
     def forward(self, h: Sequence, context: Context | KeysValues | None) -> Sequence:
         """What to add to h."""
         h = self.norm(h)
         query = self.norm_query(self._heads(self.query(h))).transpose(1, 2)  # normalised while it is contiguous
+        if self.places is not None:
+            query = query + self.places.queries.to(query.dtype)
         key, value = context if isinstance(context, tuple) else self.keys_values(h if context is None else context)
         attended = F.scaled_dot_product_attention(query, key, value)
         out: Tensor = self.out(attended.transpose(1, 2).flatten(2))
@@ -193,12 +221,19 @@ class TransformerBlock(nn.Module):
     """
 
     def __init__(
-        self, channels: int, embedding_dim: int, context_dim: int | None, head_dim: int, mlp_ratio: int, dropout: float
+        self,
+        channels: int,
+        embedding_dim: int,
+        context_dim: int | None,
+        head_dim: int,
+        mlp_ratio: int,
+        dropout: float,
+        places: Places | None = None,
     ) -> None:
         super().__init__()
         hidden = mlp_ratio * channels
         self.self_attention = Attention(channels, channels, head_dim)
-        self.cross_attention = None if context_dim is None else Attention(channels, context_dim, head_dim)
+        self.cross_attention = None if context_dim is None else Attention(channels, context_dim, head_dim, places)
         self.norm = nn.LayerNorm(channels)
         self.dense_in = nn.Linear(channels, hidden)
         self.film = Film(embedding_dim, hidden)

@@ -35,6 +35,24 @@ class SignalModule(nn.Module):
         raise NotImplementedError
 
 
+class Standard(nn.Module):
+    """(tokens - mean) / std per channel. Both are weights without gradients, so that every checkpoint and release has them."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.mean = nn.Parameter(torch.zeros(dim), requires_grad=False)
+        self.std = nn.Parameter(torch.ones(dim), requires_grad=False)
+
+    def forward(self, tokens: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+        return (tokens - self.mean) / self.std
+
+    @torch.no_grad()
+    def learn(self, mean: Float[Tensor, " d"], std: Float[Tensor, " d"]) -> None:
+        """Take the statistics of the training pictures. A channel that never changes keeps its scale."""
+        self.mean.copy_(mean)
+        self.std.copy_(torch.where(std > 0, std, 1))
+
+
 class TokenContext(SignalModule):
     """Tokens of the images -> context of cross-attention, (B, K N, D): LayerNorm without affine (keys and values learn one).
 
@@ -45,14 +63,17 @@ class TokenContext(SignalModule):
 
     entry = "tokens"
 
-    def __init__(self, token_dim: int, max_images: int) -> None:
+    def __init__(self, token_dim: int, max_images: int, standardised: bool = False) -> None:
         super().__init__(IMAGES)
+        self.standard = Standard(token_dim) if standardised else None
         self.null = LearnedVectors(1, token_dim, std=1.0)  # as a normalised token is distributed
         self.place = LearnedVectors(max_images, token_dim, std=0.02) if max_images > 1 else None
 
     def forward(self, values: SignalValues) -> Float[Tensor, "b n d"]:
         null = self.null()
         tokens = values.tensors["tokens"].to(null.dtype)
+        if self.standard is not None:
+            tokens = self.standard(tokens)
         context = torch.where(values.present[:, :, None, None], F.layer_norm(tokens, tokens.shape[-1:]), null).to(null.dtype)
         if self.place is not None:
             context = context + self.place()[:, None]

@@ -29,9 +29,11 @@ from semantica.denoiser.layers import (
     Maps,
     MergeSkip,
     NoiseEmbedding,
+    Places,
     TransformerBlock,
     initialise,
     patchify,
+    place_code,
     unpatchify,
     zero,
 )
@@ -68,7 +70,7 @@ class Stage(nn.Module):
         # A learned vector for each position, added where the picture first enters the stage: resolution is fixed, so nothing
         # has to extrapolate, it costs no FLOP in attention, and the convolutions before and the skips after carry it on [C].
         self.position = LearnedVectors(self.side**2, stage.channels, std=0.02) if self.is_sequence and not up else None
-        self.blocks = nn.ModuleList(_block(config, stage) for _ in range(stage.num_blocks))
+        self.blocks = nn.ModuleList(_block(config, index) for _ in range(stage.num_blocks))
         self.merges = nn.ModuleList(
             MergeSkip(_norm(config, stage), _norm(config, stage)) for _ in range(stage.num_blocks if up else 0)
         )
@@ -100,11 +102,20 @@ class Stage(nn.Module):
         return cast("Tensor", block(h, embedding, context))
 
 
-def _block(config: DenoiserConfig, stage: StageConfig) -> nn.Module:
-    width = config.noise_embedding_dim
+def _block(config: DenoiserConfig, index: int) -> nn.Module:
+    stage, width = config.stages[index], config.noise_embedding_dim
     if stage.kind == "conv":
         return ConvBlock(stage.channels, width, config.norm_groups, stage.dropout)
-    return TransformerBlock(stage.channels, width, config.context_dim, config.head_dim, config.mlp_ratio, stage.dropout)
+    places = _places(config, config.stage_side(index)) if config.token_places else None
+    return TransformerBlock(stage.channels, width, config.context_dim, config.head_dim, config.mlp_ratio, stage.dropout, places)
+
+
+def _places(config: DenoiserConfig, side: int) -> Places:
+    """A class token and the tokens of declared signals have no place: their code is zero."""
+    grid = place_code(config.grid_side, config.head_dim)
+    image = F.pad(grid, (0, 0, config.num_tokens - len(grid), 0)).repeat(config.max_images, 1)
+    others = sum(signal.num for signal in config.signals if signal.enters == "tokens")
+    return Places(place_code(side, config.head_dim), F.pad(image, (0, 0, 0, others)))
 
 
 def _norm(config: DenoiserConfig, stage: StageConfig) -> nn.Module:
@@ -126,7 +137,7 @@ class UViT(nn.Module):
         patch_channels = config.channels * config.patch_px**2
         self.noise = NoiseEmbedding(config.noise_embedding_dim)
         width, images = config.noise_embedding_dim, config.max_images
-        self.tokens = None if config.context_dim is None else TokenContext(config.context_dim, images)
+        self.tokens = None if config.context_dim is None else TokenContext(config.context_dim, images, config.standardised_tokens)
         self.pooled = None if config.conditioning == "cross_attention" else PooledEmbedding(config.pooled_dim, width, images)
         self.similarity = SimilarityEmbedding(width) if config.similarity else None
         self.head_in = nn.Conv2d(patch_channels, stages[0].channels, 1)
@@ -145,6 +156,11 @@ class UViT(nn.Module):
             module = MODULES[signal.enters](signal, widths[signal.enters], config.patch_px)
             initialise(module, generator)
             self.add_module(f"signal_{signal.name}", module)
+
+    def learn_tokens(self, mean: Float[Tensor, " d"], std: Float[Tensor, " d"]) -> None:
+        """Take the statistics of the tokens of the training pictures, per channel, where the configuration says so."""
+        if self.tokens is not None and self.tokens.standard is not None:
+            self.tokens.standard.learn(mean, std)
 
     @property
     def stages(self) -> list[Stage]:

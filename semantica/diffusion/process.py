@@ -15,7 +15,7 @@ from torch import Tensor
 
 from semantica.conditioning.values import Conditioning
 from semantica.diffusion.schedule import alpha_sigma
-from semantica.diffusion.settings import Prediction
+from semantica.diffusion.settings import Prediction, Weighting
 from semantica.errors import DataError
 
 Pictures = Float[Tensor, "b c h w"]
@@ -120,6 +120,18 @@ def bind_with(network: Network, prediction: Prediction = "v") -> Bind:
         return denoise_with(output, prediction)
 
     return bind
+
+
+def loss_weight(logsnr: LogSNR, weighting: Weighting, bias: float | int = 0.0) -> Float[Tensor, " b"]:
+    """What ‖eps - eps_hat‖² is multiplied with before the mean over examples.
+
+    eps: 1, the paper's loss. v: 1 + exp(-logsnr), which makes it ‖v - v_hat‖² (see `eps_loss`): the levels at which the layout is
+    decided count as much as the others. sigmoid: sigmoid(bias - logsnr), which lets levels above the bias go (Kingma and Gao 2023;
+    Hoogeboom 2024, arXiv 2410.19324).
+    """
+    if weighting == "eps":
+        return torch.ones_like(logsnr)
+    return 1 / torch.sigmoid(logsnr) if weighting == "v" else torch.sigmoid(bias - logsnr)
 
 
 def eps_loss(output: Pictures, x: Pictures, eps: Pictures, logsnr: LogSNR, prediction: Prediction = "v") -> Float[Tensor, " b"]:

@@ -12,6 +12,7 @@ from semantica.config import config, require
 from semantica.config.registry import Registry
 from semantica.errors import ConfigError
 
+Weighting = Literal["eps", "v", "sigmoid"]
 Prediction = Literal["v", "eps", "x"]
 """What a network outputs. v is the paper's, and the only one that is well-conditioned at both ends of the schedule."""
 

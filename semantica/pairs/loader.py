@@ -34,7 +34,7 @@ from semantica.data.location import Location
 from semantica.data.pictures import TokensOf, decode
 from semantica.data.schemas import token_rows
 from semantica.errors import DataError
-from semantica.pairs.draw import Draw, PairStream
+from semantica.pairs.draw import Draw, PairStream, generator
 from semantica.pairs.scores import pooled_rows, square
 from semantica.pairs.selection import BandConfig, RowGroup, Selection, read_selection, score_rows
 
@@ -189,6 +189,31 @@ class PairLoader:
         cond = Conditioning(signals)
         self._close_oldest()
         return Batch(x, cond, self.slots, self._memory.to_recycle(x, cond.tokens))
+
+    def token_statistics(self, num_pictures: int = 1024) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"]]:
+        """Mean and standard deviation per channel over the tokens of at least num_pictures pictures, or of all there are.
+
+        They are those of row groups that depend on the seed alone, the same for every worker.
+        """
+        groups = [group for group in self.selection.row_groups if group.num_draws]
+        count, total, squares = 0, np.zeros(self._token_shape[1]), np.zeros(self._token_shape[1])
+        for place in generator(self.batches.seed, "statistics").permutation(len(groups)):
+            table = self._reader.read(self._files[groups[place].file], groups[place].group)
+            for tokens in self._tokens_in(table):
+                values = tokens.reshape(-1, self._token_shape[1]).astype(np.float64)
+                count, total, squares = count + len(values), total + values.sum(0), squares + (values**2).sum(0)
+            if count >= num_pictures * self._token_shape[0]:
+                break
+        mean = total / count
+        std = np.sqrt(np.maximum(squares / count - mean**2, 0))
+        return torch.from_numpy(mean).float(), torch.from_numpy(std).float()
+
+    def _tokens_in(self, table: pa.Table) -> Iterable[np.ndarray]:
+        if "tokens" in table.column_names:
+            return token_rows(table["tokens"])
+        assert self._tokens_of is not None
+        rows = ([image["bytes"] for image in row] for row in table["images"].to_pylist())
+        return map(np.asarray, map(self._tokens_of, rows))
 
     def _pair(self, step: int, slot: int) -> Pair:
         draw = self.stream.draw(step, slot)

@@ -37,6 +37,13 @@ class Loader(Protocol):
     def batch(self, step: int) -> Batch: ...
 
 
+@runtime_checkable
+class KnowsTokens(Protocol):
+    """A loader that knows mean and standard deviation per channel of the tokens that it gives."""
+
+    def token_statistics(self) -> tuple[Tensor, Tensor]: ...
+
+
 Place = Callable[[Batch, StepNoise], tuple[Batch, StepNoise]]
 """Puts what was made on the host where it is computed with."""
 

@@ -13,12 +13,14 @@ from enum import IntEnum
 
 import torch
 
+from semantica.denoiser.configs import DenoiserConfig
 from semantica.denoiser.uvit import UViT
+from semantica.errors import FieldError
 from semantica.training.backend import Backend, TorchBackend
 from semantica.training.checkpoint import Checkpoint, Provenance, TrainState
 from semantica.training.compute import prepare
 from semantica.training.ema import Ema
-from semantica.training.feed import Loader, feed
+from semantica.training.feed import KnowsTokens, Loader, feed
 from semantica.training.recipe import TrainConfig
 from semantica.training.start import InitialWeights
 from semantica.training.step import add_gradients, update
@@ -73,7 +75,12 @@ def fit(
     """
     backend = backend or TorchBackend()
     backend.prepare(config)
-    network = prepare(initial_network(config).to(backend.device).train(), config.compute)
+    network = initial_network(config)
+    if start is None and config.denoiser.standardised_tokens:
+        if not isinstance(loader, KnowsTokens):
+            raise FieldError(DenoiserConfig, "standardised_tokens", "must be False for a loader without token_statistics, got True")
+        network.learn_tokens(*loader.token_statistics())
+    network = prepare(network.to(backend.device).train(), config.compute)
     module = backend.wrap(network, config.compute)  # first: sharded weights are other parameters than whole ones
     ema, optimizer = backend.average(network, config.ema), backend.optimizer(network, config.optimizer)
     first = 0

@@ -10,7 +10,7 @@ from typing import Literal
 from semantica.conditioning.signals import IMAGES, SIMILARITY
 from semantica.config import config, free, require
 from semantica.denoiser.configs import DenoiserConfig
-from semantica.diffusion.settings import Prediction, ScheduleConfig
+from semantica.diffusion.settings import Prediction, ScheduleConfig, Weighting
 from semantica.errors import ConfigError
 
 Precision = Literal["float32", "bfloat16"]
@@ -152,7 +152,9 @@ class TrainConfig:
     batch_size: int = 2048  # pairs, over all workers
     num_lanes: int = 64  # streams that the data is dealt to; every number of workers that divides it draws the same batches
     window_groups: int = 16  # row groups of a lane that are shuffled together, and kept in memory
-    prediction: Prediction = "v"  # what the network outputs; the loss is that of eps for all three
+    prediction: Prediction = "v"  # what the network outputs; the reported loss is that of eps for all three
+    loss: Weighting = "eps"  # how the noise levels are weighted (`diffusion.process.loss_weight`)
+    loss_bias: float = 0.0  # logsnr, read with the loss sigmoid
     conditioning_dropout: float = 0.1  # share of the examples that are trained without their condition
     similarity_dropout: float = 0.1  # share of the examples that do not say how similar; read by denoisers that take it
     # Slots of a worker that pass through the network at once; None: all. Saves memory. Sums over the batch are rounded in another
@@ -180,6 +182,8 @@ class TrainConfig:
         for name in ("micro_batch_size", "sample_every", "peak_tflops"):
             value = getattr(self, name)
             require(value is None or value > 0, name, "positive or None", value)
+        biased = self.loss == "sigmoid" or self.loss_bias == 0
+        require(biased, "loss_bias", f"0 with loss {self.loss}", self.loss_bias)
         require(self.prefetch >= 0, "prefetch", "0 or more", self.prefetch)
         for name in ("conditioning_dropout", "similarity_dropout"):
             require(0 <= getattr(self, name) < 1, name, "in [0, 1)", getattr(self, name))

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from semantica.conditioning.values import Conditioning
 from semantica.diffusion.keyed_random import slot_seed
-from semantica.diffusion.process import diffuse, eps_loss
+from semantica.diffusion.process import diffuse, eps_loss, loss_weight
 from semantica.diffusion.schedule import logsnr
 from semantica.diffusion.settings import Prediction, ScheduleConfig
 from semantica.pairs.loader import Batch
@@ -90,7 +90,7 @@ def step_loss(
 
 
 def add_gradients(network: nn.Module, batch: Batch, noise: StepNoise, step: int, config: TrainConfig) -> Float[Tensor, " b"]:
-    """The loss of every slot, float32; the gradients of its mean over the slots are added to the weights'.
+    """The loss of every slot, float32. The gradients of its mean over the slots, weighted by level, are added to the weights'.
 
     In micro-batches of every m-th slot: what w workers compute in m of them, w·m workers compute in one each, but for rounding.
     """
@@ -105,13 +105,17 @@ def add_gradients(network: nn.Module, batch: Batch, noise: StepNoise, step: int,
         with _averaged_over_workers(network, part == parts - 1):
             with autocast(config.compute, device):
                 loss = step_loss(network, batch.x[rows], batch.cond[rows], noise[rows], config.schedule, config.prediction)
-            mean = loss.mean()
+            mean = loss.mean() if config.loss == "eps" else (loss * _weight(noise.t[rows], config)).mean()
             # The square of a finite error may be infinite. Then its gradients are made NaN, on this worker and so in the average:
             # every worker sees it in the norm and skips the step.
             share = torch.where(torch.isfinite(mean), len(loss) / len(slots), math.nan).to(mean.dtype)
             torch.autograd.backward(mean, share)
         losses[rows] = loss.detach()
     return losses
+
+
+def _weight(t: Float[Tensor, " b"], config: TrainConfig) -> Float[Tensor, " b"]:
+    return loss_weight(logsnr(t, config.schedule), config.loss, config.loss_bias)
 
 
 def _averaged_over_workers(network: nn.Module, now: bool) -> AbstractContextManager[object]:

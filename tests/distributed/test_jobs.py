@@ -19,6 +19,7 @@ from semantica.data.dataset import MANIFEST, read_manifest
 from semantica.distributed.train import MODEL, train
 from semantica.jobs import evaluate
 from semantica.training.checkpoint import open_checkpoint
+from semantica.training.start import open_inputs
 
 ROOT = Path(__file__).parents[2]
 
@@ -144,7 +145,7 @@ def test_a_killed_training_job_goes_on_and_ends_with_the_same_weights(small_run:
     assert run.data.tags["semantica.manifest"] == made.hash
     assert run.data.tags["semantica.config_hash"] == config_hash(made.config)
     assert not list(tmp_path.glob(".*.tracking"))
-    train(config, **inputs, out=tmp_path / "whole", runtime=small_run.runtime)
+    train(config, open_inputs(config, **inputs), out=tmp_path / "whole", runtime=small_run.runtime)
     resumed, whole = (open_checkpoint(tmp_path / name / MODEL) for name in ("killed", "whole"))
     assert resumed.step == whole.step == 60
     for name in ("model.safetensors", "ema.safetensors", "optimizer.safetensors"):

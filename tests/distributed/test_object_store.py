@@ -17,6 +17,7 @@ from semantica.distributed.pairs import pairs
 from semantica.distributed.train import MODEL, train
 from semantica.errors import DataError
 from semantica.tracking import TrackingConfig
+from semantica.training.start import open_inputs
 
 pytestmark = pytest.mark.ray
 
@@ -41,7 +42,7 @@ def test_every_stage_of_the_data_plane_makes_the_same_dataset_on_s3(small_run: S
     assert again == read_manifest(out / "encodings", "encodings")
 
     inputs = {"encodings": out / "encodings", "selection": out / "selection"}
-    train(config.train, **inputs, out=tmp_path / "checkpoint", runtime=runtime)
+    train(config.train, open_inputs(config.train, **inputs), out=tmp_path / "checkpoint", runtime=runtime)
     for name in ("model.safetensors", "ema.safetensors"):
         local = small_run.out / "checkpoint" / MODEL / name
         assert (tmp_path / "checkpoint" / MODEL / name).read_bytes() == local.read_bytes(), name

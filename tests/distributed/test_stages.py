@@ -228,14 +228,14 @@ def test_a_denoiser_for_another_encoder_is_refused_before_training(small_run: Sm
     config = override(small_run.config.train, {"denoiser.token_dim": 64})
     inputs = {"encodings": small_run.out / "encodings", "selection": small_run.out / "selection"}
     with pytest.raises(ConfigError, match="token_dim is 64"):
-        train(config, **inputs, out=tmp_path / "checkpoint", runtime=small_run.runtime)
+        train(config, open_inputs(config, **inputs), out=tmp_path / "checkpoint", runtime=small_run.runtime)
 
 
 def test_workers_that_do_not_divide_the_lanes_are_refused(small_run: SmallRun, tmp_path: Path) -> None:
     runtime = override(small_run.runtime, {"cluster.num_workers": 3})
     inputs = {"encodings": small_run.out / "encodings", "selection": small_run.out / "selection"}
     with pytest.raises(ConfigError, match="num_workers must divide"):
-        train(small_run.config.train, **inputs, out=tmp_path / "checkpoint", runtime=runtime)
+        train(small_run.config.train, open_inputs(small_run.config.train, **inputs), out=tmp_path / "checkpoint", runtime=runtime)
 
 
 def test_encodings_of_another_encoder_are_refused(small_run: SmallRun) -> None:

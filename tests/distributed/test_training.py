@@ -103,7 +103,7 @@ def test_sharded_workers_train_what_workers_with_all_of_it_do_and_write_their_ro
     # What is done is done, however the workers share the state.
     before = (tmp_path / "checkpoint" / MANIFEST).stat().st_mtime_ns
     config = override(small_run.config.train, changes)
-    train(config, **inputs, out=tmp_path / "checkpoint", runtime=small_run.runtime)
+    train(config, open_inputs(config, **inputs), out=tmp_path / "checkpoint", runtime=small_run.runtime)
     assert (tmp_path / "checkpoint" / MANIFEST).stat().st_mtime_ns == before
 
 
@@ -156,17 +156,22 @@ def test_a_training_that_is_made_longer_is_one_that_was_long_from_the_start(
     inputs = {"encodings": small_run.out / "encodings", "selection": small_run.out / "selection"}
     config = override(small_run.config.train, {"num_steps": 6, "optimizer.cooldown_steps": 0})
     short, out = override(config, {"num_steps": 4}), tmp_path / "checkpoint"
-    train(config, **inputs, out=tmp_path / "whole", runtime=small_run.runtime)
-    first = train(short, **inputs, out=out, runtime=small_run.runtime)
+    train(config, open_inputs(config, **inputs), out=tmp_path / "whole", runtime=small_run.runtime)
+    first = train(short, open_inputs(short, **inputs), out=out, runtime=small_run.runtime)
     assert not (out / "checkpoints").exists()
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     crowded = override(small_run.runtime, {"cluster.cpus_per_worker": 1000.0, "fresh": True})
     for changes in ({}, {"seed": 1}):  # longer, and another training that is to replace it: neither can begin
         with pytest.raises(ConfigError, match="CPUs are asked for"):
-            train(override(config, changes), **inputs, out=out, runtime=crowded)
+            train(override(config, changes), open_inputs(override(config, changes), **inputs), out=out, runtime=crowded)
         assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and "checkpoints" not in path.parts} == before
-    assert train(short, **inputs, out=out, runtime=small_run.runtime) == first
-    longer = train(override(config, {"log_every": 1}), **inputs, out=out, runtime=small_run.runtime)
+    assert train(short, open_inputs(short, **inputs), out=out, runtime=small_run.runtime) == first
+    longer = train(
+        override(config, {"log_every": 1}),
+        open_inputs(override(config, {"log_every": 1}), **inputs),
+        out=out,
+        runtime=small_run.runtime,
+    )
     assert longer.counts == {"num_steps": 6}
     for kind in ("model", "ema", "optimizer"):
         name = f"{MODEL}/{kind}.safetensors"
@@ -174,7 +179,12 @@ def test_a_training_that_is_made_longer_is_one_that_was_long_from_the_start(
     assert [h["step"] for h in json.loads((out / "history.json").read_text())] == [2, 4, 5, 6]
     assert "cool-down" not in capsys.readouterr().err
     with pytest.raises(DataError, match=r"num_steps: 6 are done, now 5\); ask for more num_steps, choose another --out"):
-        train(override(config, {"num_steps": 5}), **inputs, out=out, runtime=small_run.runtime)
+        train(
+            override(config, {"num_steps": 5}),
+            open_inputs(override(config, {"num_steps": 5}), **inputs),
+            out=out,
+            runtime=small_run.runtime,
+        )
 
 
 def test_training_starts_from_the_weights_of_an_output_and_is_another_output_with_others(
@@ -184,14 +194,14 @@ def test_training_starts_from_the_weights_of_an_output_and_is_another_output_wit
     source = open_checkpoint(small_run.out / "checkpoint" / MODEL)
     changes = {"init_from": str(small_run.out / "checkpoint"), "num_steps": 1, "optimizer.learning_rate": 1e-30}
     config = override(small_run.config.train, changes)
-    manifest = train(config, **inputs, out=tmp_path / "out", runtime=small_run.runtime)
+    manifest = train(config, open_inputs(config, **inputs), out=tmp_path / "out", runtime=small_run.runtime)
     assert manifest.inputs["init_ema"] == source.hash
     expected = dict(source.network().named_parameters())
     for name, value in open_checkpoint(tmp_path / "out" / MODEL).network(ema=False).named_parameters():
         assert torch.equal(value, expected[name]), name
     raw = override(config, {"init_weights": "raw"})
     with pytest.raises(DataError, match=r"inputs\.init_raw: was null, now .*inputs\.init_ema: was "):
-        train(raw, **inputs, out=tmp_path / "out", runtime=small_run.runtime)
+        train(raw, open_inputs(raw, **inputs), out=tmp_path / "out", runtime=small_run.runtime)
     other = override(config, {"denoiser.mlp_ratio": 2})
     with pytest.raises(ConfigError, match=r"^init_from must hold .* \(settings that differ: mlp_ratio: was 4, now 2\)"):
-        train(other, **inputs, out=tmp_path / "other", runtime=small_run.runtime)
+        train(other, open_inputs(other, **inputs), out=tmp_path / "other", runtime=small_run.runtime)
