@@ -22,7 +22,7 @@ TPU_INSTALLED := $(VENV_TPU)/.installed
 install: $(INSTALLED)
 
 demo: $(INSTALLED)
-	@$(BIN)/semantica quickstart
+	@$(BIN)/semantica quickstart --preset tiny-concepts --source concepts
 
 demo-html: $(INSTALLED)
 	@$(BIN)/semantica quickstart --preset tiny-html --source html-docs --out runs/quickstart-html

