@@ -91,11 +91,11 @@ def levels_of(config: SamplerConfig, schedule: ScheduleConfig) -> Levels:
     return step_levels(schedule, config.num_steps, config.spacing or chosen.spacing)
 
 
-def levels_from(levels: Levels, start: float) -> Levels:
+def levels_from(levels: Levels, start: float) -> Float[Tensor, " num_later_and_1"]:
     """The levels of a run that begins at the level `start`: `start`, then the levels of the whole run above it.
 
-    The first step is at least half as long as the whole run's step there: DPM-Solver++ extrapolates over it, and a shorter one would
-    only magnify rounding. At or below the first level, `start` begins the whole run, unchanged.
+    The first step is at least half as long as the whole run's step there: DPM-Solver++ extrapolates over it, and a shorter step
+    would magnify rounding. At or below the first level, `start` begins the whole run, unchanged.
     """
     if start <= levels[0]:
         return levels

@@ -1,8 +1,9 @@
 """Conditioning -> pictures: the choice of conditioning images, and the drawing of samples at one guidance weight.
 
-`in_sample_chunks` is the one path by which the project draws: the stages, a loaded model and the pictures of a training use it by
-`sample_pictures`, and the applications with a method of their own. Each sample has a name (conditioning image, index) and draws its noise from a generator keyed by the seed and that name. So the samples
-of a grid over w start from one z, and no result depends on batching, worker or retry.
+`in_sample_chunks` is the one path by which the project draws. The stages, a loaded model and the pictures of a training use it
+through `sample_pictures`, applications with a method of their own. Each sample has a name (conditioning image, index) and draws its
+noise from a generator keyed by the seed and that name. So the samples of a grid over w start from one z, and no result depends on
+batching, worker or retry.
 """
 
 from __future__ import annotations

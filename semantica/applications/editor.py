@@ -1,0 +1,27 @@
+"""`semantica.load(path)`: a trained model with every application as a method.
+
+An application becomes a method by one line here. Its function is the method: the signature and the docstring stand in one place.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from semantica.applications import ilvr, inversion, repaint, sdedit, variations
+from semantica.generation.pipeline import Semantica
+
+
+@dataclass(frozen=True)
+class Editor(Semantica):
+    """A trained model: `model(images)` draws, and the methods edit, refine, inpaint, vary, interpolate and invert pictures."""
+
+    edit = sdedit.edit
+    refine = ilvr.refine
+    inpaint = repaint.inpaint
+    vary = variations.vary
+    interpolate = variations.interpolate
+    invert = inversion.invert
+    render = inversion.render
+
+
+load = Editor.from_pretrained
