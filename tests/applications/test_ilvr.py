@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from semantica.applications.ilvr import low_pass
+from semantica.diffusion.schedule import alpha_sigma
 from semantica.errors import ConfigError, DataError
 from tests.generation.drawing import pixels
 
@@ -47,6 +48,23 @@ def test_a_larger_factor_leaves_more_to_the_model(model, pictures, x):
         return (x_of(drawn) - x[:1]).square().mean()
 
     assert distance(2) < distance(4) < distance(16)
+
+
+def test_the_reference_is_noised_to_the_level_that_z_has_reached_with_new_noise_at_every_step(model, x):
+    """With factor 1 z is the noised reference itself, as a callback sees."""
+    seen = []
+
+    def watch(step):
+        alpha, sigma = alpha_sigma(step.logsnr[:, None, None, None])
+        seen.append((step.z - alpha * x[:1]) / sigma)
+        return step.z
+
+    model.refine(x[0], factor=1, callback=watch, sampler="ddim", num_steps=12)
+    eps = torch.cat(seen).flatten(1)
+    assert len(eps) == 11
+    assert (eps.mean(1).abs() < 0.15).all()  # four standard errors of 768 numbers
+    assert ((eps.std(1) - 1).abs() < 0.1).all()
+    assert (torch.corrcoef(eps) - torch.eye(11)).abs().max() < 0.15
 
 
 def test_low_pass_is_linear_leaves_constants_and_takes_any_factor():

@@ -67,17 +67,38 @@ def test_what_must_stay_stays_exactly_and_the_rest_does_not(model, x, strength):
     assert not np.array_equal(drawn[:, :, 8:], image(x[:1])[:, :, 8:])
 
 
+def test_what_must_stay_has_the_noise_of_the_start_at_every_level(model, x):
+    seen = []
+
+    def watch(step):
+        alpha, sigma = alpha_sigma(step.logsnr[:, None, None, None])
+        seen.append(((step.z - alpha * x[:1]) / sigma)[..., :8])
+        return step.z
+
+    noise = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    model.edit(x[0], keep=LEFT, strength=0.7, noise=noise, callback=watch, sampler="ddim", num_steps=10)
+    assert len(seen) > 3
+    for eps in seen:
+        torch.testing.assert_close(eps, noise[..., :8], rtol=0, atol=1e-2)
+
+
 def test_a_mask_that_keeps_everything_returns_the_picture(model, pictures):
     (drawn,) = model.edit(pictures[0], like=pictures[1], keep=Image.new("L", pictures[0].size, 255), strength=0.8, **FEW)
     assert np.array_equal(np.asarray(drawn), square_of(pictures[0], 16).permute(1, 2, 0).numpy())
 
 
 def test_a_repeat_begins_from_the_result(with_denoiser, x):
-    """Each pass takes the same share of the distance to the mean of a narrow Gaussian away."""
-    model = with_denoiser(gaussian_denoiser(0.0, 1e-3))
-    once, twice = (model.edit(x[0], strength=0.4, repeats=n, sampler="ddim", num_steps=8) for n in (1, 2))
-    assert len(model.model.calls) % 3 == 0
-    assert np.abs(pixels(twice) - 127.5).mean() <= np.abs(pixels(once) - 127.5).mean()
+    """Each pass takes the same share of the guide's distance to the mean away, if z is not noise but alpha x."""
+    model, noise = with_denoiser(gaussian_denoiser(0.0, 0.3)), torch.zeros(1, 3, 16, 16)
+    asked = {"strength": 0.3, "sampler": "ddim", "num_steps": 200, "noise": noise}
+    once, twice = (pixels(model.edit(x[0], repeats=n, **asked)) / 127.5 - 1 for n in (1, 2))
+    alpha, sigma = alpha_sigma(torch.tensor(level_of(0.3, model)))
+    share = float(alpha * 0.3 / ((alpha * 0.3) ** 2 + sigma**2).sqrt())
+    guide = x[:1].permute(0, 2, 3, 1).numpy()
+    assert np.abs(once - share * guide).max() < 0.02
+    added = twice - share**2 * guide  # the second pass draws its own noise
+    assert abs(added.mean()) < 0.05
+    assert added.std() == pytest.approx(float(0.3 * sigma / ((alpha * 0.3) ** 2 + sigma**2).sqrt()), rel=0.1)
 
 
 def test_a_picture_is_edited_the_same_alone_and_among_others(model, pictures):
