@@ -8,6 +8,7 @@ from PIL import Image
 from semantica.applications.ilvr import low_pass
 from semantica.diffusion.schedule import alpha_sigma
 from semantica.errors import ConfigError, DataError
+from semantica.generation.generate import SampleNoise
 from tests.generation.drawing import pixels
 
 SAMPLERS = ["ddpm", "ddim", "dpm_solver"]
@@ -56,15 +57,16 @@ def test_the_reference_is_noised_to_the_level_that_z_has_reached_with_new_noise_
 
     def watch(step):
         alpha, sigma = alpha_sigma(step.logsnr[:, None, None, None])
-        seen.append((step.z - alpha * x[:1]) / sigma)
+        own = [] if seen else [SampleNoise(0, step.names, step.z.shape[1:]).draw()]  # z at t = 1
+        seen.extend([*own, (step.z - alpha * x[:1]) / sigma])
         return step.z
 
     model.refine(x[0], factor=1, callback=watch, sampler="ddim", num_steps=12)
     eps = torch.cat(seen).flatten(1)
-    assert len(eps) == 11
+    assert len(eps) == 12
     assert (eps.mean(1).abs() < 0.15).all()  # four standard errors of 768 numbers
     assert ((eps.std(1) - 1).abs() < 0.1).all()
-    assert (torch.corrcoef(eps) - torch.eye(11)).abs().max() < 0.15
+    assert (torch.corrcoef(eps) - torch.eye(12)).abs().max() < 0.15
 
 
 def test_low_pass_is_linear_leaves_constants_and_takes_any_factor():

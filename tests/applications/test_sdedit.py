@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from semantica.applications.drawing import level_of
+from semantica.applications.drawing import Drawing, level_of
 from semantica.diffusion.schedule import alpha_sigma
 from semantica.diffusion.settings import SamplerConfig
 from semantica.errors import ConfigError, DataError
@@ -97,7 +97,8 @@ def test_a_repeat_begins_from_the_result(with_denoiser, x):
     guide = x[:1].permute(0, 2, 3, 1).numpy()
     assert np.abs(once - share * guide).max() < 0.02
     added = twice - share**2 * guide  # the second pass draws its own noise
-    assert abs(added.mean()) < 0.05
+    slope = (twice * guide).sum() / (guide**2).sum()  # of the second guide, which is the first result
+    assert slope == pytest.approx(share**2, abs=0.06)
     assert added.std() == pytest.approx(float(0.3 * sigma / ((alpha * 0.3) ** 2 + sigma**2).sqrt()), rel=0.1)
 
 
@@ -113,6 +114,11 @@ def test_without_a_conditioning_image_there_is_no_guidance_and_the_guide_keys_th
     first, second = model.edit(list(x), strength=1, **FEW)
     assert not np.array_equal(pixels(first), pixels(second))
     assert np.array_equal(pixels(first), pixels(model.edit(list(x), strength=1, guidance=3.0, **FEW)[0]))
+
+
+def test_guidance_costs_nothing_where_there_is_nothing_to_guide_by(model, pictures):
+    null, told = model.conditioning.null(1), model.conditioning([[pictures[0]]])[0]
+    assert [Drawing.of(model, cond, ["a"], {"guidance": 3}).guidance for cond in (null, told)] == [0, 3]
 
 
 def test_a_callback_sees_the_samples_and_may_edit_them(model, x):
