@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from semantica.applications import ilvr, inversion, repaint, sdedit, variations
+from semantica.applications import features, ilvr, inversion, repaint, sdedit, variations
 from semantica.generation.pipeline import Semantica
 
 
 @dataclass(frozen=True)
 class Editor(Semantica):
-    """A trained model: `model(images)` draws, and the methods edit, refine, inpaint, vary, interpolate and invert pictures."""
+    """A trained model: `model(images)` draws, and each application is a method."""
 
     edit = sdedit.edit
     refine = ilvr.refine
@@ -22,6 +22,7 @@ class Editor(Semantica):
     interpolate = variations.interpolate
     invert = inversion.invert
     render = inversion.render
+    features = features.features
 
 
 load = Editor.from_pretrained
