@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from semantica.applications import features, ilvr, inversion, repaint, sdedit, variations
+from semantica.applications import features, ilvr, inversion, repaint, sdedit, segmentation, variations
 from semantica.generation.pipeline import Semantica
 
 
@@ -23,6 +23,7 @@ class Editor(Semantica):
     invert = inversion.invert
     render = inversion.render
     features = features.features
+    segmenter = segmentation.segmenter
 
 
 load = Editor.from_pretrained
