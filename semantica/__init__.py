@@ -16,13 +16,13 @@ Importing this package imports nothing else; `load` is imported when it is first
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from semantica.generation.pipeline import load as load
+    from semantica.applications.editor import load as load
 
 
 def __getattr__(name: str) -> Any:
     """`semantica.load`."""
     if name == "load":
-        from semantica.generation.pipeline import load
+        from semantica.applications.editor import load
 
         return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

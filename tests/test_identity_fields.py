@@ -11,6 +11,11 @@ from semantica.config.door import FREE
 
 # Class: fields that decide the result; fields that are free. A section that is free is free as a whole.
 DECIDED = {
+    "ApplyConfig": (
+        "samples_per_picture guidance similarity sampler num_steps beyond speed batch_size seed strength repeats factor until "
+        "resample jump num noise num_iterations",
+        "",
+    ),
     "BandConfig": ("low high score", ""),
     "ComputeConfig": ("precision", "channels_last compile recompute parallel shard_workers"),
     "DenoiserConfig": (

@@ -38,7 +38,7 @@ _PLAN, _RECEIPTS = "_plan.json", "_shards"
 _BUFFER_BYTES = 2**20
 _MADE_BY = {
     "episodes": "ingest", "encodings": "encode", "scores": "pairs", "selection": "pairs", "checkpoint": "train",
-    "samples": "generate", "evaluation": "evaluate", "drawn": "evaluate", "features": "evaluate",
+    "samples": "generate", "evaluation": "evaluate", "drawn": "evaluate", "features": "evaluate", "edits": "apply",
 }  # fmt: skip
 
 

@@ -64,6 +64,23 @@ SAMPLES = pa.schema(
     ]
 )
 
+# What `semantica apply` made of pictures: the PNG of each sample, its latents ("latents"), and the pictures it could not use.
+EDITS = pa.schema(
+    [
+        pa.field("picture", pa.string(), nullable=False),  # its path in the folder, without suffix
+        pa.field("sample_index", pa.int32(), nullable=False),
+        pa.field("file", pa.string(), nullable=False),  # in the output
+    ]
+)
+LATENTS = pa.schema(
+    [
+        pa.field("picture", pa.string(), nullable=False),
+        pa.field("shape", pa.list_(pa.int32()), nullable=False),
+        pa.field("z", pa.binary(), nullable=False),  # float32, little endian
+    ]
+)
+REFUSED = pa.schema([pa.field("picture", pa.string(), nullable=False), pa.field("reason", pa.string(), nullable=False)])
+
 # What one network makes of pictures: a table each network, keyed by name, so that a picture measured twice counts once.
 FEATURES = pa.schema(
     [

@@ -81,9 +81,14 @@ class Stage(nn.Module):
         return tuple(None if layer is None else layer.keys_values(context) for layer in layers)
 
     def forward(
-        self, h: Maps, embedding: Embedding, contexts: tuple[Context | KeysValues | None, ...], skips: list[Tensor]
+        self,
+        h: Maps,
+        embedding: Embedding,
+        contexts: tuple[Context | KeysValues | None, ...],
+        skips: list[Tensor],
+        taps: list[Tensor] | None = None,
     ) -> Maps:
-        """Appends each block's output to `skips` on the way down, takes them from its end on the way up."""
+        """Appends each block's output to `skips` on the way down, takes them from its end on the way up. `taps` gets them too."""
         if self.is_sequence:
             h = h.flatten(2).transpose(1, 2)
         if self.position is not None:
@@ -94,6 +99,11 @@ class Stage(nn.Module):
             h = self._run(block, h, embedding, contexts[index])
             if not self.merges:
                 skips.append(h)
+            if taps is not None:
+                taps.append(self._maps(h))
+        return self._maps(h)
+
+    def _maps(self, h: Tensor) -> Maps:
         return h.transpose(1, 2).reshape(len(h), -1, self.side, self.side) if self.is_sequence else h
 
     def _run(self, block: nn.Module, h: Tensor, embedding: Embedding, context: Context | KeysValues | None) -> Tensor:
@@ -177,9 +187,16 @@ class UViT(nn.Module):
         return Prepared(self._sum("film", values), stages, self._sum("channels", values))
 
     def forward(
-        self, z: Float[Tensor, "b c h w"], logsnr: Float[Tensor, " b"], cond: Conditioning | Prepared
+        self,
+        z: Float[Tensor, "b c h w"],
+        logsnr: Float[Tensor, " b"],
+        cond: Conditioning | Prepared,
+        taps: list[Tensor] | None = None,
     ) -> Float[Tensor, "b c h w"]:
-        """v_hat, or what the network was trained to output. Raises DataError for z or conditioning of another shape."""
+        """v_hat, or what the network was trained to output. Raises DataError for z or conditioning of another shape.
+
+        taps: a list to which the output of each block of the lowest stage and of those on the way up is appended, in their order.
+        """
         _expect("z", (len(z), *self.config.shape), z)
         # Not `prepare`: within a block, keys and values need not be kept for the backward pass of a block that is run again.
         prepared = cond if isinstance(cond, Prepared) else self._unprepared(cond)
@@ -195,9 +212,9 @@ class UViT(nn.Module):
             h = h + prepared.maps
         for stage, narrow in zip(self.down, self.narrow, strict=True):
             h = narrow(F.avg_pool2d(stage(h, embedding, next(contexts), skips), 2))
-        h = self.lowest(h, embedding, next(contexts), [])
+        h = self.lowest(h, embedding, next(contexts), [], taps)
         for stage, widen in zip(self.up, self.widen, strict=True):
-            h = stage(F.interpolate(widen(h), scale_factor=2.0, mode="nearest"), embedding, next(contexts), skips)
+            h = stage(F.interpolate(widen(h), scale_factor=2.0, mode="nearest"), embedding, next(contexts), skips, taps)
         out: Tensor = unpatchify(self.head_out(F.silu(self.norm_out(h))), self.config.patch_px)
         return out.to(z.dtype)
 

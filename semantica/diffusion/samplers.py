@@ -91,13 +91,35 @@ def levels_of(config: SamplerConfig, schedule: ScheduleConfig) -> Levels:
     return step_levels(schedule, config.num_steps, config.spacing or chosen.spacing)
 
 
+def levels_from(levels: Levels, start: float) -> Float[Tensor, " num_later_and_1"]:
+    """The levels of a run that begins at the level `start`: `start`, then the levels of the whole run above it.
+
+    The first step is at least half as long as the whole run's step there: DPM-Solver++ extrapolates over it, and a shorter step
+    would magnify rounding. At or below the first level, `start` begins the whole run, unchanged.
+    """
+    if start <= levels[0]:
+        return levels
+    later = levels[1:][(levels[1:] + levels[:-1]) / 2 > start]
+    return torch.cat([levels.new_tensor([start]), later if len(later) else levels[-1:]])
+
+
 def sample(
-    denoise: Denoise, z: Pictures, schedule: ScheduleConfig, noise: Noise, config: SamplerConfig, callback: Callback | None = None
+    denoise: Denoise,
+    z: Pictures,
+    schedule: ScheduleConfig,
+    noise: Noise,
+    config: SamplerConfig,
+    callback: Callback | None = None,
+    levels: Levels | None = None,
 ) -> Pictures:
-    """x from z at t = 1, by the sampler and the levels that `config` says. A deterministic sampler never calls `noise`."""
+    """x from z, by the sampler that `config` says. A deterministic sampler never calls `noise`.
+
+    z is at the first of `levels`; None are the levels of a whole run with these settings, from t = 1.
+    """
     chosen: Sampler = SAMPLERS[config.name]
     given = {**vars(config), "noise": noise, "callback": callback}
-    return chosen.run(denoise, z, levels_of(config, schedule), **{name: given[name] for name in chosen.keywords})
+    levels = levels_of(config, schedule) if levels is None else levels
+    return chosen.run(denoise, z, levels, **{name: given[name] for name in chosen.keywords})
 
 
 # What samplers share

@@ -76,12 +76,19 @@ class ConditioningImages:
                 cond.tokens[index, place] = encoded.tokens[0].half().float()  # as the file rounds them
                 cond.pooled[index, place] = encoded.pooled[0].half().float()
                 cond.present[index, place] = True
-        return cond, [_name(row) for row in squares]
+        return cond, [pixels_name(row) for row in squares]
+
+    def null(self, num: int) -> Conditioning:
+        """The Conditioning of `num` rows without a conditioning image."""
+        identity = self.encoder.identity
+        tokens, pooled = torch.zeros(num, 1, identity.num_tokens, identity.token_dim), torch.zeros(num, 1, identity.pooled_dim)
+        return Conditioning.of(tokens, pooled, present=torch.zeros(num, 1, dtype=torch.bool))
 
 
-def _name(row: Sequence[Tensor]) -> str:
+def pixels_name(squares: Sequence[Tensor]) -> str:
+    """The hash of the pixels of one or several pictures, which keys the noise of the samples that are drawn for them."""
     digest = hashlib.sha256()
-    for square in row:
+    for square in squares:
         digest.update(f"{len(square[0])}/".encode())
         digest.update(square.numpy().tobytes())
     return digest.hexdigest()

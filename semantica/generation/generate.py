@@ -1,8 +1,9 @@
 """Conditioning -> pictures: the choice of conditioning images, and the drawing of samples at one guidance weight.
 
-`sample_pictures` is the one path by which the project draws: the stages, a loaded model and the pictures of a training use it. Each
-sample has a name (conditioning image, index) and draws its noise from a generator keyed by the seed and that name. So the samples
-of a grid over w start from one z, and no result depends on batching, worker or retry.
+`in_sample_chunks` is the one path by which the project draws. The stages, a loaded model and the pictures of a training use it
+through `sample_pictures`, applications with a method of their own. Each sample has a name (conditioning image, index) and draws its
+noise from a generator keyed by the seed and that name. So the samples of a grid over w start from one z, and no result depends on
+batching, worker or retry.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from semantica.conditioning.values import Conditioning
 from semantica.data.pictures import PictureRef
 from semantica.diffusion.guidance import rows_per_picture
 from semantica.diffusion.keyed_random import sample_generator
-from semantica.diffusion.samplers import Step, sample
+from semantica.diffusion.process import Denoise
+from semantica.diffusion.samplers import Callback, Levels, Noise, Step, sample
 from semantica.generation.model import Model, in_chunks
 from semantica.generation.settings import GenerateConfig
 
@@ -66,6 +68,58 @@ SampleCallback = Callable[[SampleStep], Tensor]
 """SampleStep -> the z to go on with: `step.z` to watch only, another tensor of its shape to edit."""
 
 
+@dataclass(frozen=True)
+class Chunk:
+    """Some samples of a drawing, which are drawn together: rows `samples` of all, named `names`, and the Denoise of these rows."""
+
+    model: Model
+    config: GenerateConfig
+    samples: range
+    names: tuple[str, ...]
+    denoise: Denoise
+
+    def noise(self, purpose: str = "") -> SampleNoise:
+        """The noise of these samples; with a purpose, noise beside it, which takes nothing from the sampler's."""
+        names = [f"{name}/{purpose}" for name in self.names] if purpose else self.names
+        return SampleNoise(self.config.seed, names, self.model.shape, self.model.device)
+
+    def told(self, callback: SampleCallback) -> Callback:
+        """The callback of a sampler that tells `callback` which samples it gets."""
+        return lambda step: callback(SampleStep(**vars(step), samples=self.samples, names=self.names))
+
+    def sample(
+        self, z: Float[Tensor, "b c h w"], noise: Noise, callback: Callback | None = None, levels: Levels | None = None
+    ) -> Float[Tensor, "b c h w"]:
+        """x from z by the sampler of the drawing, over its own levels or those given."""
+        return sample(self.denoise, z, self.model.schedule, noise, self.config.sampler, callback, levels)
+
+
+def in_sample_chunks(
+    model: Model,
+    cond: Conditioning,
+    names: Sequence[str],
+    guidance: float,
+    config: GenerateConfig,
+    method: Callable[[Chunk], Tensor],
+    max_rows: int | None = None,
+) -> Tensor:
+    """What `method` returns for the samples, one row for each row of `cond`, at guidance weight w = `guidance`.
+
+    Of `config` it reads sampler, beyond and seed. max_rows: rows that the network computes at once; None: as many as fit in memory.
+    The samples are drawn in chunks of that size, one chunk after the other. When the device runs out of memory, `method` is called
+    again for the chunk, in two halves.
+    """
+
+    def draw(start: int, end: int) -> Tensor:
+        denoise = model.bind(cond[start:end], guidance, config.beyond)
+        return method(Chunk(model, config, range(start, end), tuple(names[start:end]), denoise)).cpu()
+
+    rows = model.rows_that_fit() if max_rows is None else max_rows
+    per_picture = rows_per_picture(cond, guidance, config.beyond, model.network.config.signals)
+    with torch.no_grad():
+        return in_chunks(draw, len(names), max(1, rows // per_picture))
+
+
 def sample_pictures(
     model: Model,
     cond: Conditioning,
@@ -77,28 +131,16 @@ def sample_pictures(
 ) -> UInt8[Tensor, "b c h w"]:
     """One picture (uint8) for each row of `cond`, named by `names`, at guidance weight w = `guidance`.
 
-    Of `config` it reads sampler, beyond and seed. max_rows: rows that the network computes at once; None: as many as fit in memory.
-    No picture depends on it, except for rounding. The samples are drawn in chunks of that size, one chunk from its first step to
-    its last, then the next. `callback` is called after every step but the last of each chunk with the chunk's samples; when the
-    device runs out of memory, it sees the chunk again from step 0, in two halves.
+    The samples are drawn by `in_sample_chunks`; no picture depends on max_rows, except for rounding. `callback` is called after
+    every step but the last of each chunk with the chunk's samples; when the device runs out of memory, it sees the chunk again from
+    step 0, in two halves.
     """
 
-    def draw(start: int, end: int) -> Tensor:
-        chunk = tuple(names[start:end])
-        denoise = model.bind(cond[start:end], guidance, config.beyond)
-        noise = SampleNoise(config.seed, chunk, model.shape, model.device)
-        told = None if callback is None else _of_chunk(callback, range(start, end), chunk)
-        return to_pixels(sample(denoise, noise.draw(), model.schedule, noise, config.sampler, told)).cpu()
+    def whole_run(chunk: Chunk) -> Tensor:
+        noise = chunk.noise()
+        return to_pixels(chunk.sample(noise.draw(), noise, None if callback is None else chunk.told(callback)))
 
-    rows = model.rows_that_fit() if max_rows is None else max_rows
-    with torch.no_grad():
-        return in_chunks(
-            draw, len(names), max(1, rows // rows_per_picture(cond, guidance, config.beyond, model.network.config.signals))
-        )
-
-
-def _of_chunk(callback: SampleCallback, samples: range, names: tuple[str, ...]) -> Callable[[Step], Tensor]:
-    return lambda step: callback(SampleStep(**vars(step), samples=samples, names=names))
+    return in_sample_chunks(model, cond, names, guidance, config, whole_run, max_rows)
 
 
 def to_pixels(x: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b c h w"]:

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import overload
+from typing import TypeVar, overload
 
 import torch
 from jaxtyping import UInt8
@@ -33,6 +33,8 @@ from semantica.generation.release import Release, encoder_of, read_release, rele
 from semantica.generation.settings import GenerateConfig, SpeedConfig
 from semantica.training.checkpoint import checkpoint_folder, open_checkpoint
 
+S = TypeVar("S", bound="Semantica")
+
 _MANIFEST = "manifest.json"  # of a checkpoint, which no release has
 
 
@@ -46,7 +48,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Semantica:
-    """A trained model, ready to draw: `model(images)`. Made by `semantica.load`.
+    """A trained model, ready to draw: `model(images)`. `semantica.load` returns it with the applications as methods (Editor).
 
     card: the model card; it is saved with the model as it is, edited or not.
     """
@@ -58,7 +60,7 @@ class Semantica:
 
     @classmethod
     def from_pretrained(
-        cls,
+        cls: type[S],
         path: str | Path,
         device: str | None = None,
         encoder: str | Path | None = None,
@@ -66,7 +68,7 @@ class Semantica:
         revision: str = "main",
         picture_px: int | None = None,
         speed: SpeedConfig = SpeedConfig(),  # noqa: B008 - it is frozen
-    ) -> Semantica:
+    ) -> S:
         """The model at `path`: a released folder, a checkpoint, the output of semantica train, or a hub's ORG/NAME.
 
         device: None is a GPU where there is one. encoder: the folder of the encoder, for a model that was trained with a local one.
@@ -143,7 +145,7 @@ class Semantica:
         those of fewer, and a picture's samples do not depend on what else is in the list; except for rounding, since another batch
         size sums in another order (a level of 255 here and there). Raises DataError and ConfigError in one sentence.
         """
-        steps = self._sampler(sampler, num_steps)
+        steps = self.sampler(sampler, num_steps)
         require(math.isfinite(guidance) and guidance >= 0, "guidance", "0 or more", guidance)
         rows, is_single = rows_of(images)
         asked = self.asked(rows, num_samples, similarity, signals)
@@ -164,17 +166,21 @@ class Semantica:
     ) -> Asked:
         """The conditioning and the names of num_samples samples for each row of conditioning images."""
         require(num_samples >= 1, "num_samples", "at least 1", num_samples)
+        cond, names = self.conditioning(rows)
+        cond = self.told(cond, similarity, signals)
+        repeated = torch.arange(len(cond)).repeat_interleave(num_samples)
+        return Asked(cond[repeated], [f"{name}/{index}" for name in names for index in range(num_samples)])
+
+    def told(self, cond: Conditioning, similarity: float | int | None, signals: Mapping[str, Tensor] | None) -> Conditioning:
+        """The conditioning with a requested similarity and further signals. Raises ConfigError for what the model is not told."""
         if similarity is not None:
             if not self.release.denoiser.similarity:
                 raise ConfigError("similarity: this model was not trained to be told one; leave it out, or load one that was")
             require(-1 <= similarity <= 1, "similarity", "a cosine, in [-1, 1]", similarity)
-        cond, names = self.conditioning(rows)
-        if similarity is not None:
             cond = cond.told(SIMILARITY, torch.full((len(cond),), float(similarity)))
         for name, values in (signals or {}).items():
             cond = cond.told(name, self._signal(name, values, len(cond)))
-        repeated = torch.arange(len(cond)).repeat_interleave(num_samples)
-        return Asked(cond[repeated], [f"{name}/{index}" for name in names for index in range(num_samples)])
+        return cond
 
     def _signal(self, name: str, values: Tensor, num: int) -> SignalValues:
         declared = {signal.name: signal for signal in self.release.denoiser.signals}
@@ -185,7 +191,8 @@ class Semantica:
         require(values.shape == shape, f"signals[{name!r}]", f"one value per wanted picture, shape {shape}", tuple(values.shape))
         return SignalValues.of(declared[name], values)
 
-    def _sampler(self, sampler: str | SamplerConfig | None, num_steps: int | None) -> SamplerConfig:
+    def sampler(self, sampler: str | SamplerConfig | None, num_steps: int | None) -> SamplerConfig:
+        """The release's sampler, with another name or number of steps, or another sampler. Raises ConfigError."""
         chosen = sampler if isinstance(sampler, SamplerConfig) else self.release.sampler
         changes = {"name": sampler if isinstance(sampler, str) else None, "num_steps": num_steps}
         try:

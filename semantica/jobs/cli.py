@@ -28,6 +28,7 @@ GROUPS = {
     },
     "Then": {
         "sweep": "train with different settings and report which are best",
+        "apply": "edit, inpaint, vary or invert the pictures of a folder with a trained model",
         "release": "a trained model -> a folder to share, for semantica.load",
     },
 }

@@ -11,6 +11,7 @@ from semantica.diffusion.samplers import (
     ddpm_posterior,
     ddpm_step,
     dpm_solver,
+    levels_from,
     levels_of,
     sample,
     sampler,
@@ -316,3 +317,23 @@ def test_a_sampler_that_asks_for_what_nobody_has_is_refused_when_it_is_registere
 def test_sampler_settings_out_of_range_are_refused(changes):
     with pytest.raises(ConfigError, match=next(iter(changes))):
         SamplerConfig(**changes)
+
+
+def test_a_run_from_a_level_begins_there_and_visits_the_later_levels_of_the_whole_run():
+    whole = levels([-4.0, -2.0, 0.0, 3.0])
+    assert levels_from(whole, -2.0).tolist() == [-2.0, 0.0, 3.0]
+    assert levels_from(whole, -1.5).tolist() == [-1.5, 0.0, 3.0]
+    assert levels_from(whole, -0.5).tolist() == [-0.5, 3.0]  # a step of 0.5 where the run has one of 2
+    assert levels_from(whole, 2.9).tolist() == [2.9, 3.0]
+    assert levels_from(whole, -4.0) is whole
+    assert levels_from(whole, -9.0) is whole
+
+
+@every_sampler
+def test_a_run_over_given_levels_is_that_of_the_sampler_itself(name):
+    z, config = normal((2, 3, 2, 2), 0), SamplerConfig(name=name, num_steps=9)
+    later = levels_of(config, SCHEDULE)[4:]
+    drawn = sample(gaussian_denoiser(0.2, 0.4), z, SCHEDULE, noise_like(z, 1), config, levels=later)
+    noise = {"noise": noise_like(z, 1)} if name == "ddpm" else {}
+    function = {"ddpm": ddpm, "ddim": ddim, "dpm_solver": dpm_solver}[name]
+    assert torch.equal(drawn, function(gaussian_denoiser(0.2, 0.4), z, later, **noise))

@@ -119,7 +119,9 @@ def refusals(name: str) -> dict[str, str]:
     job, found = command(name), {}
     defaults = job.sections(preset(job.default_preset))
     required = [f.name for f in dataclasses.fields(job.settings) if f.default is dataclasses.MISSING and f.name not in defaults]
-    base = from_args(job.settings, [w for n in required for w in (f"--{n}", "x")], prog="", description="", defaults=defaults)
+    hints = typing.get_type_hints(job.settings)
+    words = [w for n in required for w in (f"--{n}", next(iter(typing.get_args(hints[n])), "x"))]  # a Literal's first, or any text
+    base = from_args(job.settings, words, prog="", description="", defaults=defaults)
     for path, hint, _ in fields_of(base):
         kinds = [kind for kind in (hint, *typing.get_args(hint)) if kind in WRONG]
         for wrong in WRONG[kinds[0]] if kinds else ():
