@@ -30,7 +30,7 @@ DECIDED = {
     "EvaluationConfig": (
         "protocol num guidance table_guidance training_guidance num_copies num_copies_of num_seeds num_condition_sets "
         "details_guidance num_grid_rows num_grid_samples reference num_reference extractor perceptual centred num_details "
-        "neighbours num_train picture_px sampler beyond similarity speed use_ema batch_size seed "
+        "neighbours num_train picture_px sampler beyond similarity signals speed use_ema batch_size seed "
         "samples_per_condition baseline_seed",
         "weights allow_network",
     ),
@@ -40,7 +40,7 @@ DECIDED = {
         "max_retries backoff_s max_retry_after_s max_host_failures max_crawl_delay_s max_hosts",
     ),
     "GenerateConfig": (
-        "guidance beyond sampler similarity speed num_conditions samples_per_condition use_ema batch_size seed",
+        "guidance beyond sampler similarity signals speed num_conditions samples_per_condition use_ema batch_size seed",
         "",
     ),
     "GuidanceConfig": ("request weights interval parallel max_norm momentum rescale threshold", ""),

@@ -8,6 +8,8 @@ training (`pairs.loader.source`).
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
 from semantica.config import config, require
@@ -51,3 +53,34 @@ class Signal:
         if self.enters == "tokens":
             return self.num, self.dim
         return (self.dim,) if self.enters == "film" else (self.dim, resolution_px, resolution_px)
+
+
+def constants_of(texts: Sequence[str], field: str = "signals") -> dict[str, tuple[float, ...] | None]:
+    """The numbers per signal that a user gives all pictures by NAME=NUMBER,NUMBER,...; None for NAME=none: no picture has it.
+
+    Raises FieldError, of this field, for other texts and for a name that is given twice.
+    """
+    constants: dict[str, tuple[float, ...] | None] = {}
+    for text in texts:
+        name, _, values = text.partition("=")
+        try:
+            numbers = None if values == "none" else tuple(float(value) for value in values.split(","))
+        except ValueError:
+            numbers = ()
+        proper = name.isidentifier() and numbers != () and all(map(math.isfinite, numbers or ()))
+        require(proper, field, "NAME=NUMBER, NAME=NUMBER,NUMBER,... or NAME=none", text)
+        require(name not in constants, field, "one value per signal", list(texts))
+        constants[name] = numbers
+    return constants
+
+
+def check_constants(texts: Sequence[str], signals: Sequence[Signal], resolution_px: int, owner: type) -> None:
+    """Raise FieldError, of the field `signals` of `owner`, for a signal that is not declared and for a wrong count of numbers."""
+    declared = {signal.name: signal for signal in signals}
+    told = f"of the signals that this denoiser is told ({', '.join(declared) or 'none but images and similarity'})"
+    for name, numbers in constants_of(texts).items():
+        require(name in declared, "signals", told, name, of=owner)
+        shape = declared[name].shape(resolution_px)
+        fits = numbers is None or len(numbers) in (1, math.prod(shape))
+        expected = f"one number or {math.prod(shape)} for {name}, whose shape is {shape}"
+        require(fits, "signals", expected, len(numbers or ()), of=owner)

@@ -40,6 +40,19 @@ class SignalValues:
         """A declared signal of `rows` pictures that all lack it."""
         return cls.of(signal, torch.zeros(rows, *signal.shape(resolution_px), device=device)).dropped()
 
+    @classmethod
+    def constant(cls, signal: Signal, numbers: Sequence[float] | None, rows: int, resolution_px: int) -> SignalValues:
+        """A declared signal of `rows` pictures that all have the same value: one number throughout, or all numbers in order.
+
+        None: they all lack it.
+        """
+        if numbers is None:
+            return cls.absent(signal, rows, resolution_px, torch.device("cpu"))
+        shape = signal.shape(resolution_px)
+        value = torch.tensor(numbers, dtype=torch.float32)
+        value = value.expand(shape) if len(numbers) == 1 else value.view(shape)
+        return cls.of(signal, value.expand(rows, *shape).contiguous())
+
     def map(self, function: Callable[[Tensor], Tensor]) -> SignalValues:
         """The same with `function` of every tensor."""
         return replace(self, tensors={name: function(t) for name, t in self.tensors.items()}, present=function(self.present))

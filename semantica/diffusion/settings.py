@@ -10,7 +10,7 @@ import tyro
 from semantica.conditioning.signals import SIMILARITY, Signal
 from semantica.config import config, require
 from semantica.config.registry import Registry
-from semantica.errors import ConfigError
+from semantica.errors import FieldError
 
 Weighting = Literal["eps", "v", "sigmoid"]
 Prediction = Literal["v", "eps", "x"]
@@ -93,10 +93,13 @@ class GuidanceConfig:
         require(self.threshold is None or 0 < self.threshold <= 1, "threshold", "in (0, 1] or none", self.threshold)
 
     def weights_of(self, signals: Sequence[Signal]) -> dict[str, float]:
-        """The guidance weight of the similarity and of each of these signals alone. Raises ConfigError for weights of others."""
+        """The guidance weight of the similarity and of each of these signals alone. Raises FieldError for weights of others."""
         weights = {SIMILARITY: self.request} | {signal.name: signal.weight for signal in signals}
         for name, weight in self.weights:
             if name not in weights:
-                raise ConfigError(f"weights: expected {' or '.join(weights)}, got {name}; this denoiser is told no {name}")
+                known = " or ".join(weights)
+                raise FieldError(
+                    GuidanceConfig, "weights", f"must name {known}, got {name}; this denoiser is told no {name}, leave it out"
+                )
             weights[name] = weight
         return weights

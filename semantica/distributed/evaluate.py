@@ -32,7 +32,14 @@ from semantica.errors import DataError
 from semantica.evaluation.features import Features
 from semantica.evaluation.figures import CellFigures, Measurer
 from semantica.evaluation.measuring import Work, stored_work, work_of
-from semantica.evaluation.models import EvaluatedModel, check_same_encoder, check_similarity, last_of_runs, open_models
+from semantica.evaluation.models import (
+    EvaluatedModel,
+    check_same_encoder,
+    check_signals,
+    check_similarity,
+    last_of_runs,
+    open_models,
+)
 from semantica.evaluation.networks import Networks, chosen_networks, find_networks, usual_networks
 from semantica.evaluation.outcome import NO_SOURCES, Outcome, Sources, TrainPictures
 from semantica.evaluation.protocols import cells_of, chosen, without_classes
@@ -104,6 +111,8 @@ def evaluate(
     require(not unknown, "num_copies_of", f"names of --data ({', '.join(data)})", ", ".join(unknown), of=EvaluationConfig)
     models = open_models(dict(checkpoints), every_step=any(one.every_step for one in protocols))
     check_similarity(models, settings.similarity)
+    for model in models:
+        check_signals(model.checkpoint.config.denoiser, settings.signals, settings.beyond, EvaluationConfig)
     settings, left_out = chosen_networks(settings)
     trained_with = models[0].checkpoint.provenance.encoder
     config = dict(trained_with["config"]) | ({"weights": encoder} if encoder else {})

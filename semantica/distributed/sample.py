@@ -10,20 +10,22 @@ from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+from semantica.conditioning.signals import Signal
 from semantica.data.dataset import Manifest, StageOutput, read_manifest
 from semantica.data.durable import write_atomically
 from semantica.data.location import Location
 from semantica.data.pictures import PictureRef, StoredPictures, decode, list_pictures, to_array
 from semantica.distributed.runtime import Runtime, device
+from semantica.distributed.session import say
 from semantica.distributed.stage import Pass, Stage, StageSession, build_one, run_stage
 from semantica.encoders.on_the_fly import tokens_on_the_fly
 from semantica.errors import ConfigError, DataError
 from semantica.evaluation.drawing import Sample, SampleShard, draw, sample_rows
-from semantica.evaluation.models import EvaluatedModel, check_same_encoder
+from semantica.evaluation.models import EvaluatedModel, check_same_encoder, check_signals
 from semantica.evaluation.requests import Request, batches, drawing_of
 from semantica.evaluation.samples import SampleFolder
 from semantica.evaluation.sets import EvaluationSet
-from semantica.generation.conditions import Conditions
+from semantica.generation.conditions import Conditions, columns_of
 from semantica.generation.generate import choose_conditions
 from semantica.generation.model import Model
 from semantica.generation.settings import GenerateConfig
@@ -32,17 +34,29 @@ from semantica.tracking import Run
 from semantica.training.checkpoint import open_checkpoint
 
 _PREVIEW_ROWS = 10
+COLUMN, ABSENT = "from its column of the encodings", "null (not given, and the encodings have no column of this name)"
 
 
 class DrawShard:
-    """One actor: the network, and the shards it is given. encoder: a folder of the encoder's weights, "" where they lie."""
+    """One actor: the network, and the shards it is given. encoder: a folder of the encoder's weights, "" where they lie.
+
+    columns: the signals whose values are columns of the encodings.
+    """
 
     def __init__(
-        self, settings: GenerateConfig, checkpoint: Path, encodings: Location, out: StageOutput, encoder: str = ""
+        self,
+        settings: GenerateConfig,
+        checkpoint: Path,
+        encodings: Location,
+        out: StageOutput,
+        encoder: str = "",
+        columns: Collection[str] = (),
     ) -> None:
         self.settings, self.out = settings, out
         self.model = Model.of(open_checkpoint(checkpoint), ema=settings.use_ema).on(device(), settings.speed)
-        self.conditions = Conditions(encodings, tokens_on_the_fly(read_manifest(encodings, "encodings"), device(), encoder))
+        tokens_of, denoiser = tokens_on_the_fly(read_manifest(encodings, "encodings"), device(), encoder), self.model.network.config
+        signals = [signal for signal in denoiser.signals if signal.name in columns]
+        self.conditions = Conditions(encodings, tokens_of, signals, denoiser.resolution_px)
 
     def __call__(self, shard: SampleShard) -> int:
         """The number of samples that are drawn and written."""
@@ -109,9 +123,15 @@ def generate(
         raise ConfigError(
             "generate.similarity: the checkpoint's denoiser takes none; train one with train.denoiser.similarity, or leave it out"
         )
-    inputs = {"encodings": source.hash, "checkpoint": opened.hash}
+    denoiser = opened.config.denoiser
+    check_signals(denoiser, config.signals, config.beyond, GenerateConfig)
+    told = origins(config, denoiser.signals, columns_of(encodings, denoiser.signals))
+    columns = tuple(name for name, origin in told.items() if origin == COLUMN)
+    inputs = {"encodings": source.hash, "checkpoint": opened.hash} | ({"columns": " ".join(columns)} if columns else {})
     output = StageOutput(out.absolute(), "samples", config, inputs)
-    arguments = (config, opened.folder, encodings, output)
+    arguments = (config, opened.folder, encodings, output, "", columns)
+    if told:
+        say(f"{'generate':<9} signals: {', '.join(f'{name} {origin}' for name, origin in told.items())}")
 
     def ready(session: StageSession) -> None:
         _chosen(config, encodings)
@@ -128,6 +148,7 @@ def generate(
         session.summary = f"{num} samples for {len(chosen)} conditioning images"
         side = opened.config.denoiser.resolution_px
         facts = {"conditions": [[c.image_id, c.episode_id] for c in chosen], "resolution_px": side}
+        facts |= {"signals": told} if told else {}
         manifest = output.finish({"num_conditions": len(chosen), "num_samples": num}, facts)
         # Beside the dataset, not of it: made from it, for a person to look at first.
         preview = _preview(config, chosen[:_PREVIEW_ROWS], encodings, out.absolute(), side)
@@ -136,6 +157,12 @@ def generate(
         return manifest
 
     return run_stage(Stage(name="generate", out=output, passes=passes, finish=finish, ready=ready), runtime, parent)
+
+
+def origins(config: GenerateConfig, signals: Sequence[Signal], columns: Collection[str]) -> dict[str, str]:
+    """Where the values of each declared signal come from: the settings, before a column of the encodings; else it is null."""
+    given = {text.partition("=")[0]: f"as given ({text})" for text in config.signals}
+    return {one.name: given.get(one.name, COLUMN if one.name in columns else ABSENT) for one in signals}
 
 
 def _chosen(config: GenerateConfig, encodings: Location) -> list[PictureRef]:

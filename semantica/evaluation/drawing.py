@@ -16,8 +16,8 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from semantica.conditioning.signals import SIMILARITY
-from semantica.conditioning.values import Conditioning
+from semantica.conditioning.signals import SIMILARITY, constants_of
+from semantica.conditioning.values import Conditioning, SignalValues
 from semantica.data.pictures import PictureRef
 from semantica.data.schemas import SAMPLES
 from semantica.generation.generate import png_bytes, sample_pictures
@@ -58,6 +58,10 @@ def draw(model: Model, cond: Conditioning, shard: SampleShard, settings: Generat
     filled = cond[rows] if shard.is_filled else cond
     if settings.similarity is not None:
         filled = filled.told(SIMILARITY, torch.full((size,), settings.similarity))
+    declared = {signal.name: signal for signal in model.network.config.signals}
+    for name, numbers in constants_of(settings.signals).items():
+        values = SignalValues.constant(declared[name], numbers, size, model.network.config.resolution_px)
+        filled = filled.told(name, values)
     names = [shard.samples[row].noise_name for row in rows.tolist()]
     one_seed = replace(settings, seed=shard.seed)
     max_rows = (size if shard.guidance == 0 else 2 * size) if shard.is_filled else None

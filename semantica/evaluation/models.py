@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from semantica.conditioning.signals import check_constants
 from semantica.data.dataset import Manifest
+from semantica.denoiser.configs import DenoiserConfig
+from semantica.diffusion.settings import GuidanceConfig
 from semantica.encoders.encoder import EncoderIdentity
 from semantica.errors import ConfigError, DataError
 from semantica.training.checkpoint import Checkpoint, checkpoint_folders, open_checkpoint
@@ -98,6 +101,12 @@ def check_similarity(models: Sequence[EvaluatedModel], similarity: float | None)
             f"evaluation.similarity: the denoiser of {', '.join(without)} takes none; train one with train.denoiser.similarity, or "
             "leave it out"
         )
+
+
+def check_signals(denoiser: DenoiserConfig, signals: Sequence[str], beyond: GuidanceConfig, owner: type) -> None:
+    """Raise FieldError when values or guidance weights are given for signals that the denoiser is not told. owner: of `signals`."""
+    check_constants(signals, denoiser.signals, denoiser.resolution_px, owner)
+    beyond.weights_of(denoiser.signals)
 
 
 def check_same_encoder(trained_with: Mapping[str, Any], encodings: Manifest) -> None:

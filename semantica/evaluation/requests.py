@@ -162,6 +162,8 @@ def drawing_of(settings: GenerateConfig) -> dict[str, Any]:
     values = {name: value for name, value in to_dict(settings).items() if name not in _BY_SAMPLE}
     if not settings.beyond.weights:  # samples were named before there were any, and keep their names
         del values["beyond"]["weights"]
+    if not settings.signals:  # as above
+        del values["signals"]
     return values
 
 

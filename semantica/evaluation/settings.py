@@ -74,6 +74,7 @@ class EvaluationConfig:
     sampler: SamplerConfig = SamplerConfig(num_steps=512)
     beyond: GuidanceConfig = GuidanceConfig()
     similarity: float | None = None
+    signals: tuple[str, ...] = ()  # NAME=NUMBER,... or NAME=none: a value of a declared signal, for all samples
     speed: SpeedConfig = SpeedConfig()
     use_ema: bool = True
     batch_size: int = 32  # samples drawn at once, in batches that are always filled to it, so that no sample depends on the others
@@ -98,6 +99,7 @@ class EvaluationConfig:
             sampler=drawing.sampler,
             beyond=drawing.beyond,
             similarity=drawing.similarity,
+            signals=drawing.signals,
             speed=drawing.speed,
             use_ema=drawing.use_ema,
             batch_size=config.batch_size,
@@ -167,6 +169,7 @@ class EvaluationConfig:
             beyond=self.beyond,
             sampler=self.sampler,
             similarity=self.similarity,
+            signals=self.signals,
             speed=self.speed,
             use_ema=self.use_ema,
             batch_size=self.batch_size,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from semantica.conditioning.signals import constants_of
 from semantica.config import config, free, require
 from semantica.diffusion.settings import GuidanceConfig, SamplerConfig
 from semantica.training.recipe import Precision
@@ -20,12 +21,14 @@ class GenerateConfig:
     """What is drawn: samples_per_condition samples at each guidance w, for each of num_conditions held-out conditioning images.
 
     similarity: the requested similarity to the conditioning image, as the band's score measures it; for denoisers that take one.
+    signals: a value of a declared signal for all pictures, as NAME=NUMBER, NAME=NUMBER,NUMBER,... or NAME=none.
     """
 
     guidance: tuple[float, ...] = (0.0, 0.1, 0.2, 0.5, 1.0)
     beyond: GuidanceConfig = GuidanceConfig()
     sampler: SamplerConfig = SamplerConfig()
     similarity: float | None = None
+    signals: tuple[str, ...] = ()
     speed: SpeedConfig = SpeedConfig()
     num_conditions: int = 64
     samples_per_condition: int = 1
@@ -38,5 +41,6 @@ class GenerateConfig:
         require(len(set(self.guidance)) == len(self.guidance), "guidance", "all different", self.guidance)
         similarity = self.similarity is None or -1 <= self.similarity <= 1
         require(similarity, "similarity", "a cosine, in [-1, 1]", self.similarity)
+        constants_of(self.signals)
         for name in ("num_conditions", "samples_per_condition", "batch_size"):
             require(getattr(self, name) > 0, name, "positive", getattr(self, name))

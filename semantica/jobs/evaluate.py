@@ -47,6 +47,7 @@ COMMAND = Command(
         "samples": "output of `semantica generate` to measure instead of drawing: an overview beside training pictures and noise",
         "evaluation.num": "conditioning images of a curve",
         "evaluation.guidance": "the guidance weights w of a curve",
+        "evaluation.signals": "NAME=NUMBER,... or NAME=none of declared signals, for all samples",
         "evaluation.extractor": "networks that measure; none: those whose weights are on this machine",
         "evaluation.reference": "compare with all pictures of the set, or with those that are no conditioning images",
         "evaluation.sampler.num_steps": "steps of the sampler",

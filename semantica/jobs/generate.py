@@ -38,6 +38,7 @@ COMMAND = Command(
         "generate.samples_per_condition": "samples per conditioning image and w",
         "generate.guidance": "the guidance weights w; 0 is none",
         "generate.similarity": "wanted similarity to the conditioning image, for denoisers that take one",
+        "generate.signals": "NAME=NUMBER,... or NAME=none of declared signals, for all pictures; others: a column of the encodings",
         "generate.sampler.name": "the sampler",
         "generate.sampler.num_steps": "its steps",
         "generate.batch_size": "samples per shard of work",

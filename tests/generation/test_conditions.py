@@ -3,14 +3,16 @@
 import shutil
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
+from semantica.conditioning.signals import Signal
 from semantica.data.dataset import RowGroups, StageOutput, read_manifest
 from semantica.data.pictures import PictureRef, decode, list_pictures
 from semantica.errors import DataError
-from semantica.generation.conditions import Conditions
+from semantica.generation.conditions import Conditions, columns_of
 
 SIZES = ((2, 1, 3), (1,), (2, 2, 2, 1))
 
@@ -22,14 +24,14 @@ def folders(tmp_path_factory, make):
     return [held_out(make, base, tokens) for tokens in (True, False)]
 
 
-def held_out(make, base, tokens):
+def held_out(make, base, tokens, change=lambda table: table):
     source = make.encodings(base / f"train-{tokens}", SIZES, tokens=tokens)
     folder = base / f"held-out-{tokens}"
     manifest = read_manifest(source, "encodings")
     stage = StageOutput(folder, "encodings", dict(manifest.config), dict(manifest.inputs))
     assert stage.open() is None
     for entry in manifest.shards():
-        stage.write_shard(entry.path.removesuffix(".parquet"), {"held_out": pq.read_table(source / entry.path)}, {}, 2)
+        stage.write_shard(entry.path.removesuffix(".parquet"), {"held_out": change(pq.read_table(source / entry.path))}, {}, 2)
     stage.finish(manifest.counts, manifest.facts)
     return folder
 
@@ -100,3 +102,56 @@ def test_a_shard_that_cannot_be_read_is_refused_by_its_path(folders, tmp_path):
     path.write_bytes(path.read_bytes()[:-50])
     with pytest.raises(DataError, match=r"held_out/shard-00002\.parquet is not readable"):
         Conditions(folder, None).read(pictures)
+
+
+# Columns of signals
+
+BRIGHT = Signal(name="bright", enters="film", dim=2)
+COARSE = Signal(name="coarse", enters="channels", dim=3)
+SOURCE = Signal(name="source", enters="film", dim=2)  # called like a column that encode writes
+
+
+def with_column(name, value, of=None):
+    """A change of a table: one more column, with value(the picture's number) per picture."""
+
+    def change(table):
+        values = [[value(int(image["image_id"].removeprefix("image"))) for image in page] for page in table["images"].to_pylist()]
+        return table.append_column(name, pa.array(values, of))
+
+    return change
+
+
+def test_a_signal_is_read_from_the_column_of_its_name_and_is_absent_where_that_is_null(make, tmp_path):
+    numbers = pa.list_(pa.list_(pa.float32()))
+    change = with_column("bright", lambda n: None if n == 6 else [float(n), -float(n)], numbers)
+    folder = held_out(make, tmp_path, True, change)
+    assert columns_of(folder, (COARSE, BRIGHT, SOURCE)) == ["bright"]
+    places = numbered(folder)
+    cond = Conditions(folder, None, [BRIGHT], 16).read([places[n] for n in (13, 6, 3, 13)])
+    values = cond.signals["bright"].tensors["bright"]
+    assert cond.has("bright").tolist() == [True, False, True, True]
+    assert values[cond.has("bright")].tolist() == [[13.0, -13.0], [3.0, -3.0], [13.0, -13.0]]
+    assert cond.tokens[:, 0, 0, 0].tolist() == [13, 6, 3, 13]
+
+
+def test_maps_are_read_from_a_column_of_flat_lists(make, tmp_path):
+    folder = held_out(make, tmp_path, True, with_column("coarse", lambda n: [float(n + i) for i in range(12)]))
+    cond = Conditions(folder, None, [COARSE], 2).read([numbered(folder)[4]])
+    assert torch.equal(cond.signals["coarse"].tensors["coarse"], torch.arange(4.0, 16.0).view(1, 3, 2, 2))
+
+
+@pytest.mark.parametrize("value", [[1.0], [1.0, float("nan")], ["a", "b"], 3.0])
+def test_a_column_that_does_not_hold_the_signal_is_refused_by_its_name(make, tmp_path, value):
+    folder = held_out(make, tmp_path, True, with_column("bright", lambda n: value))
+    with pytest.raises(DataError, match=r"column bright of .* must hold 2 finite numbers or null for each picture"):
+        Conditions(folder, None, [BRIGHT], 16).read([numbered(folder)[0]])
+
+
+def test_a_column_with_one_value_per_page_is_refused(make, tmp_path):
+    folder = held_out(make, tmp_path, True, lambda table: table.append_column("bright", pa.array([[0.0]] * len(table))))
+    with pytest.raises(DataError, match=r"column bright of .* must hold one value per picture of a page"):
+        Conditions(folder, None, [BRIGHT], 16).read([numbered(folder)[0]])
+
+
+def test_encodings_without_columns_of_signals_are_read_as_before(folders):
+    assert columns_of(folders[0], (BRIGHT, SOURCE)) == columns_of(folders[0], ()) == []

@@ -6,21 +6,34 @@ The vector says how bright the target picture is, so that a denoiser which uses 
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 import semantica
 from semantica.conditioning.signals import Signal
 from semantica.conditioning.values import Conditioning, SignalValues
-from semantica.config import from_dict, to_dict
+from semantica.config import from_args, from_dict, to_dict
+from semantica.data.dataset import StageOutput, read_manifest
+from semantica.data.pictures import PictureRef
 from semantica.denoiser.configs import DenoiserConfig
 from semantica.denoiser.sizes import num_parameters, training_flops
 from semantica.diffusion.guidance import guided
 from semantica.diffusion.process import bind_with
-from semantica.diffusion.settings import GuidanceConfig
+from semantica.diffusion.settings import GuidanceConfig, SamplerConfig
+from semantica.distributed.sample import ABSENT, COLUMN, DrawShard, origins
 from semantica.errors import ConfigError, DataError
+from semantica.evaluation.drawing import Sample, SampleShard
+from semantica.evaluation.models import check_signals
+from semantica.evaluation.requests import drawing_of
+from semantica.evaluation.settings import EvaluationConfig
 from semantica.generation.model import Model
 from semantica.generation.model_card import model_card
+from semantica.generation.settings import GenerateConfig
+from semantica.jobs.evaluate import EvaluateJob
+from semantica.jobs.flags import placed
+from semantica.jobs.generate import GenerateJob
 from semantica.pairs.loader import SOURCES, open_pairs
 from semantica.planning.memory import example_bytes, training_memory
 from semantica.planning.model import denoiser_costs
@@ -236,7 +249,7 @@ def test_a_signal_has_a_guidance_weight_of_its_own_which_a_draw_may_change(settl
             expected = (1 + w) * expected - w * nothing
             drawn = guided(bind, cond, w, beyond, ALL)(z, levels)
             torch.testing.assert_close(drawn, expected, rtol=1e-4, atol=1e-4)
-        with pytest.raises(ConfigError, match="expected similarity or bright or words or coarse, got colour"):
+        with pytest.raises(ConfigError, match="weights must name similarity or bright or words or coarse, got colour"):
             guided(bind, cond, w, GuidanceConfig(weights=(("colour", 1.0),)), ALL)
 
 
@@ -293,3 +306,112 @@ def test_the_model_of_a_checkpoint_is_told_them_too(run):
             model.bind(cond, 0.5)(z, levels) for cond in (batch.cond, Conditioning({"images": batch.cond.signals["images"]}))
         )
     assert not torch.equal(told, untold)
+
+
+# Jobs
+
+
+def drawn_by_the_job(run, settings, folder, columns=()):
+    """The PNG of each of four samples, as an actor of generate draws them without Ray."""
+    out = StageOutput(folder, "samples", settings, {})
+    assert out.open() is None
+    places = [PictureRef(image_id, episode_id, 0, 0) for image_id, episode_id in PLACES]
+    samples = tuple(Sample(place.image_id, place, 0) for place in places)
+    actor = DrawShard(settings, run.checkpoint / "model", run.folder / "held-out", out, columns=columns)
+    assert actor(SampleShard("part", 0.5, 0, samples, is_filled=False)) == len(samples)
+    return pq.read_table(folder / "part.parquet")["bytes"].to_pylist()
+
+
+@pytest.fixture(scope="module")
+def held_out(run):
+    """Encodings whose first page is held out, with a column of the signal `bright`."""
+    source = read_manifest(run.folder / "encodings", "encodings")
+    table = pq.read_table(run.folder / "encodings" / source.shards()[0].path)
+    PLACES[:] = [(image["image_id"], table["episode_id"][0].as_py()) for image in table["images"][0].as_py()]
+    column = [[[0.5, -0.5]] * len(page) for page in table["images"].to_pylist()]
+    out = StageOutput(run.folder / "held-out", "encodings", dict(source.config), {})
+    assert out.open() is None
+    out.write_shard("part", {"held_out": table.append_column("bright", pa.array(column))}, {})
+    out.finish(source.counts, source.facts)
+    return out
+
+
+PLACES = []
+QUICK, PLAIN = SamplerConfig(num_steps=3), GuidanceConfig()
+
+
+def test_a_job_draws_with_the_values_that_it_is_given_and_with_those_of_a_column(run, held_out, tmp_path):
+    def drawn(name, *signals, columns=(), **settings):
+        config = GenerateConfig(sampler=QUICK, batch_size=4, signals=signals, **settings)
+        return drawn_by_the_job(run, config, tmp_path / name, columns)
+
+    plain, given, column = drawn("plain"), drawn("given", "bright=0.5,-0.5"), drawn("column", columns=("bright",))
+    assert given == column
+    assert given != plain
+    assert drawn("null", "bright=none", columns=("bright",)) == plain
+    assert drawn("one", "bright=0.5") == drawn("two", "bright=0.5,0.5") != given
+    assert drawn("words", "words=1") != plain
+    assert drawn("coarse", "coarse=-0.5") != plain
+    heavier = drawn("heavier", "bright=0.5,-0.5", beyond=GuidanceConfig(weights=(("bright", 5.0),)))
+    assert heavier != given
+
+
+def test_the_values_that_are_given_go_before_a_column_and_what_is_neither_is_null():
+    config = GenerateConfig(signals=("bright=1,2",))
+    told = origins(config, ALL, columns=("bright", "words"))
+    assert told == {"bright": "as given (bright=1,2)", "words": COLUMN, "coarse": ABSENT}
+
+
+@pytest.mark.parametrize("text", ["bright", "bright=", "=1", "bright=1,,2", "bright=nan", "a b=1"])
+def test_a_value_in_another_form_is_refused(text):
+    for settings in (GenerateConfig, EvaluationConfig):
+        with pytest.raises(ConfigError, match=r"^signals must be NAME=NUMBER, NAME=NUMBER,NUMBER,\.\.\. or NAME=none, got"):
+            settings(signals=(text,))
+    with pytest.raises(ConfigError, match=r"^signals must be one value per signal"):
+        GenerateConfig(signals=("bright=1", "bright=2"))
+
+
+def test_values_and_weights_of_signals_that_are_not_declared_name_flag_and_yaml_path(run):
+    denoiser = told_of(run, ALL).denoiser
+
+    def message(job, owner, signals=(), beyond=PLAIN):
+        with pytest.raises(ConfigError) as caught:
+            check_signals(denoiser, signals, beyond, owner)
+        return placed(caught.value, job)
+
+    told = message(GenerateJob, GenerateConfig, ("colour=1",))
+    assert told.startswith("--signals (generate.signals in YAML) must be of the signals that this denoiser is told")
+    assert "(bright, words, coarse), got 'colour'" in told
+    told = message(EvaluateJob, EvaluationConfig, ("words=1,2",))
+    assert told.startswith("--signals (evaluation.signals in YAML) must be one number or 15 for words, whose shape is (3, 5)")
+    told = message(GenerateJob, GenerateConfig, beyond=GuidanceConfig(weights=(("colour", 1.0),)))
+    assert "--beyond.weights" in told
+    assert "similarity or bright or words or coarse, got colour" in told
+    check_signals(denoiser, ("bright=1,2", "words=none", "coarse=0"), GuidanceConfig(weights=(("words", 1.0),)), GenerateConfig)
+    with pytest.raises(ConfigError, match="none but images and similarity"):
+        check_signals(told_of(run, ()).denoiser, ("bright=1",), GuidanceConfig(), GenerateConfig)
+
+
+def test_an_output_is_gone_on_with_by_the_same_values_only_and_an_older_one_without_any(tmp_path):
+    plain, told = GenerateConfig(), GenerateConfig(signals=("bright=1",))
+    StageOutput(tmp_path / "told", "samples", told, {}).open()
+    assert StageOutput(tmp_path / "told", "samples", told, {}).is_begun()
+    with pytest.raises(DataError, match=r"signals.*bright=1"):
+        StageOutput(tmp_path / "told", "samples", plain, {}).check()
+    older = StageOutput(tmp_path / "older", "samples", {n: v for n, v in to_dict(plain).items() if n != "signals"}, {})
+    older.open()
+    assert StageOutput(tmp_path / "older", "samples", plain, {}).is_begun()
+    assert not StageOutput(tmp_path / "older", "samples", told, {}).is_begun()
+
+
+def test_samples_of_an_evaluation_keep_their_names_unless_values_are_given():
+    assert "signals" not in drawing_of(EvaluationConfig().draws())
+    assert drawing_of(EvaluationConfig(signals=("bright=1",)).draws())["signals"] == ["bright=1"]
+
+
+def test_values_and_weights_are_given_by_flags():
+    words = ["--checkpoint", "c", "--encodings", "e", "--out", "o", "--signals", "bright=0.5,-0.5", "words=none"]
+    words += ["--beyond.weights", "bright", "3", "words", "1"]
+    job = from_args(GenerateJob, words, prog="generate", description="", defaults={"generate": GenerateConfig()})
+    assert job.generate.signals == ("bright=0.5,-0.5", "words=none")
+    assert job.generate.beyond.weights == (("bright", 3.0), ("words", 1.0))
