@@ -21,10 +21,10 @@ from torch import Tensor
 from semantica.conditioning.signals import SIMILARITY
 from semantica.conditioning.values import Conditioning, SignalValues
 from semantica.config import override, require
+from semantica.data import hub
 from semantica.denoiser.uvit import UViT
 from semantica.diffusion.settings import GuidanceConfig, SamplerConfig
 from semantica.errors import ConfigError, DataError, WeightsError
-from semantica.generation import hub
 from semantica.generation.conditioning_images import ConditioningImages, Picture, rows_of
 from semantica.generation.generate import SampleCallback, sample_pictures
 from semantica.generation.model import Model
@@ -227,7 +227,10 @@ def opened(path: str | Path, revision: str = "main") -> tuple[Release, UViT, str
             raise WeightsError(
                 f"load: no folder {path}; give a released model, a checkpoint, the output of semantica train, or ORG/NAME"
             )
-        folder = hub.fetch(str(path), revision)
+        try:
+            folder = hub.fetch(str(path), revision)
+        except WeightsError as error:
+            raise WeightsError(f"load: {error}") from None
     folder = trained(folder)
     if not (folder / _MANIFEST).exists():
         return read_release(folder)

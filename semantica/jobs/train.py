@@ -37,7 +37,7 @@ COMMAND = Command(
         "selection": "output of `semantica pairs`",
         "out": "folder of the run; the checkpoint is model/ in it",
         "train.num_steps": "steps of the optimizer; a larger number continues a finished training",
-        "train.init_from": "start from the weights of this output, checkpoint or release; none: from random weights",
+        "train.init_from": "start from the weights of this output, checkpoint, release or ORG/NAME of a hub; none: random ones",
         "train.batch_size": "pairs per step, over all workers",
         "train.optimizer.learning_rate": "of Adam, after the warm-up",
         "train.micro_batch_size": "pairs that a worker computes at once, to save memory; none: all",

@@ -170,8 +170,9 @@ class TrainConfig:
     peak_tflops: float | None = free(None)  # of one device, for MFU; None: measured on CUDA when training starts, no MFU on a CPU
     checkpoint_every: int = free(5_000)  # steps
     keep: KeepConfig = free(KeepConfig())  # while training; the last one stays
-    # A checkpoint, an output of semantica train or a release, whose weights training begins with, at step 0; "": random ones.
-    # Which of a checkpoint's weights; a release has EMA weights only. Both are free: the hash of the weights is among the inputs.
+    # A checkpoint, an output of semantica train, a release or its ORG/NAME on a hub, whose weights training begins with, at step 0;
+    # "": random ones. Which of a checkpoint's weights; a release has EMA weights only. Both are free: the hash of the weights is
+    # among the inputs.
     init_from: str = free("")
     init_weights: Literal["ema", "raw"] = free("ema")
 

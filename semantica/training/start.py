@@ -1,8 +1,8 @@
 """What a training starts from: its pairs, the weights of another model, or its own last checkpoint, to be made longer.
 
-In: encodings and a selection; the folder of a checkpoint or of a release; the output of an earlier training. Out: `TrainingInputs`,
-with `InitialWeights`, which the loop takes in place of a checkpoint and which leave the optimizer and the step at 0; how many steps
-an output has done, and that output made ready to take more of them.
+In: encodings and a selection; the folder of a checkpoint or of a release, or the release's name on a hub; the output of an earlier
+training. Out: `TrainingInputs`, with `InitialWeights`, which the loop takes in place of a checkpoint and which leave the optimizer
+and the step at 0; how many steps an output has done, and that output made ready to take more of them.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from semantica.config.identity import differences
+from semantica.data import hub
 from semantica.data.durable import appearing, new_attempt
 from semantica.data.location import Location, file_sha256
 from semantica.denoiser.configs import DenoiserConfig
@@ -110,13 +111,24 @@ def initial_weights(config: TrainConfig) -> InitialWeights | None:
     """
     if not config.init_from:
         return None
-    folder = Path(config.init_from).expanduser().absolute()
+    folder = _folder_of(config.init_from)
     checkpoint = _checkpoint_in(folder)
     if checkpoint is not None:
         return _of_checkpoint(checkpoint, config.init_weights)
     if not (folder / CONFIG).exists():
         raise _refused(f"must be a checkpoint, the output of semantica train or a release, got {folder}; name one of these")
     return _of_release(folder, config.init_weights)
+
+
+def _folder_of(init_from: str) -> Path:
+    """The folder of this path, or of the release with this name on a hub, found as semantica.load does: a folder goes first."""
+    folder = Path(init_from).expanduser().absolute()
+    if folder.exists() or not hub.is_hub_name(init_from):
+        return folder
+    try:
+        return hub.fetch(init_from)
+    except WeightsError as error:
+        raise _refused(f"must be a folder or the ORG/NAME of a release: {error}") from None
 
 
 def steps_done(output: Path) -> int:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import mlflow
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 from small import NUM_PAGES, NUM_PICTURES, SmallRun, run_stages
 
-from semantica.config import override
-from semantica.data.dataset import MANIFEST, read_manifest, read_shard
+from semantica.conditioning.signals import Signal
+from semantica.conditioning.values import SignalValues
+from semantica.config import override, to_dict
+from semantica.data.dataset import MANIFEST, StageOutput, read_manifest, read_shard
 from semantica.distributed.encode import encode
 from semantica.distributed.ingest import ingest
 from semantica.distributed.pairs import pairs
@@ -23,9 +28,9 @@ from semantica.distributed.sample import generate
 from semantica.distributed.train import MODEL, train
 from semantica.errors import ConfigError, DataError, WeightsError
 from semantica.evaluation.models import check_same_encoder
-from semantica.pairs.loader import open_pairs
+from semantica.pairs.loader import SOURCES, Pair, open_pairs
 from semantica.pairs.selection import EmptyBandError
-from semantica.training.checkpoint import Provenance, open_checkpoint
+from semantica.training.checkpoint import Provenance, open_checkpoint, write_checkpoint
 from semantica.training.feed import training_loader
 from semantica.training.loop import Hooks, fit
 from semantica.training.start import open_inputs
@@ -92,6 +97,46 @@ def test_a_model_that_takes_several_images_and_a_similarity_is_trained_and_asked
     plain = small_run.out / "checkpoint" / MODEL
     with pytest.raises(ConfigError, match=r"generate\.similarity: the checkpoint's denoiser takes none"):
         generate(wanted, checkpoint=plain, encodings=encodings, out=tmp_path / "refused", runtime=small_run.runtime)
+
+
+@SOURCES.register("bright_of_stages")
+def _brightness(signal: Signal, pairs: Sequence[Pair], x: torch.Tensor) -> SignalValues:
+    return SignalValues.of(signal, x.mean((1, 2, 3))[:, None])
+
+
+def test_a_model_that_is_told_a_signal_draws_with_given_values_and_with_those_of_a_column(
+    small_run: SmallRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    signal, runtime = Signal(name="bright_of_stages", enters="film", dim=1), small_run.runtime
+    changes = {"denoiser.signals": [to_dict(signal)], "num_steps": 6, "optimizer.warmup_steps": 1, "optimizer.learning_rate": 0.01}
+    config = override(small_run.config.train, changes)
+    loader = training_loader(config, open_pairs(small_run.out / "encodings", small_run.out / "selection"))
+    hooks = Hooks(lambda report: None, lambda state: write_checkpoint(tmp_path / f"{state.step}", state.snapshot()))
+    fit(config, loader, open_checkpoint(small_run.out / "checkpoint" / MODEL).provenance, hooks)
+
+    source = read_manifest(small_run.out / "encodings", "encodings")
+    told = StageOutput(tmp_path / "encodings", "encodings", dict(source.config), dict(source.inputs))
+    assert told.open() is None
+    for number, entry in enumerate(source.shards("held_out")):
+        table = pq.read_table(small_run.out / "encodings" / entry.path)
+        values = pa.array([[[0.5]] * len(page) for page in table["images"].to_pylist()], pa.list_(pa.list_(pa.float32())))
+        told.write_shard(f"part-{number:05d}", {"held_out": table.append_column(signal.name, values)}, {})
+    told.finish(source.counts, source.facts)
+
+    wanted = override(small_run.config.generate, {"guidance": [0.5], "num_conditions": 2, "use_ema": False})
+    given = override(wanted, {"signals": [f"{signal.name}=0.5"]})
+    drawn, manifests, plain = {}, {}, small_run.out / "encodings"
+    for name, settings, encodings in (("null", wanted, plain), ("given", given, plain), ("column", wanted, tmp_path / "encodings")):
+        out = tmp_path / name
+        manifests[name] = generate(settings, checkpoint=tmp_path / "6", encodings=encodings, out=out, runtime=runtime)
+        drawn[name] = {sample: pixels.tobytes() for sample, pixels in _samples(out).items()}
+    said = [line for line in capsys.readouterr().err.splitlines() if "signals:" in line]
+    for line, name in zip(said, drawn, strict=True):
+        assert line.endswith(f"{signal.name} {manifests[name].facts['signals'][signal.name]}")
+    assert drawn["given"] == drawn["column"] != drawn["null"]
+    assert [manifests[name].inputs.get("columns") for name in drawn] == [None, None, signal.name]
+    with pytest.raises(DataError, match=r"signals.*bright_of_stages=0\.5"):
+        generate(wanted, checkpoint=tmp_path / "6", encodings=plain, out=tmp_path / "given", runtime=runtime)
 
 
 def _samples(folder: Path) -> dict[str, np.ndarray]:

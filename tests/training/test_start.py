@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from semantica.data.location import file_sha256
-from semantica.errors import ConfigError, WeightsError
+from semantica.errors import ConfigError, FieldError, WeightsError
 from semantica.training.checkpoint import Keeper, open_checkpoint, write_checkpoint
 from semantica.training.loop import Hooks, fit
-from semantica.training.recipe import KeepConfig, OptimizerConfig
+from semantica.training.recipe import KeepConfig, OptimizerConfig, TrainConfig
 from semantica.training.start import cooldown_note, initial_weights, make_resumable, steps_done
 
 
@@ -67,6 +67,37 @@ def test_training_begins_with_the_weights_of_a_checkpoint_an_output_or_a_release
     for kind in (False, True):  # the average begins at the same weights
         for name, value in ended.network(ema=kind).named_parameters():
             assert torch.equal(value, expected[name]), name
+
+
+@pytest.fixture
+def hub_cache(tmp_path, monkeypatch):
+    """The empty cache of a hub that cannot be reached."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return tmp_path / "hub"
+
+
+def test_a_release_is_named_as_on_a_hub_and_a_folder_of_that_name_goes_before_it(tiny, earlier, tmp_path, hub_cache, monkeypatch):
+    repository = hub_cache / "models--someone--their-model"  # as a download leaves it
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    (repository / "snapshots").mkdir()
+    folder = release(repository / "snapshots" / ("0" * 40), open_checkpoint(earlier / "model"))
+    found = initial_weights(tiny.config(init_from="someone/their-model"))
+    assert found == initial_weights(tiny.config(init_from=str(folder)))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "someone").mkdir()
+    other = release(tmp_path / "someone" / "their-model", open_checkpoint(earlier / "checkpoints/step-000000003"))
+    assert initial_weights(tiny.config(init_from="someone/their-model")).folder == other
+
+
+def test_a_hub_that_cannot_be_reached_is_said_with_what_to_do(tiny, hub_cache):
+    with pytest.raises(FieldError) as caught:
+        initial_weights(tiny.config(init_from="someone/their-model"))
+    assert (caught.value.owner, caught.value.field) == (TrainConfig, "init_from")
+    told = str(caught.value)
+    assert told.startswith("init_from must be a folder or the ORG/NAME of a release: no folder someone/their-model, and the hub's")
+    assert told.endswith("check name and network, or download the model on another machine and give its folder")
 
 
 def test_a_training_from_other_weights_resumes_bit_for_bit(tiny, earlier, tmp_path):

@@ -1,4 +1,4 @@
-"""Download a released model from a model hub (huggingface_hub), and upload one. Nothing else in generation uses the internet."""
+"""Download a released model from a model hub (huggingface_hub), and upload one. Nothing else that loads a model uses it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ def fetch(name: str, revision: str = "main") -> Path:
         return Path(snapshot_download(name, revision=revision, allow_patterns=_FILES))
     except Exception as error:  # noqa: BLE001 - the hub's client lets classes of its HTTP library through, which change with it
         raise WeightsError(
-            f"load: no folder {name}, and the hub's {name!r} could not be downloaded ({_line(error)}); check name and network"
+            f"no folder {name}, and the hub's {name!r} could not be downloaded ({_line(error)}); check name and network, "
+            "or download the model on another machine and give its folder"
         ) from None
 
 
