@@ -82,8 +82,8 @@ def tiny_concepts() -> PipelineConfig:
     conditioned on was trained on. It goes with `--source concepts`. Not in the paper.
 
     Three vendors of each page keep the demo's time: encoding takes 35 ms of one core per picture. More conditioning images at fewer
-    w, in as many samples as `tiny`, make the standard error of retrieval smaller. The loss on v, standardised tokens and their places
-    let the condition in within 600 steps (docs/reference/training.md).
+    w, in as many samples as `tiny`, make the standard error of retrieval smaller. The loss on v, standardised tokens and the places
+    of tokens let the condition in within 600 steps (docs/reference/training.md).
 
     Expected at w = 0.5 (one seed, 454 s for all stages on 2 cores): retrieval 6.8 ± 2.8% (real pictures 25.5 ± 5.2%, samples of
     another page 0.0%, chance 1%), Fréchet distance 73.6. With the training of `tiny` instead, 178 conditioning images, w = 1:
