@@ -1,5 +1,6 @@
 # make install  the environment in .venv (about 2 minutes and 7 GB); then: source .venv/bin/activate
 # make demo   the environment, then real pictures through every stage to a report (about 7 minutes on 2 cores after the install)
+# make demo-concepts  the same on emoji: the same thing drawn by several vendors, whole things held out; make demo-html  on HTML pages
 # make test   the tests; make test-long  the long ones, before a release: workers, nodes and drivers killed in every stage, sweeps,
 #             every command of the guides and of the README in a fresh clone
 # make check  format, lint, import contracts, types
@@ -17,12 +18,15 @@ INSTALLED := $(VENV)/.installed
 VENV_TPU ?= .venv-tpu
 TPU_INSTALLED := $(VENV_TPU)/.installed
 
-.PHONY: install demo demo-html test test-long test-tpu fuzz check format bench bench-data bench-denoiser bench-training bench-orderings bench-sweep clean
+.PHONY: install demo demo-concepts demo-html test test-long test-tpu fuzz check format bench bench-data bench-denoiser bench-training bench-orderings bench-sweep clean
 
 install: $(INSTALLED)
 
 demo: $(INSTALLED)
-	@$(BIN)/semantica quickstart --preset tiny-concepts --source concepts
+	@$(BIN)/semantica quickstart
+
+demo-concepts: $(INSTALLED)
+	@$(BIN)/semantica quickstart --preset tiny-concepts --source concepts --out runs/quickstart-concepts
 
 demo-html: $(INSTALLED)
 	@$(BIN)/semantica quickstart --preset tiny-html --source html-docs --out runs/quickstart-html

@@ -82,18 +82,19 @@ def tiny_concepts() -> PipelineConfig:
     conditioned on was trained on. It goes with `--source concepts`. Not in the paper.
 
     Three vendors of each page keep the demo's time: encoding takes 35 ms of one core per picture. More conditioning images at fewer
-    w, in as many samples as `tiny`, make the standard error of retrieval smaller. The noise is that of 8 px (logsnr lower by 2.8):
-    with the loss of eps it gives more weight to the levels where layout is decided.
+    w, in as many samples as `tiny`, make the standard error of retrieval smaller. The loss on v, standardised tokens and the places
+    of tokens let the condition in within 600 steps (docs/reference/training.md).
 
-    Expected at w = 0.5, 178 conditioning images, one seed: retrieval 7.9 ± 2.6% (w = 1: 9.6 ± 2.8%; real pictures 27.0 ± 4.0%,
-    samples of another page 0.0%, chance 1%), Fréchet distance 86. With the noise of 32 px as in `tiny`: 2.9 ± 1.1% at w = 1
-    (samples of another page 1.6 ± 1.2%), Fréchet distance 68, and less grain.
+    Expected at w = 0.5 (one seed, 454 s for all stages on 2 cores): retrieval 6.8 ± 2.8% (real pictures 25.5 ± 5.2%, samples of
+    another page 0.0%, chance 1%), Fréchet distance 73.6. With the training of `tiny` instead, 178 conditioning images, w = 1:
+    2.9 ± 1.1% (another page 1.6 ± 1.2%), 68; with its noise at 8 px, which gives layout more weight too: 9.6 ± 2.8%, 84.
     """
     settings = tiny()
     read = ReadConfig(pages_per_part=64)
     ingest = replace(settings.ingest, split_by="page", held_out_share=0.1, max_images_per_page=3, read=read)
     generate = replace(settings.generate, num_conditions=80, guidance=(0.0, 0.5, 1.0))
-    train = replace(settings.train, schedule=ScheduleConfig(resolution_px=32, noise_resolution_px=8))
+    denoiser = replace(settings.train.denoiser, standardised_tokens=True, token_places=True)
+    train = replace(settings.train, denoiser=denoiser, loss="v")
     encode = replace(settings.encode, rows_per_group=8)
     return replace(settings, ingest=ingest, encode=encode, train=train, generate=generate)
 

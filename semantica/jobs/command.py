@@ -57,7 +57,8 @@ class Command(Generic[T]):
             from semantica.data.location import explained, is_storage_error
 
             if is_storage_error(error):  # a full disk, a bucket that is not ours
-                return fail(DataError(f"storage: {explained(error)}; run the same command to resume"))
+                file = f", {error.filename}" if isinstance(error, OSError) and error.filename else ""
+                return fail(DataError(f"storage: {explained(error)}{file}; run the same command to resume"))
             raise
         except KeyboardInterrupt:
             print("interrupted; the same command resumes where it stopped", file=sys.stderr)
