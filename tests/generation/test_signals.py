@@ -22,7 +22,9 @@ from semantica.denoiser.sizes import num_parameters, training_flops
 from semantica.diffusion.guidance import guided
 from semantica.diffusion.process import bind_with
 from semantica.diffusion.settings import GuidanceConfig, SamplerConfig
-from semantica.distributed.sample import ABSENT, COLUMN, DrawShard, origins
+from semantica.distributed.evaluate import evaluate
+from semantica.distributed.runtime import Runtime
+from semantica.distributed.sample import ABSENT, COLUMN, DrawShard, generate, origins
 from semantica.errors import ConfigError, DataError
 from semantica.evaluation.drawing import Sample, SampleShard
 from semantica.evaluation.models import check_signals
@@ -311,14 +313,14 @@ def test_the_model_of_a_checkpoint_is_told_them_too(run):
 # Jobs
 
 
-def drawn_by_the_job(run, settings, folder, columns=()):
+def drawn_by_the_job(run, settings, folder, columns=(), *, is_filled=False):
     """The PNG of each of four samples, as an actor of generate draws them without Ray."""
     out = StageOutput(folder, "samples", settings, {})
     assert out.open() is None
     places = [PictureRef(image_id, episode_id, 0, 0) for image_id, episode_id in PLACES]
     samples = tuple(Sample(place.image_id, place, 0) for place in places)
     actor = DrawShard(settings, run.checkpoint / "model", run.folder / "held-out", out, columns=columns)
-    assert actor(SampleShard("part", 0.5, 0, samples, is_filled=False)) == len(samples)
+    assert actor(SampleShard("part", 0.5, 0, samples, is_filled=is_filled)) == len(samples)
     return pq.read_table(folder / "part.parquet")["bytes"].to_pylist()
 
 
@@ -354,6 +356,32 @@ def test_a_job_draws_with_the_values_that_it_is_given_and_with_those_of_a_column
     assert drawn("coarse", "coarse=-0.5") != plain
     heavier = drawn("heavier", "bright=0.5,-0.5", beyond=GuidanceConfig(weights=(("bright", 5.0),)))
     assert heavier != given
+
+
+def test_an_evaluation_draws_its_filled_batches_with_the_values_too(run, held_out, tmp_path):
+    plain, told = (
+        drawn_by_the_job(
+            run, EvaluationConfig(sampler=QUICK, batch_size=6, signals=signals).draws(), tmp_path / name, is_filled=True
+        )
+        for name, signals in (("plain", ()), ("told", ("bright=0.5,-0.5",)))
+    )
+    assert all(a != b for a, b in zip(plain, told, strict=True))
+
+
+def test_jobs_refuse_a_signal_that_is_not_declared_before_anything_starts(run, held_out, tmp_path):
+    encodings, signals, undeclared = run.folder / "held-out", ("colour=1",), "this denoiser is told .*, got 'colour'"
+    with pytest.raises(ConfigError, match=undeclared):
+        generate(
+            GenerateConfig(signals=signals),
+            checkpoint=run.checkpoint / "model",
+            encodings=encodings,
+            out=tmp_path / "out",
+            runtime=Runtime(),
+        )
+    checkpoints, data = {"m": str(run.checkpoint)}, {"set": str(encodings)}
+    with pytest.raises(ConfigError, match=undeclared):
+        evaluate(EvaluationConfig(signals=signals), checkpoints=checkpoints, data=data, out=tmp_path / "out", runtime=Runtime())
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_values_that_are_given_go_before_a_column_and_what_is_neither_is_null():

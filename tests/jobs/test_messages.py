@@ -120,7 +120,10 @@ def refusals(name: str) -> dict[str, str]:
     defaults = job.sections(preset(job.default_preset))
     required = [f.name for f in dataclasses.fields(job.settings) if f.default is dataclasses.MISSING and f.name not in defaults]
     hints = typing.get_type_hints(job.settings)
-    words = [w for n in required for w in (f"--{n}", next(iter(typing.get_args(hints[n])), "x"))]  # a Literal's first, or any text
+    texts = {
+        n: next((one for one in typing.get_args(hints[n]) if isinstance(one, str)), "x") for n in required
+    }  # a Literal's first
+    words = [word for flag, text in texts.items() for word in (f"--{flag}", text)]
     base = from_args(job.settings, words, prog="", description="", defaults=defaults)
     for path, hint, _ in fields_of(base):
         kinds = [kind for kind in (hint, *typing.get_args(hint)) if kind in WRONG]
