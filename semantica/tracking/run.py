@@ -26,7 +26,7 @@ from semantica.errors import ConfigError, Stopped
 from semantica.tracking import sender
 from semantica.tracking.sender import Sender
 from semantica.tracking.server import load, redact
-from semantica.tracking.spool import FILES, SPEC, Content, Sent, Spec, Writer, last_status, num_waiting, records, try_lock
+from semantica.tracking.spool import SPEC, Content, Sent, Spec, Writer, artifact_bytes, last_status, num_waiting, records, try_lock
 from semantica.tracking.system import sample_system
 
 log = logging.getLogger(__name__)
@@ -250,7 +250,7 @@ def _end(run: Run, sending: Sender, seconds: float | int) -> None:
     writer = _WRITERS.pop(run.folder)
     if num_held := writer.retry():
         log.error("tracking: %d records are lost: the disk of %s is full", num_held + writer.num_lost, folder)
-    seconds += sum(path.stat().st_size for path in folder.glob(f"{FILES}/*/*")) / _BYTES_A_SECOND
+    seconds += artifact_bytes(folder) / _BYTES_A_SECOND
     if not sending.close(seconds):
         log.warning(
             "tracking: %d records of %s are not at %s yet (%s); they are in %s and are sent while this process lives, "

@@ -7,7 +7,18 @@ from contextlib import contextmanager
 
 import pytest
 
-from semantica.tracking.spool import FILES, JOURNAL, Sent, Spec, Writer, last_status, num_waiting, records, try_lock
+from semantica.tracking.spool import (
+    FILES,
+    JOURNAL,
+    Sent,
+    Spec,
+    Writer,
+    artifact_bytes,
+    last_status,
+    num_waiting,
+    records,
+    try_lock,
+)
 
 
 def losses(folder):
@@ -143,3 +154,16 @@ def test_a_large_file_is_linked_and_a_small_one_copied(tmp_path, size):
     (kept,) = spool.glob(f"{FILES}/*/weights")
     assert kept.read_bytes() == source.read_bytes()
     assert kept.samefile(source) == (size > 8 * 2**20)
+
+
+def test_artifacts_that_the_sender_deletes_meanwhile_are_counted_no_more(tmp_path):
+    assert artifact_bytes(tmp_path) == 0
+    writer = Writer(tmp_path)
+    for index in range(3):
+        writer.append("artifact", {"name": f"{index}.png"}, b"x" * 100)
+    assert artifact_bytes(tmp_path) == 300
+    first, second, _ = sorted((tmp_path / FILES).glob("*/*"))
+    first.unlink()
+    second.unlink()
+    second.symlink_to(tmp_path / "gone")  # listed, and gone when it is looked at
+    assert artifact_bytes(tmp_path) == 100
