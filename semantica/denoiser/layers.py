@@ -86,8 +86,8 @@ def place_code(side: int, dim: int) -> Float[Tensor, "n d"]:
     A quarter of dim frequencies, from half a period to 8 periods per picture, geometrically spaced [C]. The product of two codes
     falls with the distance of their places, whatever the grids, so a query finds the tokens of its own place from the start.
     """
-    middles = (torch.arange(side) + 0.5) / side
-    angles = math.pi * middles[:, None] * torch.exp2(torch.linspace(0, 4, dim // 4))
+    middles = (torch.arange(side, device="cpu") + 0.5) / side  # whatever the default device is
+    angles = math.pi * middles[:, None] * torch.exp2(torch.linspace(0, 4, dim // 4, device="cpu"))
     axis = torch.cat([angles.cos(), angles.sin()], dim=1)
     rows, columns = axis[:, None].expand(side, side, -1), axis[None].expand(side, side, -1)
     return torch.cat([rows, columns], dim=2).flatten(0, 1)
@@ -123,7 +123,9 @@ class Places(nn.Module):
 
     @torch.no_grad()
     def fill(self) -> None:
-        """Compute the codes."""
+        """Compute the codes, unless there is no memory for them."""
+        if self.queries.is_meta:
+            return
         image = F.pad(place_code(self.grid.side, self.dim), (0, 0, self.grid.before, 0))
         self.queries.copy_(place_code(self.side, self.dim))
         self.keys.copy_(F.pad(image.repeat(self.grid.num, 1), (0, 0, 0, self.grid.after)))
