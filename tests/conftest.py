@@ -7,6 +7,7 @@ import importlib.util
 import os
 import shutil
 import sys
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import numpy as np
@@ -25,8 +26,8 @@ IDENTITY = {
 }  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
+@contextmanager
+def limited():
     """One thread: the tensors here are so small that threads only wait for each other, for minutes when the cores are shared."""
     if "torch" not in sys.modules:
         yield
@@ -37,6 +38,20 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread_of_fixtures():
+    """What fixtures of a module train is compared with what its tests train, to the bit."""
+    with limited():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Of a test that is the first to import torch too."""
+    with limited():
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")
