@@ -250,7 +250,7 @@ class _Child:
     def _ending(self) -> str:
         """How the process ended, in words."""
         try:
-            code = self._process.wait(timeout=1)  # the pipes close shortly before the process ends
+            code = self._process.wait(timeout=5)  # the pipes close before the process ends, which takes a second on a busy machine
         except subprocess.TimeoutExpired:
             return "it closed its pipe"
         if code >= 0:
