@@ -33,7 +33,7 @@ demo-html: $(INSTALLED)
 
 test: $(INSTALLED)
 	@log=$$(mktemp) && echo "The tests on Ray run at the same time, into $$log" \
-		&& { $(BIN)/python -m pytest -m "ray and not slow" --numprocesses 2 --dist loadfile --no-loadscope-reorder > $$log 2>&1 & } && ray=$$! && trap "kill $$ray; exit 130" INT TERM; status=0; \
+		&& { $(BIN)/python -m pytest -m "ray and not slow" --numprocesses 2 --dist loadfile > $$log 2>&1 & } && ray=$$! && trap "kill $$ray; exit 130" INT TERM; status=0; \
 		$(BIN)/python -m pytest -m "not ray and not slow" --numprocesses auto --dist loadfile || status=$$?; \
 		wait $$ray || status=$$?; cat $$log; rm $$log; exit $$status
 

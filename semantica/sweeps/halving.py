@@ -48,7 +48,9 @@ class Asha:
         if not reached or name in reached[0]:
             return False
         others = reached[0]
-        is_worse = bool(others) and figure > np.nanpercentile(list(others.values()), 100 / self.reduction_factor)
+        # Of negated figures, as Ray Tune computes it: the other quantile may differ in its last bit, which decides at a tie.
+        rewards = [-other for other in others.values()]
+        is_worse = bool(others) and -figure < np.nanpercentile(rewards, (1 - 1 / self.reduction_factor) * 100)
         others[name] = figure
         return bool(is_worse)
 

@@ -20,15 +20,6 @@ from semantica.tracking import TrackingConfig
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 
 
-LONGEST = ("test_training_faults.py", "test_sweep.py", "test_data_faults.py")
-"""Files that take minutes. They come first, so that the lanes of `make test` end at about the same time."""
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Order of files, not within a file."""
-    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
-
-
 @pytest.fixture(scope="session")
 def warm(request: pytest.FixtureRequest, s3: str) -> Iterator[None]:
     """Workers of every Ray are forked from one that has imported all, but in a run of the slow tests."""

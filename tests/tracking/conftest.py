@@ -45,7 +45,7 @@ class Server:
     def answers(self):
         try:
             return urllib.request.urlopen(f"{self.uri}/health", timeout=1).status == 200
-        except OSError:
+        except (OSError, http.client.HTTPException):  # another program had the port a moment ago
             return False
 
     def kill(self):
