@@ -232,9 +232,10 @@ def test_the_table_has_a_row_per_w_and_the_first_sentence_its_verdict(page):
     (table,) = page.tables()
     assert [row[0] for row in table.rows] == [0.0, 0.5]
     assert [row[2] is None for row in table.rows] == [True, False]  # FID at one w
-    first, _, third = page.verdicts()
+    first, second = page.verdicts()
+    assert page.retrieval is not None  # of a few pages, which get no sentence
     assert first.startswith("Samples are more like their own conditioning image than like others: 0.9")
-    assert all(f"{name} " in third for name in ("samples", "noise", "training pictures", "Copy"))
+    assert all(f"{name} " in second for name in ("samples", "noise", "training pictures", "Copy"))
 
 
 @pytest.fixture

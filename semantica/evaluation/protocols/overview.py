@@ -32,7 +32,7 @@ from semantica.evaluation.requests import Cell
 from semantica.evaluation.settings import EvaluationConfig
 from semantica.generation.settings import GenerateConfig
 from semantica.measure.networks.extractors import ENCODER, ExtractorIdentity, encoder_identity, identity_of
-from semantica.measure.retrieval import Retrieval
+from semantica.measure.retrieval import NUM_WAYS, Retrieval
 from semantica.measure.similarity import OwnOther
 from semantica.pairs.selection import Selection, read_selection
 from semantica.report.charts import Curve, Histogram
@@ -179,7 +179,9 @@ class _Page:
         )
         others = (("noise", self.frechet(NOISE)), ("training pictures", self.frechet(TRAIN)), ("Copy", self.frechet(COPIES)))
         parts = [f"samples {self.at.frechet[ENCODER]:.1f}", *(f"{name} {v:.1f}" for name, v in others if v is not None)]
-        retrieval = [] if self.retrieval is None else [_retrieval_words(self.retrieval, w)]
+        # Of fewer pages the errors are so large that the sentence would tell nothing; the figures are in the report all the same.
+        pages = self.retrieval
+        retrieval = [_retrieval_words(pages, w)] if pages is not None and pages.samples.num_ways == NUM_WAYS else []
         return [first, *retrieval, f"Fréchet distance to held-out pictures (lower is nearer): {', '.join(parts)}."]
 
     @cached_property
