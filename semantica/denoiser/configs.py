@@ -50,7 +50,7 @@ class DenoiserConfig:
     similarity: bool = False  # whether it takes the wanted similarity to the conditioning image, which the paper suggests
     channels: int = 3  # of z and v_hat: 3 for pictures; a vector of D numbers has D channels at resolution_px 1
     signals: tuple[Signal, ...] = ()  # what else it is told, one declaration per signal: in YAML or a preset
-    # Two options for small trainings, which the paper does not have: tokens standardised per channel over the training pictures, and
+    # For small trainings, and not in the paper: tokens standardised per channel over the training pictures, and
     # one fixed code of its place in the picture added to each query and key of cross-attention.
     standardised_tokens: bool = False
     token_places: bool = False
